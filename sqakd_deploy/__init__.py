@@ -1,0 +1,56 @@
+"""Label-free low-bit distillation of vision models, deployed exactly.
+
+Names are loaded on first use, so that importing the package (and ``--help``) costs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sqakd_deploy.api import export as export
+    from sqakd_deploy.api import export_proven as export_proven
+    from sqakd_deploy.config import RunConfig as RunConfig
+    from sqakd_deploy.distillation import distill as distill
+    from sqakd_deploy.errors import SqakdError as SqakdError
+    from sqakd_deploy.parity import Tolerance as Tolerance
+    from sqakd_deploy.parity import verify as verify
+    from sqakd_deploy.quantization import calibrate as calibrate
+    from sqakd_deploy.quantization import quantize as quantize
+    from sqakd_deploy.spec import DistillConfig as DistillConfig
+    from sqakd_deploy.spec import QuantSpec as QuantSpec
+    from sqakd_deploy.spec import TensorSpec as TensorSpec
+    from sqakd_deploy.training import load_student as load_student
+    from sqakd_deploy.training import train as train
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "DistillConfig": "spec",
+    "QuantSpec": "spec",
+    "RunConfig": "config",
+    "SqakdError": "errors",
+    "TensorSpec": "spec",
+    "Tolerance": "parity",
+    "calibrate": "quantization",
+    "distill": "distillation",
+    "export": "api",
+    "export_proven": "api",
+    "load_student": "training",
+    "quantize": "quantization",
+    "train": "training",
+    "verify": "parity",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

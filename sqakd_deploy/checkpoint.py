@@ -1,0 +1,168 @@
+"""The run folder: what a training run leaves behind, and how it is read back.
+
+::
+
+    config.yaml            the resolved config
+    run.json               status (running, interrupted, complete) and results
+    metrics.jsonl          one line per epoch
+    teacher.safetensors    the float model
+    student.safetensors    the student
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sqakd_deploy.config import RunConfig, load_config
+from sqakd_deploy.errors import CheckpointError, SqakdError
+from sqakd_deploy.files import replacing, write_text
+
+Status = Literal["running", "interrupted", "complete"]
+CONFIG, STATE, METRICS = "config.yaml", "run.json", "metrics.jsonl"
+TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
+
+
+@dataclass
+class Run:
+    """An open run folder.
+
+    Attributes:
+        path: the folder.
+        config: as resolved.
+        facts: contents of ``run.json``: status, data facts and results.
+    """
+
+    path: Path
+    config: RunConfig
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def status(self) -> Status:
+        """How far the run came."""
+        status: Status = self.facts.get("status", "running")
+        return status
+
+    def update(self, **facts: Any) -> None:
+        """Add facts to ``run.json``."""
+        self.facts.update(facts)
+        write_text(self.path / STATE, json.dumps(self.facts, indent=2) + "\n")
+
+    def save(self, model: nn.Module, name: str) -> None:
+        """Save a model's state under a name of this folder."""
+        save_weights(model, self.path / name)
+
+    def append_metrics(self, values: dict[str, Any]) -> None:
+        """Add a line to ``metrics.jsonl``."""
+        with (self.path / METRICS).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(values) + "\n")
+
+
+def create_run(config: RunConfig, folder: Path | None) -> Run:
+    """Make a new run folder.
+
+    Args:
+        config: saved in it.
+        folder: where; None picks a free name under ``runs/``.
+
+    Raises:
+        CheckpointError: if the folder cannot be written or already holds a run.
+    """
+    path = folder or free_name(Path("runs") / config.label)
+    if (path / CONFIG).exists():
+        raise CheckpointError(f"{path} already holds a run: choose another --output, or remove it")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(path / CONFIG, config.to_yaml())
+        run = Run(path, config)
+        run.update(status="running")
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write the run folder {path}: {error.strerror}; choose another with --output"
+        ) from error
+    return run
+
+
+def free_name(path: Path) -> Path:
+    """The path itself, or with the first free number behind it."""
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate = path.with_name(f"{path.name}-{number}")
+        number += 1
+    return candidate
+
+
+def open_run(path: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        CheckpointError: if it is no run folder, or its files are damaged.
+    """
+    if not (path / CONFIG).is_file():
+        raise CheckpointError(f"{path} is no run folder: it has no {CONFIG}; train one first")
+    try:
+        config = load_config(path / CONFIG, {})
+        state = path / STATE
+        facts = json.loads(state.read_text(encoding="utf-8")) if state.exists() else {}
+    except (SqakdError, ValueError, OSError) as error:
+        raise CheckpointError(f"run {path} is damaged: {error}") from error
+    return Run(path, config, facts)
+
+
+def newest_run(root: Path = Path("runs")) -> Run:
+    """The run whose student was saved last.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    students = sorted(root.glob(f"*/{STUDENT}"), key=lambda file: file.stat().st_mtime_ns)
+    if not students:
+        raise CheckpointError(
+            f"no run to export under {root.resolve()}: run 'sqakd-deploy train' first, or name a "
+            "folder with --run"
+        )
+    return open_run(students[-1].parent)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Save a model's state dict as safetensors, whole or not at all."""
+    state = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
+    try:
+        with replacing(path) as temporary:
+            save_file(state, temporary)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load what :func:`save_weights` wrote into a model of the same kind.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated or of another model.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; the run was stopped before it was saved")
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or no safetensors file: {error}") from error
+    own = model.state_dict()
+    problems = [f"missing {key}" for key in own if key not in state]
+    problems += [f"unexpected {key}" for key in state if key not in own]
+    problems += [
+        f"{key} is {tuple(state[key].shape)}, wanted {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{path} belongs to another model: {'; '.join(problems[:5])}"
+            + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        )
+    model.load_state_dict(state)

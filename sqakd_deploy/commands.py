@@ -1,0 +1,121 @@
+"""What each command does once its options are parsed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import sqakd_deploy.training as training
+from sqakd_deploy.api import export_proven
+from sqakd_deploy.checkpoint import newest_run, open_run
+from sqakd_deploy.config import load_config, merge
+from sqakd_deploy.data import DATASETS
+from sqakd_deploy.exporting import ExportOptions, exporters
+from sqakd_deploy.models import list_models
+from sqakd_deploy.parity import Tolerance
+from sqakd_deploy.quantizers import METHODS
+from sqakd_deploy.report import coverage_lines, listener_for, listing, parity_table, train_table
+from sqakd_deploy.spec import parse_bits
+
+
+def _consoles() -> tuple[Console, Console]:
+    """Results go to stdout, everything else to stderr."""
+    return Console(), Console(stderr=True)
+
+
+def _print_json(values: Any) -> None:
+    print(json.dumps(values, indent=2))
+
+
+def train(
+    settings: dict[str, Any],
+    *,
+    config: Path | None,
+    output: Path | None,
+    bits: str | None,
+    method: str | None,
+    per_channel: bool | None,
+    delta: str | None,
+    as_json: bool,
+) -> None:
+    """Run the main job and print its table."""
+    both: dict[str, Any] = {"weights": {}, "activations": {}}
+    if bits is not None:
+        both["weights"]["bits"], both["activations"]["bits"] = parse_bits(bits)
+    if method is not None:
+        both["weights"]["method"] = both["activations"]["method"] = method
+    if per_channel is not None:
+        both["weights"]["per_channel"] = per_channel
+    if delta is not None:
+        settings = merge(settings, {"distillation": {"delta": _number(delta)}})
+    resolved = load_config(config, merge({"quantization": both}, settings))
+    out, progress = _consoles()
+    result = training.train(resolved, output=output, listener=listener_for(progress))
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        out.print(train_table(result))
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def export(
+    path: Path,
+    *,
+    run: Path | None,
+    data: str | None,
+    samples: int,
+    min_agreement: float,
+    max_accuracy_gap: float,
+    opset: int | None,
+    as_json: bool,
+) -> None:
+    """Export a run, print the proof, fail if there is none."""
+    out, progress = _consoles()
+    loaded = training.load_student(open_run(run) if run else newest_run())
+    listener_for(progress).message(f"exporting {loaded.run.path} ({loaded.run.status})")
+    images, split = training.held_out(loaded, data, samples)
+    artifact, report = export_proven(
+        loaded.student,
+        path,
+        images,
+        labels=split.labels,
+        tolerance=Tolerance(min_agreement, max_accuracy_gap),
+        options=ExportOptions(opset=opset),
+        metadata=loaded.metadata,
+    )
+    if as_json:
+        facts = {"path": str(artifact.path), "run": str(loaded.run.path)}
+        _print_json(facts | report.to_dict())
+    else:
+        out.print(parity_table(report))
+        for line in coverage_lines(report):
+            out.print(line, highlight=False, soft_wrap=True)
+    report.raise_for_failures()
+    if not as_json:
+        out.print(f"wrote {artifact.path}", highlight=False, soft_wrap=True)
+
+
+def list_all(kind: str | None, as_json: bool) -> None:
+    """Print what there is to choose from."""
+    groups: dict[str, dict[str, str]] = {
+        "methods": {name: method.summary for name, method in METHODS.items()},
+        "models": dict(list_models()),
+        "datasets": {name: dataset.summary for name, dataset in DATASETS.items()},
+        "targets": {name: exporter.summary for name, exporter in sorted(exporters().items())},
+    }
+    chosen = {kind: groups[kind]} if kind else groups
+    if as_json:
+        _print_json(chosen)
+        return
+    out, _ = _consoles()
+    for table in listing(chosen):
+        out.print(table)

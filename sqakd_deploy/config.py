@@ -1,0 +1,114 @@
+"""A whole run as one validated, torch-free value, read by ``--config`` and kept in the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field
+
+from sqakd_deploy.spec import DistillConfig, QuantSpec, Spec, read_yaml
+
+
+class ModelConfig(Spec):
+    """Which network.
+
+    Attributes:
+        name: a built-in or torchvision model, ``file.py:factory`` or ``package.module:factory``.
+        args: keyword arguments of the factory.
+        weights: a file of the trained float model's weights; None trains a teacher with labels.
+    """
+
+    name: str = "resnet20"
+    args: dict[str, Any] = Field(default_factory=dict)
+    weights: str | None = None
+
+
+class DataConfig(Spec):
+    """Which images.
+
+    Attributes:
+        source: a built-in dataset, or a folder: class folders or loose images.
+        input_size: ``(H, W)``; None takes the images' own.
+        skip_bad_images: leave out images that cannot be read, and count them.
+    """
+
+    source: str = "digits"
+    input_size: tuple[int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    skip_bad_images: bool = False
+
+
+class TeacherConfig(Spec):
+    """How a float teacher is trained, with labels, where none is given.
+
+    Attributes:
+        epochs: passes over the labelled training images.
+        batch_size: images a step.
+        lr: highest learning rate of the one-cycle schedule (SGD, Nesterov momentum 0.9).
+        weight_decay: L2 on every parameter.
+    """
+
+    epochs: Annotated[int, Field(ge=1)] = 30
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+
+
+class RunConfig(Spec):
+    """Everything that decides a run's result.
+
+    Attributes:
+        model: the network.
+        data: the images.
+        teacher: how a missing teacher is trained.
+        quantization: the student's spec.
+        distillation: the student's training.
+        device: ``auto`` takes a GPU where there is one.
+    """
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    quantization: QuantSpec = QuantSpec()
+    distillation: DistillConfig = DistillConfig()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @property
+    def label(self) -> str:
+        """Default name of the run's folder."""
+        data = Path(self.data.source).name if "/" in self.data.source else self.data.source
+        model = self.model.name.rpartition(":")[2]
+        method = self.quantization.activations.method
+        return f"{data}-{model}-{self.quantization.label}-{method}"
+
+    def to_yaml(self) -> str:
+        """The resolved config, as ``--config`` reads it back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: Path | None, overrides: dict[str, Any]) -> RunConfig:
+    """A config file with values put over it.
+
+    Args:
+        path: YAML; None starts from the defaults.
+        overrides: nested values that win over the file's.
+
+    Raises:
+        SpecError: if the file or a value is wrong; names the file and the key.
+    """
+    values = read_yaml(path) if path else {}
+    where = str(path) if path else "settings"
+    return RunConfig.parse(merge(values, overrides), where=where)
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``over``'s leaves put into ``base``; neither is changed."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(value, dict) and isinstance(below, dict)
+        merged[key] = merge(below, value) if both else value  # type: ignore[arg-type]
+    return merged

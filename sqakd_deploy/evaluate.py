@@ -1,0 +1,54 @@
+"""How good a model is, with labels and without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sqakd_deploy.errors import DataError
+from sqakd_deploy.tracing import first_tensor
+
+Logits = NDArray[np.float32]
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Iterable[object]) -> Logits:
+    """Logits ``(N, K)`` of batches of preprocessed images, in evaluation mode.
+
+    Raises:
+        DataError: if there are no images.
+    """
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    outputs = [model(first_tensor(batch).to(device)).float().cpu().numpy() for batch in images]
+    model.train(training)
+    if not outputs:
+        raise DataError("wanted at least one image to evaluate on, got none")
+    return np.concatenate(outputs)
+
+
+def accuracy(logits: Logits, labels: NDArray[np.int64]) -> float:
+    """Top-1 accuracy in percent."""
+    return float(100.0 * np.mean(logits.argmax(axis=1) == labels))
+
+
+def agreement(logits: Logits, reference: Logits) -> float:
+    """Images for which both give the same top-1 answer, in percent; needs no label."""
+    return float(100.0 * np.mean(logits.argmax(axis=1) == reference.argmax(axis=1)))
+
+
+def divergence(logits: Logits, reference: Logits) -> float:
+    """Mean KL(softmax(reference) ‖ softmax(logits)) in nats; needs no label."""
+    ours = torch.log_softmax(torch.from_numpy(logits), dim=1)
+    theirs = torch.log_softmax(torch.from_numpy(reference), dim=1)
+    return float((theirs.exp() * (theirs - ours)).sum(dim=1).mean())
+
+
+def batch_agreement(student: Tensor, teacher: Tensor) -> Tensor:
+    """Share of a batch with the same top-1 answer, 0 to 1, on the device."""
+    return (student.argmax(dim=1) == teacher.argmax(dim=1)).float().mean()

@@ -1,0 +1,248 @@
+"""What an exporter and a runtime are, and how installed ones are found.
+
+This package imports no exporter. Distributions announce theirs as entry points in the groups
+``sqakd_deploy.exporters`` and ``sqakd_deploy.runtimes``; ``exporters/README.md`` shows how.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sqakd_deploy.errors import SpecError
+from sqakd_deploy.graph import IntegerGraph
+from sqakd_deploy.registry import unknown_name
+from sqakd_deploy.spec import QuantSpec
+
+EXPORTERS = "sqakd_deploy.exporters"
+RUNTIMES = "sqakd_deploy.runtimes"
+
+
+@dataclass(frozen=True)
+class PlacementRules:
+    """Where a target needs quantizers; read by :mod:`sqakd_deploy.placement` before training.
+
+    Attributes:
+        quantize_edges: every tensor between layers is quantised (residual stream, pools,
+            concatenations, output). False quantises only what convolutions and linears read.
+        quantize_first_last: the first and last layers are quantised too.
+    """
+
+    quantize_edges: bool = True
+    quantize_first_last: bool = True
+
+
+PAPER_PLACEMENT = PlacementRules(quantize_edges=False, quantize_first_last=False)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a file is written.
+
+    Attributes:
+        opset: ONNX opset; None takes the lowest that can express the file.
+        input_name: name of the graph's input.
+        output_name: name of the graph's output.
+    """
+
+    opset: int | None = None
+    input_name: str = "input"
+    output_name: str = "logits"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A written file.
+
+    Attributes:
+        path: where it is.
+        exporter: who wrote it.
+        size: bytes on disk.
+    """
+
+    path: Path
+    exporter: str
+    size: int
+
+
+@dataclass(frozen=True)
+class FloatFallback:
+    """A layer that the runtime computes in float.
+
+    Attributes:
+        node: its name in the file.
+        op_type: its operator.
+        reason: why it is not integer.
+    """
+
+    node: str
+    op_type: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which layers a session really runs in integers.
+
+    Attributes:
+        integer: count by operator (``Conv``, ``Gemm``, ``Add``, …) of those in integers.
+        total: count by operator of all.
+        fallbacks: those in float, each with its reason.
+    """
+
+    integer: Mapping[str, int]
+    total: Mapping[str, int]
+    fallbacks: tuple[FloatFallback, ...] = field(default=())
+
+
+@runtime_checkable
+class Session(Protocol):
+    """An opened file, ready to run."""
+
+    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits ``(N, K)`` of preprocessed images ``(N, C, H, W)``."""
+        ...
+
+    def coverage(self) -> Coverage:
+        """Which layers run in integers."""
+        ...
+
+
+@runtime_checkable
+class Runtime(Protocol):
+    """Opens files of one format.
+
+    Attributes:
+        name: as in the entry point.
+    """
+
+    name: str
+
+    def open(self, path: Path, *, optimize: bool = True, threads: int | None = None) -> Session:
+        """Load a file.
+
+        Args:
+            path: the file.
+            optimize: let the runtime rewrite the graph; False runs it as written.
+            threads: intra-operator threads; None leaves the runtime's default.
+
+        Raises:
+            ExportError: if the runtime refuses the file.
+        """
+        ...
+
+
+@runtime_checkable
+class Exporter(Protocol):
+    """Writes integer graphs for one target.
+
+    Attributes:
+        name: as in the entry point; also the target's name.
+        summary: one line for ``sqakd-deploy list``.
+        runtime: name of the runtime that proves its files.
+        placement: the target's rules.
+    """
+
+    name: str
+    summary: str
+    runtime: str
+    placement: PlacementRules
+
+    def check(self, spec: QuantSpec) -> None:
+        """Refuse, before any work starts, what the target cannot run.
+
+        Raises:
+            SpecError: if it cannot.
+        """
+        ...
+
+    def export(self, graph: IntegerGraph, path: Path, options: ExportOptions) -> Artifact:
+        """Write the file at exactly ``path``, whole or not at all.
+
+        Raises:
+            ExportError: if a node cannot be written, naming it.
+        """
+        ...
+
+
+Plugin = TypeVar("Plugin")
+
+
+def exporters(entries: Iterable[EntryPoint] | None = None) -> dict[str, Exporter]:
+    """Installed exporters by name; a broken one warns and is left out.
+
+    Args:
+        entries: the entry points to read; None reads those of the installed distributions.
+    """
+    return _load(EXPORTERS, Exporter, entries)  # type: ignore[type-abstract]
+
+
+def runtimes(entries: Iterable[EntryPoint] | None = None) -> dict[str, Runtime]:
+    """Installed runtimes by name; a broken one warns and is left out."""
+    return _load(RUNTIMES, Runtime, entries)  # type: ignore[type-abstract]
+
+
+def get_exporter(name: str) -> Exporter:
+    """The exporter of that name.
+
+    Raises:
+        SpecError: if none is installed, listing those that are.
+    """
+    return _pick("target", name, exporters())
+
+
+def get_runtime(name: str) -> Runtime:
+    """The runtime of that name.
+
+    Raises:
+        SpecError: if none is installed, listing those that are.
+    """
+    return _pick("runtime", name, runtimes())
+
+
+def _pick(kind: str, name: str, found: Mapping[str, Plugin]) -> Plugin:
+    if name not in found:
+        raise SpecError(unknown_name(kind, name, sorted(found)))
+    return found[name]
+
+
+def _load(
+    group: str, protocol: type[Plugin], entries: Iterable[EntryPoint] | None
+) -> dict[str, Plugin]:
+    found: dict[str, Plugin] = {}
+    for entry in entry_points(group=group) if entries is None else entries:
+        plugin = _load_one(entry, protocol)
+        if plugin is None:
+            continue
+        if entry.name in found:
+            raise SpecError(
+                f"two installed distributions provide {entry.name!r} in {group}; uninstall one"
+            )
+        found[entry.name] = plugin
+    return found
+
+
+def _load_one(entry: EntryPoint, protocol: type[Plugin]) -> Plugin | None:
+    """Import and build one plugin. Whatever a stranger's code raises must not stop the others."""
+    try:
+        plugin = entry.load()()
+    except Exception as error:
+        warnings.warn(
+            f"plugin {entry.name!r} ({entry.value}) failed to load: {error}", stacklevel=4
+        )
+        return None
+    if not isinstance(plugin, protocol):
+        warnings.warn(
+            f"plugin {entry.name!r} ({entry.value}) is not a {protocol.__name__}: "
+            "it lacks some of its attributes",
+            stacklevel=4,
+        )
+        return None
+    return plugin

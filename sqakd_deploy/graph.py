@@ -1,0 +1,277 @@
+"""The integer graph: what every exporter writes, and the one truth about the numbers.
+
+It is a list of nodes in topological order over named values, held in numpy and free of torch. A
+value with a :class:`Grid` holds integers ``q`` that stand for ``scale · (q − zero_point)``; a value
+without one holds floats. Nodes mean what their float operator means on those real numbers;
+:class:`Quantize` is the only node that rounds. An exporter may therefore write each node as
+``DequantizeLinear → operator`` and rely on its runtime to fuse ``… → QuantizeLinear``.
+
+Nodes that only move data (:data:`DATA_MOVEMENT`) give their output the grid of their input, so an
+exporter may run them on the integers directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Shape: TypeAlias = tuple[int | None, ...]  # None is the batch dimension
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Integers ``q`` in ``[qmin, qmax]`` that stand for ``scale · (q − zero_point)``.
+
+    Attributes:
+        scale: positive float32, one per tensor.
+        zero_point: the integer that stands for 0, itself in ``[qmin, qmax]``.
+        qmin: smallest integer.
+        qmax: largest integer.
+    """
+
+    scale: np.float32
+    zero_point: int
+    qmin: int
+    qmax: int
+
+    @property
+    def bits(self) -> int:
+        """Bits that hold every code."""
+        return max(1, (self.qmax - self.qmin).bit_length())
+
+    @property
+    def dtype(self) -> Literal["uint8", "int8"]:
+        """The smallest 8-bit type that holds every code; unsigned where both would do."""
+        return "uint8" if self.qmin >= 0 else "int8"
+
+    @property
+    def fills_dtype(self) -> bool:
+        """Whether the range is that of the type, so that saturation alone enforces it."""
+        return (self.qmin, self.qmax) == ((0, 255) if self.dtype == "uint8" else (-128, 127))
+
+
+@dataclass(frozen=True)
+class Value:
+    """A named tensor of the graph.
+
+    Attributes:
+        name: unique in the graph.
+        shape: ``(None, C, H, W)`` or ``(None, C)``; None is the batch.
+        grid: the integers it holds, or None for floats.
+    """
+
+    name: str
+    shape: Shape
+    grid: Grid | None = None
+
+
+@dataclass(frozen=True)
+class IntWeight:
+    """Integer weights, output channel first, zero-point 0.
+
+    The real weight of channel ``c`` is ``scale[c] · codes[c]``, with BatchNorm already folded in.
+
+    Attributes:
+        codes: int8 ``(O, I/groups, kH, kW)`` or ``(O, I)``.
+        scale: positive float32 ``(O,)``.
+        bits: information bits of a code.
+        mid_rise: codes are the odd integers ``2k − (2^bits − 1)`` of a grid without zero.
+    """
+
+    codes: NDArray[np.int8]
+    scale: NDArray[np.float32]
+    bits: int
+    mid_rise: bool
+
+
+@dataclass(frozen=True)
+class IntBias:
+    """Bias of an integer layer: the real bias is ``scale · codes``.
+
+    Attributes:
+        codes: int32 ``(O,)``.
+        scale: float32 ``(O,)``, exactly ``input scale · weight scale`` in float32.
+    """
+
+    codes: NDArray[np.int32]
+    scale: NDArray[np.float32]
+
+
+Weight: TypeAlias = IntWeight | NDArray[np.float32]
+Bias: TypeAlias = IntBias | NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Node:
+    """Base of all nodes.
+
+    Attributes:
+        name: the layer it came from, unique in the graph; shown in reports and errors.
+        inputs: names of the values it reads.
+        output: name of the value it writes.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+
+
+@dataclass(frozen=True)
+class Quantize(Node):
+    """``q = clip(round_half_even(x / step) + zero_point, qmin, qmax)``, by the output's grid.
+
+    The input may itself be on a grid: then it is dequantised first (a requantisation).
+
+    Attributes:
+        step: float32 that divides the input. It equals ``grid.scale`` but for quantizers that
+            learn their input range and their output scale apart (EWGS).
+    """
+
+    step: np.float32
+
+
+@dataclass(frozen=True)
+class Conv(Node):
+    """2-D convolution; padding adds real zeros.
+
+    Attributes:
+        weight: integers with scales, or plain float32.
+        bias: integers, float32 or None.
+        stride: ``(sH, sW)``.
+        padding: ``(top, left, bottom, right)``.
+        dilation: ``(dH, dW)``.
+        groups: number of groups.
+    """
+
+    weight: Weight
+    bias: Bias | None
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+@dataclass(frozen=True)
+class Linear(Node):
+    """``x · Wᵀ + b`` on ``(N, I)``, with W ``(O, I)``."""
+
+    weight: Weight
+    bias: Bias | None
+
+
+@dataclass(frozen=True)
+class ChannelAffine(Node):
+    """``scale[c] · x + shift[c]`` along axis 1, in float: a BatchNorm that nothing absorbs."""
+
+    scale: NDArray[np.float32]
+    shift: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Clip(Node):
+    """``min(max(x, low), high)``; ReLU is ``low=0, high=None``, ReLU6 ``high=6``."""
+
+    low: float
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Add(Node):
+    """Elementwise sum of two values of one shape."""
+
+
+@dataclass(frozen=True)
+class Concat(Node):
+    """Concatenation along ``axis``."""
+
+    axis: int
+
+
+@dataclass(frozen=True)
+class MaxPool(Node):
+    """2-D max pooling; the attributes are as in ONNX."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    ceil_mode: bool
+
+
+@dataclass(frozen=True)
+class AveragePool(Node):
+    """2-D average pooling; the attributes are as in ONNX."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    ceil_mode: bool
+    count_include_pad: bool
+
+
+@dataclass(frozen=True)
+class GlobalAveragePool(Node):
+    """Mean over H and W of ``(N, C, H, W)``, giving ``(N, C, 1, 1)``."""
+
+
+@dataclass(frozen=True)
+class Reshape(Node):
+    """New shape, batch first; the output value's shape says which (batch stays dynamic)."""
+
+
+@dataclass(frozen=True)
+class Transpose(Node):
+    """Permutation of the axes, batch first."""
+
+    perm: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Slice(Node):
+    """``x[..., start:end:step, ...]`` on several axes; ``end`` None goes to the end."""
+
+    axes: tuple[int, ...]
+    starts: tuple[int, ...]
+    ends: tuple[int | None, ...]
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pad(Node):
+    """Real zeros before and after each axis.
+
+    Attributes:
+        before: one count an axis.
+        after: one count an axis.
+    """
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+DATA_MOVEMENT: tuple[type[Node], ...] = (MaxPool, Reshape, Transpose, Slice, Pad)
+
+
+@dataclass(frozen=True)
+class IntegerGraph:
+    """A student as integers.
+
+    Attributes:
+        name: the model's name.
+        nodes: in topological order; each writes one value.
+        values: every value by name, the graph's input and output included.
+        input: name of the float input ``(None, C, H, W)``.
+        output: name of the output ``(None, K)``; it may be on a grid.
+        metadata: what travels in the file (spec, preprocessing, class names), as strings.
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    values: Mapping[str, Value]
+    input: str
+    output: str
+    metadata: Mapping[str, str] = field(default_factory=dict)

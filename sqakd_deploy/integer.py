@@ -1,0 +1,408 @@
+"""From a student to its integers: the one place where trained numbers become codes.
+
+What is folded, and why it is exact (design: numerics contract 4): BatchNorm in evaluation is
+``f·x + h`` per channel with ``f = γ/√(σ² + ε)``. Behind a layer with integer weights, ``|f|``
+multiplies the channel's scale, a negative ``f`` flips the signs of its codes, ``f = 0`` makes them
+zero, and the rest joins the bias. No weight is rounded again. The bias is rounded to int32 at the
+accumulator's scale, half a step of error at most; :func:`snap_biases` moves a student's own biases
+onto that grid, after which the student and its integers are the same function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from sqakd_deploy import graph as ir
+from sqakd_deploy.errors import ExportError
+from sqakd_deploy.ops import Identity, Op, Scalar, Tuple, read
+from sqakd_deploy.quantization import BATCH_NORMS, input_shape_of, spec_of
+from sqakd_deploy.quantizers import ActivationQuantizer, WeightQuantizer
+from sqakd_deploy.tracing import describe, shape
+
+_AFFINE_CODE = 127
+"""Weight code of a BatchNorm on its own, written as a 1×1 depthwise convolution: the largest, so
+that the accumulator's step, to which the bias is rounded, is as fine as it can be."""
+
+_BIAS_LIMIT = 2**30
+"""Largest bias code; leaves as much of int32 to the products."""
+
+
+@dataclass(frozen=True)
+class Affine:
+    """``factor[c] · x + shift[c]`` in float64: what a BatchNorm does in evaluation."""
+
+    factor: NDArray[np.float64]
+    shift: NDArray[np.float64]
+
+
+@dataclass
+class Lowered:
+    """An integer graph and where its layers came from.
+
+    Attributes:
+        graph: the integers.
+        norms: path of the BatchNorm folded into a layer, by the layer's path (its own, where it
+            stands alone).
+    """
+
+    graph: ir.IntegerGraph
+    norms: dict[str, str] = field(default_factory=dict)
+
+
+def lower(student: nn.Module, metadata: Mapping[str, str] | None = None) -> ir.IntegerGraph:
+    """Encode a calibrated student.
+
+    Args:
+        student: made by :func:`~sqakd_deploy.quantization.quantize`; not changed.
+        metadata: travels with the graph.
+
+    Raises:
+        ModelError: if the module is no student.
+        ExportError: if a layer has no integer form, naming it.
+        SpecError: if the student was never calibrated.
+    """
+    return _lower(student, metadata).graph
+
+
+def _lower(student: nn.Module, metadata: Mapping[str, str] | None = None) -> Lowered:
+    spec = spec_of(student)
+    facts = {"sqakd.spec": spec.model_dump_json(), **(metadata or {})}
+    return _Lowering(student).run(facts)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def snap_biases(student: nn.Module) -> None:
+    """Move biases to the nearest value that int32 can hold, at most half an accumulator step.
+
+    Args:
+        student: changed in place: BatchNorm's ``bias`` where one follows a layer, else the layer's.
+    """
+    lowered = _lower(student)
+    for node in lowered.graph.nodes:
+        if isinstance(node, (ir.Conv, ir.Linear)) and isinstance(node.bias, ir.IntBias):
+            wanted = node.bias.codes.astype(np.float64) * node.bias.scale
+            _set_bias(student, node.name, lowered.norms.get(node.name), wanted)
+
+
+def _set_bias(
+    student: nn.Module, layer: str, norm: str | None, wanted: NDArray[np.float64]
+) -> None:
+    module: Any = student.get_submodule(layer)
+    if norm is None:
+        if module.bias is not None:
+            module.bias.copy_(torch.from_numpy(wanted))
+        return
+    batch_norm: Any = student.get_submodule(norm)
+    if batch_norm.bias is None:
+        return
+    affine = _affine(batch_norm)
+    own = _numpy(module.bias) if norm != layer and module.bias is not None else 0.0
+    present = own * affine.factor + affine.shift
+    batch_norm.bias.add_(torch.from_numpy(wanted - present).to(batch_norm.bias.device))
+
+
+def _numpy(tensor: Tensor) -> NDArray[np.float64]:
+    return tensor.detach().double().cpu().numpy()
+
+
+def _affine(norm: Any) -> Affine:
+    if norm.running_var is None:
+        raise ExportError("a BatchNorm without running statistics depends on its batch")
+    sigma = np.sqrt(_numpy(norm.running_var) + norm.eps)
+    gamma = _numpy(norm.weight) if norm.weight is not None else np.ones_like(sigma)
+    beta = _numpy(norm.bias) if norm.bias is not None else np.zeros_like(sigma)
+    factor = gamma / sigma
+    return Affine(factor, beta - _numpy(norm.running_mean) * factor)
+
+
+class _Lowering:
+    """Walks the student's graph once; one method per kind of node."""
+
+    def __init__(self, student: fx.GraphModule) -> None:
+        self.student = student
+        self.nodes: list[ir.Node] = []
+        self.values: dict[str, ir.Value] = {}
+        self.value_of: dict[fx.Node, ir.Value] = {}
+        self.folded: dict[fx.Node, fx.Node] = {}  # BatchNorm → the layer that absorbed it
+        self.norms: dict[str, str] = {}
+        self.input = self.output = ""
+
+    def run(self, metadata: Mapping[str, str]) -> Lowered:
+        for node in self.student.graph.nodes:
+            if node.op == "placeholder":
+                if node.users:
+                    self._input(node)
+            elif node.op == "output":
+                self._output(node)
+            elif node.op == "get_attr":
+                raise ExportError(f"{describe(node)}: a bare parameter has no integer form")
+            else:
+                self._call(node)
+        name = type(self.student).__name__
+        graph = ir.IntegerGraph(
+            name, tuple(self.nodes), self.values, self.input, self.output, dict(metadata)
+        )
+        return Lowered(graph, self.norms)
+
+    # -- plumbing ----------------------------------------------------------------------------
+
+    def _value(self, node: fx.Node, dims: ir.Shape, grid: ir.Grid | None = None) -> ir.Value:
+        value = ir.Value(node.name, dims, grid)
+        self.values[value.name] = self.value_of[node] = value
+        return value
+
+    def _source(self, node: fx.Node, at: int = 0) -> ir.Value:
+        return self.value_of[node.all_input_nodes[at]]
+
+    def _input(self, node: fx.Node) -> None:
+        self.input = self._value(node, (None, *input_shape_of(self.student))).name
+
+    def _output(self, node: fx.Node) -> None:
+        results = node.all_input_nodes
+        if len(results) != 1 or results[0] not in self.value_of:
+            raise ExportError("wanted a model that returns one tensor of logits")
+        self.output = self.value_of[results[0]].name
+
+    def _call(self, node: fx.Node) -> None:
+        module = self.student.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, QuantIdentity):
+            self._quantize(node, module)
+            return
+        op = read(node)
+        if op is None:
+            raise ExportError(f"{describe(node)} has no integer form; its student stays in PyTorch")
+        if op.kind is Scalar:
+            return
+        if op.kind in (Identity, Tuple):
+            self.value_of[node] = self._source(node)
+        elif op.kind is ir.ChannelAffine:
+            self._batch_norm(node, module)
+        elif isinstance(module, (nn.Conv2d, nn.Linear)):
+            self._layer(node, module)
+        else:
+            self._operator(node, op)
+
+    # -- nodes -------------------------------------------------------------------------------
+
+    def _quantize(self, node: fx.Node, module: Any) -> None:
+        quantizer = next(m for m in module.modules() if isinstance(m, ActivationQuantizer))
+        if not quantizer.calibrated:
+            raise ExportError(
+                f"quantizer '{node.target}' was never calibrated; "
+                "call calibrate(student, images) before exporting"
+            )
+        step, zero_point, out_step = quantizer.grid()
+        source = self._source(node)
+        grid = ir.Grid(np.float32(out_step), zero_point, 0, quantizer.steps)
+        value = self._value(node, source.shape, grid)
+        name = str(node.target)
+        self.nodes.append(ir.Quantize(name, (source.name,), value.name, np.float32(step)))
+
+    def _operator(self, node: fx.Node, op: Op) -> None:
+        sources = [self.value_of[n] for n in node.all_input_nodes if n in self.value_of]
+        if op.kind is ir.Add and len(sources) == 1:
+            sources *= 2  # x + x
+        moved = issubclass(op.kind, ir.DATA_MOVEMENT)
+        dims = shape(node)
+        value = self._value(node, dims, sources[0].grid if moved else None)
+        attributes = self._without_redundant_limit(node, op)
+        names = tuple(source.name for source in sources)
+        self.nodes.append(op.kind(self._name(node), names, value.name, **attributes))
+
+    def _without_redundant_limit(self, node: fx.Node, op: Op) -> Mapping[str, Any]:
+        """ReLU6 before a quantizer whose range ends at or below 6 is a ReLU (runtime rule 3)."""
+        high = op.attributes.get("high") if op.kind is ir.Clip else None
+        if high is None:
+            return op.attributes
+        for user in node.users:
+            module = self.student.get_submodule(str(user.target)) if user.op == "call_module" else 0
+            if not isinstance(module, QuantIdentity):
+                return op.attributes
+            quantizer = next(m for m in module.modules() if isinstance(m, ActivationQuantizer))
+            step, zero_point, _ = quantizer.grid()
+            if step * (quantizer.steps - zero_point) > high * (1 + 1e-6):
+                return op.attributes
+        return {**op.attributes, "high": None}
+
+    def _name(self, node: fx.Node) -> str:
+        """The module's path on its first call, the unique node name after that."""
+        path = str(node.target)
+        taken = {made.name for made in self.nodes}
+        return path if node.op == "call_module" and path not in taken else node.name
+
+    def _layer(self, node: fx.Node, module: Any) -> None:
+        source = self._source(node)
+        norm = self._following_norm(node)
+        affine = _affine(self.student.get_submodule(str(norm.target))) if norm else None
+        name = self._name(node)
+        own_bias = None if module.bias is None else _numpy(module.bias)
+        weight, bias = self._weight_and_bias(module, affine, own_bias, source.grid)
+        value = self._value(node, shape(node))
+        if norm is not None:
+            self.folded[norm] = node
+            self.norms[name] = str(norm.target)
+        inputs = (source.name,)
+        if isinstance(module, nn.Linear):
+            self.nodes.append(ir.Linear(name, inputs, value.name, weight, bias))
+        else:
+            geometry = _geometry(module)
+            self.nodes.append(ir.Conv(name, inputs, value.name, weight, bias, **geometry))
+
+    def _following_norm(self, node: fx.Node) -> fx.Node | None:
+        """A BatchNorm that is the only reader of a layer."""
+        if len(node.users) != 1:
+            return None
+        user = next(iter(node.users))
+        if user.op != "call_module":
+            return None
+        module = self.student.get_submodule(str(user.target))
+        return user if isinstance(module, BATCH_NORMS) else None
+
+    def _weight_and_bias(
+        self,
+        module: Any,
+        affine: Affine | None,
+        own_bias: NDArray[np.float64] | None,
+        grid: ir.Grid | None,
+    ) -> tuple[ir.Weight, ir.Bias | None]:
+        channels = module.weight.shape[0]
+        factor = affine.factor if affine else np.ones(channels)
+        bias = None if own_bias is None and affine is None else np.zeros(channels)
+        if bias is not None:
+            bias += (0.0 if own_bias is None else own_bias) * factor
+            bias += affine.shift if affine else 0.0
+        if not isinstance(module, (QuantConv2d, QuantLinear)):
+            folded = _numpy(module.weight) * factor.reshape(-1, *[1] * (module.weight.dim() - 1))
+            return folded.astype(np.float32), None if bias is None else bias.astype(np.float32)
+        quantizer: WeightQuantizer = module.weight_quant.tensor_quant
+        codes, scale = quantizer.encode(module.weight)
+        scales = np.broadcast_to(_numpy(scale).reshape(-1), channels)
+        weight = fold(codes.cpu().numpy(), scales, factor, quantizer.bits, not quantizer.has_zero)
+        if grid is None or bias is None:
+            return weight, None if bias is None else bias.astype(np.float32)
+        return with_bias(weight, bias, grid.scale)
+
+    def _batch_norm(self, node: fx.Node, module: Any) -> None:
+        if node in self.folded:
+            self.value_of[node] = self._source(node)
+            return
+        source, affine = self._source(node), _affine(module)
+        if source.grid is None:
+            value = self._value(node, shape(node))
+            factor, shift = affine.factor.astype(np.float32), affine.shift.astype(np.float32)
+            name = self._name(node)
+            self.nodes.append(ir.ChannelAffine(name, (source.name,), value.name, factor, shift))
+            return
+        self._depthwise(node, source, affine)
+
+    def _depthwise(self, node: fx.Node, source: ir.Value, affine: Affine) -> None:
+        """A BatchNorm on integers as a 1×1 depthwise convolution: exact, with integer kernels."""
+        channels = len(affine.factor)
+        codes = np.full((channels, 1, 1, 1), _AFFINE_CODE, np.int8)
+        scale = np.full(channels, 1.0 / _AFFINE_CODE)
+        weight = fold(codes, scale, affine.factor, bits=8, mid_rise=False)
+        grid = source.grid
+        assert grid is not None
+        weight, bias = with_bias(weight, affine.shift, grid.scale)
+        name = self._name(node)
+        self.norms[name] = str(node.target)
+        flat = len(source.shape) == 2
+        dims = (None, channels, 1, 1) if flat else source.shape
+        if flat:
+            source = self._extra(f"{node.name}_image", dims, grid, f"{name}.image", source)
+        out = f"{node.name}_map" if flat else node.name
+        self.values[out] = ir.Value(out, dims)
+        self.nodes.append(
+            ir.Conv(name, (source.name,), out, weight, bias, (1, 1), (0, 0, 0, 0), (1, 1), channels)
+        )
+        self.value_of[node] = self.values[out]
+        if flat:
+            value = self._value(node, shape(node))
+            self.nodes.append(ir.Reshape(f"{name}.vector", (out,), value.name))
+
+    def _extra(
+        self, name: str, dims: ir.Shape, grid: ir.Grid | None, node: str, source: ir.Value
+    ) -> ir.Value:
+        value = self.values[name] = ir.Value(name, dims, grid)
+        self.nodes.append(ir.Reshape(node, (source.name,), name))
+        return value
+
+
+def fold(
+    codes: NDArray[np.int8],
+    scale: NDArray[np.float64],
+    factor: NDArray[np.float64],
+    bits: int,
+    mid_rise: bool,
+) -> ir.IntWeight:
+    """Multiply each output channel by a factor, exactly.
+
+    Args:
+        codes: int8 ``(O, …)``.
+        scale: ``(O,)``.
+        factor: ``(O,)``, of any sign.
+        bits: information bits of a code.
+        mid_rise: the codes are odd.
+
+    Returns:
+        Codes with the factor's sign (zero where it is zero) and scales ``scale · |factor|``.
+    """
+    sign = np.sign(factor).astype(np.int8).reshape(-1, *[1] * (codes.ndim - 1))
+    scaled = np.where(factor == 0.0, scale, scale * np.abs(factor)).astype(np.float32)
+    tiny = np.finfo(np.float32).tiny
+    return ir.IntWeight(codes * sign, np.maximum(scaled, tiny), bits, mid_rise)
+
+
+def with_bias(
+    weight: ir.IntWeight, bias: NDArray[np.float64], input_scale: np.float32
+) -> tuple[ir.IntWeight, ir.IntBias]:
+    """Encode a bias at the accumulator's scale.
+
+    A channel that BatchNorm has all but switched off can have a bias beyond int32 in steps of its
+    accumulator. Its scale is then raised until the bias fits, and its weights, which matter less
+    than half a step of that bias each, are rounded to the new scale.
+
+    Args:
+        weight: of the layer.
+        bias: real bias ``(O,)``.
+        input_scale: of the layer's input.
+
+    Returns:
+        The weight (another one only if such a channel exists) and the bias.
+    """
+    needed = (np.abs(bias) / _BIAS_LIMIT / np.float64(input_scale)).astype(np.float32)
+    if np.any(needed > weight.scale):
+        scale = np.maximum(weight.scale, needed)
+        ratio = (weight.scale.astype(np.float64) / scale).reshape(
+            -1, *[1] * (weight.codes.ndim - 1)
+        )
+        codes = np.rint(weight.codes * ratio).astype(np.int8)
+        weight = ir.IntWeight(codes, scale, weight.bits, weight.mid_rise)
+    scale = np.float32(input_scale) * weight.scale
+    codes32 = np.rint(bias / scale.astype(np.float64)).astype(np.int32)
+    return weight, ir.IntBias(codes32, scale)
+
+
+def _geometry(conv: nn.Conv2d) -> dict[str, Any]:
+    if conv.padding == "valid":
+        pads = (0, 0, 0, 0)
+    elif conv.padding == "same":
+        total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        pads = (total[0] // 2, total[1] // 2, -(-total[0] // 2), -(-total[1] // 2))
+    else:
+        rows, columns = (int(amount) for amount in conv.padding)
+        pads = (rows, columns, rows, columns)
+    return {
+        "stride": tuple(conv.stride),
+        "padding": pads,
+        "dilation": tuple(conv.dilation),
+        "groups": conv.groups,
+    }

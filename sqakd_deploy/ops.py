@@ -1,0 +1,312 @@
+"""What each operator of a traced model means, in the terms of :mod:`sqakd_deploy.graph`.
+
+One table for placement and lowering: an :class:`Op` names the graph node that an operator becomes
+and carries the attributes that do not depend on numbers.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from sqakd_deploy import graph as ir
+from sqakd_deploy.errors import ModelError
+from sqakd_deploy.tracing import describe, is_tensor, shape
+
+
+class Identity(ir.Node):
+    """Passes its input on (dropout in evaluation, ``contiguous``)."""
+
+
+class Scalar(ir.Node):
+    """Computes no tensor (a size)."""
+
+
+class Tuple(ir.Node):
+    """Cuts a tensor into several; its readers become slices."""
+
+
+@dataclass(frozen=True)
+class Op:
+    """An operator.
+
+    Attributes:
+        kind: the graph node that it becomes.
+        attributes: of that node.
+    """
+
+    kind: type[ir.Node]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def passes_through(self) -> bool:
+        """Its output holds values of its input only, and zeros."""
+        return issubclass(self.kind, (*ir.DATA_MOVEMENT, Identity, Tuple))
+
+
+Reader = Callable[[fx.Node, nn.Module | None], "Op | None"]
+
+
+def read(node: fx.Node) -> Op | None:
+    """The meaning of a call node; None where the table has none."""
+    module = None
+    if node.op == "call_module":
+        owner = node.graph.owning_module
+        if owner is None:
+            raise ModelError(f"node {node.name!r} belongs to no module")
+        module = owner.get_submodule(str(node.target))
+        reader = next((_MODULES[c] for c in type(module).__mro__ if c in _MODULES), None)
+    elif node.op == "call_method":
+        reader = _METHODS.get(str(node.target))
+    else:
+        reader = _FUNCTIONS.get(node.target)
+    return reader(node, module) if reader else None
+
+
+def _simple(kind: type[ir.Node], **attributes: Any) -> Reader:
+    return lambda node, module: Op(kind, attributes)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    first, second = value if isinstance(value, (tuple, list)) else (value, value)
+    return int(first), int(second)
+
+
+def _setting(node: fx.Node, module: nn.Module | None, name: str, at: int, default: Any) -> Any:
+    """An attribute of the module, or an argument of the call by name or position."""
+    if module is not None:
+        return getattr(module, name)
+    if name in node.kwargs:
+        return node.kwargs[name]
+    return node.args[at] if len(node.args) > at else default
+
+
+def _window(node: fx.Node, module: nn.Module | None) -> dict[str, Any]:
+    kernel = _pair(_setting(node, module, "kernel_size", 1, None))
+    stride = _setting(node, module, "stride", 2, None)
+    rows, columns = _pair(_setting(node, module, "padding", 3, 0))
+    return {
+        "kernel": kernel,
+        "stride": _pair(stride) if stride else kernel,
+        "padding": (rows, columns, rows, columns),
+    }
+
+
+def _max_pool(node: fx.Node, module: nn.Module | None) -> Op:
+    dilation = _pair(_setting(node, module, "dilation", 4, 1))
+    ceil_mode = bool(_setting(node, module, "ceil_mode", 5, False))
+    return Op(ir.MaxPool, _window(node, module) | {"dilation": dilation, "ceil_mode": ceil_mode})
+
+
+def _average_pool(node: fx.Node, module: nn.Module | None) -> Op:
+    if _setting(node, module, "divisor_override", 6, None) is not None:
+        raise ModelError(f"{describe(node)}: divisor_override has no ONNX operator")
+    flags = {
+        "ceil_mode": bool(_setting(node, module, "ceil_mode", 4, False)),
+        "count_include_pad": bool(_setting(node, module, "count_include_pad", 5, True)),
+    }
+    return Op(ir.AveragePool, _window(node, module) | flags)
+
+
+def _adaptive_pool(node: fx.Node, module: nn.Module | None) -> Op:
+    """Adaptive pools have fixed windows once the input's size is known, if it divides evenly."""
+    size = _setting(node, module, "output_size", 1, None)
+    height, width = (int(extent or 0) for extent in shape(node.all_input_nodes[0])[2:])
+    first, second = size if isinstance(size, (tuple, list)) else (size, size)
+    rows, columns = first or height, second or width
+    if (rows, columns) == (height, width):
+        return Op(Identity)
+    if (rows, columns) == (1, 1):
+        return Op(ir.GlobalAveragePool)
+    if height % rows or width % columns:
+        raise ModelError(
+            f"{describe(node)}: an adaptive pool from {height}×{width} to {rows}×{columns} has "
+            "windows of different sizes; choose an input size that divides"
+        )
+    window = (height // rows, width // columns)
+    fixed = {"padding": (0, 0, 0, 0), "ceil_mode": False, "count_include_pad": True}
+    return Op(ir.AveragePool, {"kernel": window, "stride": window} | fixed)
+
+
+def _mean(node: fx.Node, module: nn.Module | None) -> Op:
+    axes = _setting(node, module, "dim", 1, None)
+    rank = len(shape(node.all_input_nodes[0]))
+    wanted = sorted(axis % rank for axis in (axes if isinstance(axes, (tuple, list)) else [axes]))
+    if rank != 4 or wanted != [2, 3]:
+        raise ModelError(f"{describe(node)}: only a mean over height and width can be exported")
+    return Op(ir.GlobalAveragePool)
+
+
+def _concat(node: fx.Node, module: nn.Module | None) -> Op:
+    axis = _setting(node, module, "dim", 1, node.kwargs.get("axis", 0))
+    return Op(ir.Concat, {"axis": axis % len(shape(node))})
+
+
+def _add(node: fx.Node, module: nn.Module | None) -> Op:
+    sources = [value for value in node.args if isinstance(value, fx.Node)]
+    if len(node.args) != 2 or len(sources) != 2 or node.kwargs.get("alpha", 1) != 1:
+        raise ModelError(f"{describe(node)}: only the sum of two tensors can be exported")
+    if shape(sources[0]) != shape(sources[1]):
+        raise ModelError(f"{describe(node)}: the sum of tensors of different shapes")
+    return Op(ir.Add)
+
+
+def _pad(node: fx.Node, module: nn.Module | None) -> Op:
+    amounts: Any = _setting(node, None, "pad", 1, None) if module is None else module.padding
+    if _setting(node, None, "mode", 2, "constant") != "constant" or node.kwargs.get("value"):
+        raise ModelError(f"{describe(node)}: only padding with zeros can be exported")
+    rank = len(shape(node.all_input_nodes[0]))
+    before, after = [0] * rank, [0] * rank
+    for axis in range(len(amounts) // 2):  # torch counts from the last axis
+        before[rank - 1 - axis], after[rank - 1 - axis] = amounts[2 * axis : 2 * axis + 2]
+    return Op(ir.Pad, {"before": tuple(before), "after": tuple(after)})
+
+
+def _get_item(node: fx.Node, module: nn.Module | None) -> Op:
+    source, index = node.args
+    if not isinstance(source, fx.Node):
+        raise ModelError(f"{describe(node)}: indexing something that is no tensor")
+    meaning = read(source) if source.op.startswith("call") else None
+    if meaning is not None and issubclass(meaning.kind, Scalar):
+        return Op(Scalar)
+    if meaning is not None and issubclass(meaning.kind, Tuple):
+        return _piece(source, meaning, index)
+    return _slice(node, index if isinstance(index, tuple) else (index,))
+
+
+def _piece(source: fx.Node, cut: Op, index: Any) -> Op:
+    """The ``index``-th tensor of a split or chunk, as a slice of what was cut."""
+    axis = cut.attributes["axis"]
+    sizes = [part.shape[axis] for part in source.meta["tensor_meta"]]
+    index %= len(sizes)
+    start = sum(sizes[:index])
+    ends = (start + sizes[index],)
+    return Op(ir.Slice, {"axes": (axis,), "starts": (start,), "ends": ends, "steps": (1,)})
+
+
+def _slice(node: fx.Node, index: tuple[Any, ...]) -> Op:
+    if not all(isinstance(part, slice) for part in index):
+        raise ModelError(f"{describe(node)}: only slices (start:stop:step) can be exported")
+    cuts = [(axis, part) for axis, part in enumerate(index) if part != slice(None)]
+    numbers = [n for _, part in cuts for n in (part.start, part.stop, part.step)]
+    if any(isinstance(number, fx.Node) for number in numbers):
+        raise ModelError(f"{describe(node)}: a slice by a computed size cannot be exported")
+    return Op(
+        ir.Slice,
+        {
+            "axes": tuple(axis for axis, _ in cuts),
+            "starts": tuple(part.start or 0 for _, part in cuts),
+            "ends": tuple(part.stop for _, part in cuts),
+            "steps": tuple(part.step or 1 for _, part in cuts),
+        },
+    )
+
+
+def _cut(node: fx.Node, module: nn.Module | None) -> Op:
+    axis = _setting(node, module, "dim", 2, 0)
+    return Op(Tuple, {"axis": axis % len(shape(node.all_input_nodes[0]))})
+
+
+def _permute(node: fx.Node, module: nn.Module | None) -> Op:
+    order = _setting(node, module, "dims", 1, None)
+    perm: Any = order if isinstance(order, (tuple, list)) else node.args[1:]
+    rank = len(shape(node))
+    return _transposition(node, tuple(int(axis) % rank for axis in perm))
+
+
+def _transpose(node: fx.Node, module: nn.Module | None) -> Op:
+    rank = len(shape(node))
+    first = _setting(node, module, "dim0", 1, 0) % rank
+    second = _setting(node, module, "dim1", 2, 0) % rank
+    perm = list(range(rank))
+    perm[first], perm[second] = second, first
+    return _transposition(node, tuple(perm))
+
+
+def _transposition(node: fx.Node, perm: tuple[int, ...]) -> Op:
+    if perm[0] != 0:
+        raise ModelError(f"{describe(node)}: moves the batch axis")
+    return Op(ir.Transpose, {"perm": perm})
+
+
+def _scalar(node: fx.Node, module: nn.Module | None) -> Op | None:
+    return None if is_tensor(node) else Op(Scalar)
+
+
+def _hardtanh(node: fx.Node, module: nn.Module | None) -> Op:
+    low = float(_setting(node, module, "min_val", 1, -1.0))
+    return Op(ir.Clip, {"low": low, "high": float(_setting(node, module, "max_val", 2, 1.0))})
+
+
+_RELU = _simple(ir.Clip, low=0.0, high=None)
+_RELU6 = _simple(ir.Clip, low=0.0, high=6.0)
+_IDENTITY = _simple(Identity)
+_RESHAPE = _simple(ir.Reshape)
+
+_MODULES: dict[type[nn.Module], Reader] = {
+    nn.Conv2d: _simple(ir.Conv),
+    nn.Linear: _simple(ir.Linear),
+    nn.BatchNorm1d: _simple(ir.ChannelAffine),
+    nn.BatchNorm2d: _simple(ir.ChannelAffine),
+    nn.ReLU: _RELU,
+    nn.ReLU6: _RELU6,
+    nn.Hardtanh: _hardtanh,
+    nn.MaxPool2d: _max_pool,
+    nn.AvgPool2d: _average_pool,
+    nn.AdaptiveAvgPool2d: _adaptive_pool,
+    nn.Flatten: _RESHAPE,
+    nn.ZeroPad2d: _pad,
+    nn.Identity: _IDENTITY,
+    nn.Dropout: _IDENTITY,
+    nn.Dropout2d: _IDENTITY,
+}
+
+_FUNCTIONS: dict[Any, Reader] = {
+    operator.add: _add,
+    torch.add: _add,
+    torch.cat: _concat,
+    torch.concat: _concat,
+    F.relu: _RELU,
+    torch.relu: _RELU,
+    F.relu6: _RELU6,
+    F.hardtanh: _hardtanh,
+    F.max_pool2d: _max_pool,
+    torch.max_pool2d: _max_pool,
+    F.avg_pool2d: _average_pool,
+    F.adaptive_avg_pool2d: _adaptive_pool,
+    torch.flatten: _RESHAPE,
+    torch.reshape: _RESHAPE,
+    torch.mean: _mean,
+    torch.permute: _permute,
+    torch.transpose: _transpose,
+    torch.chunk: _cut,
+    torch.split: _cut,
+    F.pad: _pad,
+    F.dropout: _IDENTITY,
+    operator.getitem: _get_item,
+    getattr: _scalar,
+    operator.mul: _scalar,
+    operator.floordiv: _scalar,
+}
+
+_METHODS: dict[str, Reader] = {
+    "add": _add,
+    "relu": _RELU,
+    "mean": _mean,
+    "flatten": _RESHAPE,
+    "reshape": _RESHAPE,
+    "view": _RESHAPE,
+    "permute": _permute,
+    "transpose": _transpose,
+    "chunk": _cut,
+    "split": _cut,
+    "contiguous": _IDENTITY,
+    "size": _scalar,
+    "dim": _scalar,
+}

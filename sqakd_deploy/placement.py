@@ -1,0 +1,276 @@
+"""Where quantizers go: decided on the traced graph, before training, by the target's rules.
+
+Vocabulary: an *edge* is a tensor that a runtime has to materialise: the graph's input, or the end
+of a chain such as ``conv → batchnorm → relu`` that it fuses. Its *readers* are the layers that
+compute with it, seen through operators that only move data. Each reader needs a bit-width:
+
+=========================================  =====================================================
+reader                                     bits
+=========================================  =====================================================
+first and last convolution or linear       ``first_last_bits``
+other convolutions and linears             ``activations.bits``
+add, concat, pool, batchnorm on its own    ``residual_bits``
+the model's output                         ``output_bits``
+a layer in ``exclude``                     none
+=========================================  =====================================================
+
+An edge is quantised once, right where it arises, at the most that any reader needs; a reader that
+needs less requantises what it reads (runtime-rule: the 8-bit residual stream stays whole for the
+add, and convolutions see ``b`` bits of it).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import fx
+
+from sqakd_deploy import graph as ir
+from sqakd_deploy.errors import ModelError, SpecError
+from sqakd_deploy.exporting import PAPER_PLACEMENT, PlacementRules
+from sqakd_deploy.ops import Op, Scalar, read
+from sqakd_deploy.spec import QuantSpec
+from sqakd_deploy.tracing import describe, layer_name, tensor_inputs
+
+LAYERS = (ir.Conv, ir.Linear)
+_POOLS = (ir.AveragePool, ir.GlobalAveragePool)
+_JOINS = (ir.Add, ir.Concat, ir.ChannelAffine, ir.Clip, *_POOLS)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A quantizer to insert.
+
+    Attributes:
+        after: the node whose tensor it quantises.
+        readers: the nodes that read the quantised tensor instead; None is all of them.
+        bits: its bit-width.
+        signed: the tensor takes negative values.
+        limit: largest value of the tensor, where an activation bounds it.
+    """
+
+    after: fx.Node
+    readers: tuple[fx.Node, ...] | None
+    bits: int
+    signed: bool
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A plan for one model.
+
+    Attributes:
+        layers: weight bits of each convolution and linear, by module path.
+        activations: the activation quantizers.
+    """
+
+    layers: dict[str, int]
+    activations: tuple[Placed, ...]
+
+
+def place(
+    traced: fx.GraphModule, spec: QuantSpec, rules: PlacementRules | None = None
+) -> Placement:
+    """Plan the quantizers of a traced model.
+
+    Args:
+        traced: from :func:`~sqakd_deploy.tracing.trace`.
+        spec: bit-widths and exclusions.
+        rules: the target's; ``spec.placement == "paper"`` overrides them.
+
+    Raises:
+        ModelError: if an operator has no integer counterpart, naming it.
+        SpecError: if an exclude pattern matches nothing.
+    """
+    if spec.placement == "paper":
+        rules = PAPER_PLACEMENT
+    return _Planner(traced, spec, rules or PlacementRules()).plan()
+
+
+class _Planner:
+    def __init__(self, traced: fx.GraphModule, spec: QuantSpec, rules: PlacementRules) -> None:
+        self.graph = traced.graph
+        self.spec = spec
+        self.rules = rules
+        self.excluded = _excluded(self.graph, spec.exclude)
+        self.ops = {
+            node: self._meaning(node) for node in self.graph.nodes if node.op.startswith("call")
+        }
+        self.ends = self._chain_ends()
+        self.end_layers = self._first_and_last()
+
+    def plan(self) -> Placement:
+        edges = self._edges() if self.rules.quantize_edges else self._layer_inputs()
+        return Placement(self._weight_bits(), tuple(edges))
+
+    # -- reading the graph -------------------------------------------------------------------
+
+    def _meaning(self, node: fx.Node) -> Op:
+        op = read(node)
+        if op is None:
+            name = layer_name(node)
+            if node in self.excluded:
+                return Op(ir.Node)
+            raise ModelError(
+                f"{describe(node)} cannot be quantised: no integer form of it is known. "
+                f"Exclude it (--exclude '{name}') to train with it in float; "
+                "such a student cannot be exported yet."
+            )
+        return op
+
+    def _kind(self, node: fx.Node) -> type[ir.Node] | None:
+        return self.ops[node].kind if node in self.ops else None
+
+    def _is(self, node: fx.Node, *kinds: type[ir.Node]) -> bool:
+        return node in self.ops and issubclass(self.ops[node].kind, kinds)
+
+    def _chain_ends(self) -> dict[fx.Node, fx.Node]:
+        """The last node of the fused chain that starts at each computing node."""
+        ends = {}
+        absorbed: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            if node in absorbed or node not in self.ops:
+                continue
+            if self.ops[node].passes_through or self._is(node, Scalar):
+                continue
+            end = node
+            while (follower := self._absorbs(node, end)) is not None:
+                absorbed.add(follower)
+                end = follower
+            ends[node] = end
+        return ends
+
+    def _absorbs(self, start: fx.Node, end: fx.Node) -> fx.Node | None:
+        """The next node of a chain: BatchNorm right after a layer, then one activation."""
+        if len(end.users) != 1 or self._is(end, ir.Clip):
+            return None
+        follower = next(iter(end.users))
+        if self._is(follower, ir.ChannelAffine):
+            return follower if end is start and self._is(start, *LAYERS) else None
+        return follower if self._is(follower, ir.Clip) else None
+
+    def _readers(self, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
+        """Pairs (tensor read, node that computes with it), seen through data movement."""
+        for user in node.users:
+            if user in self.ops and self.ops[user].passes_through:
+                yield from self._readers(user)
+            elif not self._is(user, Scalar):
+                yield node, user
+
+    def _sources(self) -> list[fx.Node]:
+        inputs = [n for n in self.graph.nodes if n.op == "placeholder" and n.users]
+        return inputs + list(dict.fromkeys(self.ends.values()))
+
+    def _first_and_last(self) -> set[str]:
+        """Paths of the layers that read the input, or whose chain is the output."""
+        names = set()
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                names |= {str(r.target) for _, r in self._readers(node) if self._is(r, *LAYERS)}
+            elif self._is(node, *LAYERS) and self._reaches_output(self.ends[node]):
+                names.add(str(node.target))
+        return names
+
+    def _reaches_output(self, end: fx.Node) -> bool:
+        """Whether nothing but pooling and data movement lies between a tensor and the output."""
+        return any(
+            reader.op == "output"
+            or (self._is(reader, *_POOLS) and self._reaches_output(self.ends[reader]))
+            for _, reader in self._readers(end)
+        )
+
+    # -- bits --------------------------------------------------------------------------------
+
+    def _is_float(self, node: fx.Node) -> bool:
+        ends_in_float = not self.rules.quantize_first_last and str(node.target) in self.end_layers
+        return node in self.excluded or ends_in_float
+
+    def _weight_bits(self) -> dict[str, int]:
+        layers = [n for n in self.graph.nodes if self._is(n, *LAYERS) and not self._is_float(n)]
+        return {
+            str(node.target): self.spec.first_last_bits
+            if str(node.target) in self.end_layers
+            else self.spec.weights.bits
+            for node in layers
+        }
+
+    def _bits(self, reader: fx.Node) -> int | None:
+        """Bits that a reader needs; None where it reads floats."""
+        if reader.op == "output":
+            return self.spec.output_bits
+        if self._is(reader, *LAYERS):
+            if self._is_float(reader):
+                return None
+            ends = str(reader.target) in self.end_layers
+            return self.spec.first_last_bits if ends else self.spec.activations.bits
+        return self.spec.residual_bits if self._is(reader, *_JOINS) else None
+
+    # -- quantizers --------------------------------------------------------------------------
+
+    def _edges(self) -> Iterator[Placed]:
+        for edge in self._sources():
+            needs = [
+                (read_from, reader, self._bits(reader)) for read_from, reader in self._readers(edge)
+            ]
+            primary = max((bits for *_, bits in needs if bits is not None), default=None)
+            if primary is None:
+                continue
+            yield Placed(edge, None, primary, self._signed(edge), self._limit(edge))
+            narrower: dict[tuple[fx.Node, int], list[fx.Node]] = defaultdict(list)
+            for read_from, reader, bits in needs:
+                if bits is not None and bits < primary:
+                    narrower[read_from, bits].append(reader)
+            for (read_from, bits), readers in narrower.items():
+                yield Placed(read_from, tuple(readers), bits, self._signed(edge), self._limit(edge))
+
+    def _layer_inputs(self) -> Iterator[Placed]:
+        readers: dict[tuple[fx.Node, int], list[fx.Node]] = defaultdict(list)
+        for node in self.graph.nodes:
+            bits = self._bits(node) if self._is(node, *LAYERS) else None
+            if bits is not None:
+                readers[tensor_inputs(node)[0], bits].append(node)
+        for (tensor, bits), nodes in readers.items():
+            yield Placed(tensor, tuple(nodes), bits, self._signed(tensor), self._limit(tensor))
+
+    def _signed(self, node: fx.Node) -> bool:
+        if node not in self.ops:
+            return True
+        op = self.ops[node]
+        if issubclass(op.kind, ir.Clip):
+            return bool(op.attributes["low"] < 0)
+        keeps_sign = (ir.Add, ir.Concat, *_POOLS)
+        if op.passes_through or issubclass(op.kind, keeps_sign):
+            return any(self._signed(source) for source in tensor_inputs_through(node))
+        return True
+
+    def _limit(self, node: fx.Node) -> float | None:
+        if node not in self.ops:
+            return None
+        op = self.ops[node]
+        if issubclass(op.kind, ir.Clip):
+            high = op.attributes["high"]
+            return None if high is None or op.attributes["low"] < 0 else float(high)
+        if op.passes_through:
+            return self._limit(tensor_inputs_through(node)[0])
+        return None
+
+
+def tensor_inputs_through(node: fx.Node) -> list[fx.Node]:
+    """Inputs that are tensors or tuples of tensors (a split's pieces read the split)."""
+    return tensor_inputs(node) or list(node.all_input_nodes)
+
+
+def _excluded(graph: fx.Graph, patterns: tuple[str, ...]) -> set[fx.Node]:
+    calls = [node for node in graph.nodes if node.op.startswith("call")]
+    excluded = set()
+    for pattern in patterns:
+        matched = {node for node in calls if fnmatchcase(layer_name(node), pattern)}
+        if not matched:
+            names = ", ".join(layer_name(n) for n in calls if n.op == "call_module")
+            raise SpecError(f"exclude: {pattern!r} matches no layer. There are: {names}")
+        excluded |= matched
+    return excluded

@@ -1,0 +1,255 @@
+"""From a float model to a student of Brevitas layers."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
+from torch import Tensor, fx, nn
+
+from sqakd_deploy.errors import ModelError
+from sqakd_deploy.exporting import get_exporter
+from sqakd_deploy.placement import Placed, place
+from sqakd_deploy.quantizers import METHODS, ActivationQuantizer, WeightQuantizer
+from sqakd_deploy.quantizers.injectors import act_quant, weight_quant
+from sqakd_deploy.spec import QuantSpec
+from sqakd_deploy.tracing import describe, first_tensor, trace
+
+_SPEC, _INPUT_SHAPE = "sqakd_deploy.spec", "sqakd_deploy.input_shape"
+
+
+def quantize(
+    model: nn.Module, spec: QuantSpec | None = None, *, example: Tensor | tuple[int, ...]
+) -> fx.GraphModule:
+    """Build a student that computes what the target's runtime will compute.
+
+    Args:
+        model: a trained float classifier of one image tensor; copied, not changed.
+        spec: methods, bit-widths, target; the default is LSQ W4A4 for ONNX Runtime.
+        example: preprocessed images ``(N, C, H, W)``, for their shape, or the shape ``(C, H, W)``.
+
+    Returns:
+        The student, with the model's weights, in evaluation mode. Its activation ranges are not
+        set yet: :func:`calibrate` or the first training batch does that.
+
+    Raises:
+        SpecError: if a method or target is unknown or the target cannot run the spec.
+        ModelError: if the model cannot be traced or holds a layer without an integer form.
+    """
+    spec = spec or QuantSpec()
+    for side in (spec.weights, spec.activations):
+        METHODS[side.method]  # a misspelt method must not cost a trace
+    exporter = get_exporter(spec.target)
+    exporter.check(spec)
+    input_shape = tuple(example.shape[1:]) if isinstance(example, Tensor) else tuple(example)
+    student = trace(copy.deepcopy(model), input_shape)
+    placement = place(student, spec, exporter.placement)
+    for path, bits in placement.layers.items():
+        _replace_layer(student, path, spec, bits)
+    for placed in placement.activations:
+        _insert(student, placed, spec)
+    student.graph.lint()
+    student.recompile()
+    student.meta[_SPEC], student.meta[_INPUT_SHAPE] = spec, input_shape
+    return student.eval()
+
+
+def spec_of(student: nn.Module) -> QuantSpec:
+    """The spec that a student was made with.
+
+    Raises:
+        ModelError: if the module is not the result of :func:`quantize`.
+    """
+    return _meta(student)[0]
+
+
+def input_shape_of(student: nn.Module) -> tuple[int, ...]:
+    """``(C, H, W)`` of the images that a student takes.
+
+    Raises:
+        ModelError: if the module is not the result of :func:`quantize`.
+    """
+    return _meta(student)[1]
+
+
+def _meta(student: nn.Module) -> tuple[QuantSpec, tuple[int, ...]]:
+    if not isinstance(student, fx.GraphModule) or _SPEC not in student.meta:
+        raise ModelError(
+            f"wanted a student made by quantize(), got a {type(student).__name__} without a spec"
+        )
+    return student.meta[_SPEC], student.meta[_INPUT_SHAPE]
+
+
+# -- surgery -------------------------------------------------------------------------------------
+
+
+def _replace_layer(student: fx.GraphModule, path: str, spec: QuantSpec, bits: int) -> None:
+    old: Any = student.get_submodule(path)
+    side = spec.weights
+    quant = weight_quant(side.method, bits, side.per_channel)
+    if isinstance(old, nn.Conv2d):
+        new = _quant_conv(old, quant, path)
+    elif isinstance(old, nn.Linear):
+        new = QuantLinear(old.in_features, old.out_features, old.bias is not None, quant)
+    else:
+        raise ModelError(f"layer {path!r}: wanted Conv2d or Linear, got {type(old).__name__}")
+    new.weight, new.bias = old.weight, old.bias
+    new.weight_quant.tensor_quant.initialise(old.weight)
+    new.weight_quant.skip_create_quant_tensor = True  # plain tensors keep torch.compile's one graph
+    parent, _, name = path.rpartition(".")
+    setattr(student.get_submodule(parent), name, new)
+
+
+def _quant_conv(old: nn.Conv2d, quant: type, path: str) -> QuantConv2d:
+    if old.padding_mode != "zeros":
+        raise ModelError(
+            f"layer {path!r}: padding_mode {old.padding_mode!r} has no integer form; "
+            f"use 'zeros', or exclude it (--exclude '{path}')"
+        )
+    return QuantConv2d(
+        old.in_channels,
+        old.out_channels,
+        old.kernel_size,
+        old.stride,
+        old.padding,
+        old.dilation,
+        old.groups,
+        bias=old.bias is not None,
+        weight_quant=quant,
+    )
+
+
+def _insert(student: fx.GraphModule, placed: Placed, spec: QuantSpec) -> None:
+    name = f"quant_{placed.after.name}" + (f"_{placed.bits}" if placed.readers else "")
+    injector = act_quant(spec.activations.method, placed.bits, placed.signed, placed.limit)
+    module = QuantIdentity(act_quant=injector)
+    module.act_quant.skip_create_quant_tensor = True
+    student.add_submodule(name, module)
+    source = _latest_quantised(placed) if placed.readers else placed.after
+    with student.graph.inserting_after(source):
+        node = student.graph.call_module(name, (source,))
+    node.meta = dict(source.meta)  # the same shape
+    for reader in placed.readers or tuple(u for u in placed.after.users if u is not node):
+        reader.replace_input_with(source, node)
+
+
+def _latest_quantised(placed: Placed) -> fx.Node:
+    """The tensor that the readers read now: the edge may have been quantised at more bits."""
+    sources = {
+        source
+        for source in placed.readers[0].all_input_nodes  # type: ignore[index]
+        if source is placed.after or placed.after in source.all_input_nodes
+    }
+    if len(sources) != 1:
+        raise ModelError(f"{describe(placed.after)}: cannot tell which tensor its readers read")
+    return sources.pop()
+
+
+# -- ranges --------------------------------------------------------------------------------------
+
+
+def activation_quantizers(student: nn.Module) -> dict[str, ActivationQuantizer]:
+    """Every activation quantizer by module path, in order of definition."""
+    return {n: m for n, m in student.named_modules() if isinstance(m, ActivationQuantizer)}
+
+
+def weight_quantizers(student: nn.Module) -> dict[str, WeightQuantizer]:
+    """Every weight quantizer by module path, in order of definition."""
+    return {n: m for n, m in student.named_modules() if isinstance(m, WeightQuantizer)}
+
+
+def scaling_quantizers(student: nn.Module) -> dict[str, ActivationQuantizer | WeightQuantizer]:
+    """The quantizers whose method scales gradients by the discretisation error, by path."""
+    spec = spec_of(student)
+    found: dict[str, ActivationQuantizer | WeightQuantizer] = {}
+    if METHODS[spec.weights.method].scales_gradient:
+        found |= weight_quantizers(student)
+    if METHODS[spec.activations.method].scales_gradient:
+        found |= activation_quantizers(student)
+    return found
+
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """Every BatchNorm that keeps running statistics."""
+    return [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Everything in evaluation mode but BatchNorm, which normalises by, and records, the batch."""
+    training = model.training
+    model.eval()
+    for norm in batch_norms(model):
+        norm.train()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def calibrate(student: nn.Module, images: Tensor | Iterable[object]) -> None:
+    """Set every activation range from unlabelled images; several batches are averaged.
+
+    Layers are calibrated in one pass, each on inputs that are already quantised upstream.
+
+    Args:
+        student: changed in place.
+        images: preprocessed images ``(N, C, H, W)``, or batches of them (of a batch that is a
+            tuple, the first element; nothing else is looked at).
+    """
+    quantizers = list(activation_quantizers(student).values())
+    device = next(student.parameters()).device
+    for quantizer in quantizers:
+        quantizer.reset()
+        quantizer.observing = True
+    try:
+        with batch_statistics(student):
+            for batch in [images] if isinstance(images, Tensor) else images:
+                student(first_tensor(batch).to(device))
+    finally:
+        for quantizer in quantizers:
+            quantizer.observing = False
+
+
+@torch.no_grad()
+def reestimate_batch_norm(student: nn.Module, images: Tensor | Iterable[object]) -> None:
+    """Replace BatchNorm's running statistics by averages over unlabelled images.
+
+    Quantised weights move at steps, so that the running averages lag behind the last of them.
+
+    Args:
+        student: changed in place.
+        images: as for :func:`calibrate`.
+    """
+    norms = batch_norms(student)
+    device = next(student.parameters()).device
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()  # type: ignore[operator]
+        norm.momentum = None  # type: ignore[assignment] # a plain average over the batches
+    try:
+        with batch_statistics(student):
+            for batch in [images] if isinstance(images, Tensor) else images:
+                student(first_tensor(batch).to(device))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def count_quantizers(student: nn.Module) -> dict[str, dict[int, int]]:
+    """How many quantizers of each bit-width there are: ``{"weights": {4: 18, 8: 2}, …}``."""
+    weights = Counter(quantizer.bits for quantizer in weight_quantizers(student).values())
+    activations = Counter(quantizer.bits for quantizer in activation_quantizers(student).values())
+    return {
+        "weights": dict(sorted(weights.items())),
+        "activations": dict(sorted(activations.items())),
+    }

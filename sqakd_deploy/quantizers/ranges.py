@@ -1,0 +1,81 @@
+"""Initial ranges: the clipping that quantises the data seen with the smallest squared error.
+
+The published methods start from closed forms (LSQ: 2·mean|x|/√Q_p; EWGS: three standard
+deviations; PACT: 6). Those assume a distribution and a bit-width; searching a few candidates on
+the data itself assumes neither, and one rule serves every method from 1 to 8 bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sqakd_deploy.quantizers.unified import MIN_STEP, discretise
+
+_CANDIDATES = 64
+_SAMPLE = 1 << 16
+
+
+def thin_out(x: Tensor, limit: int = _SAMPLE) -> Tensor:
+    """At most ``limit`` elements of ``x``, evenly spaced; flat."""
+    flat = x.reshape(-1)
+    return flat[:: max(1, -(-flat.numel() // limit))]
+
+
+def _fractions(device: torch.device) -> Tensor:
+    """Fractions of the full range to try, in ascending order, 1 included."""
+    return torch.linspace(1.0 / _CANDIDATES, 1.0, _CANDIDATES, device=device)
+
+
+def search_range(x: Tensor, bits: int, *, signed: bool) -> tuple[Tensor, Tensor]:
+    """The range ``[l, u]`` with ``l ≤ 0 ≤ u`` that costs the least squared error.
+
+    Args:
+        x: activations, any shape.
+        bits: bit-width.
+        signed: False pins ``l`` to 0.
+
+    Returns:
+        Scalars l and u; ``(−1, 1)`` or ``(0, 1)`` where ``x`` is all zero, since any range does.
+    """
+    sample = thin_out(x.detach().float())
+    steps = 2**bits - 1
+    high = sample.max().clamp(min=0)
+    low = sample.min().clamp(max=0) if signed else torch.zeros_like(high)
+    if high - low < MIN_STEP:
+        return torch.ones_like(high) * (-1.0 if signed else 0.0), torch.ones_like(high)
+    fractions = _fractions(x.device)
+    step = (high - low) * fractions / steps
+    zero = torch.round(-low * fractions / step).clamp(0, steps)
+    _, level = discretise(sample / step[:, None], -zero[:, None], (steps - zero)[:, None], 0.0)
+    best = ((level * step[:, None] - sample) ** 2).mean(dim=1).argmin()
+    return low * fractions[best], high * fractions[best]
+
+
+def search_step(w: Tensor, low: float, high: float, offset: float) -> Tensor:
+    """The step per row that costs the least squared error on a fixed set of levels.
+
+    Args:
+        w: weights ``(C, K)``; one row for a single scale.
+        low: lowest level, in steps.
+        high: highest level, in steps.
+        offset: of the rounding (see :class:`~sqakd_deploy.quantizers.unified.Rule`).
+
+    Returns:
+        Steps ``(C,)``; 1 for an all-zero row.
+    """
+    rows = w.detach().float()
+    reach = max(abs(low), abs(high))
+    full = rows.abs().amax(dim=1) / reach
+    # On a grid of two levels the nearest one never clips: the step may exceed the range's own.
+    steps = full * _fractions(w.device)[:, None] * (2.0 if high - low < 2 else 1.0)
+    steps = steps.clamp(min=MIN_STEP)
+    bounds = rows.new_tensor(low), rows.new_tensor(high)
+    errors = torch.stack(
+        [
+            ((discretise(rows / s[:, None], *bounds, offset)[1] * s[:, None] - rows) ** 2).mean(1)
+            for s in steps
+        ]
+    )
+    best = steps.gather(0, errors.argmin(dim=0, keepdim=True))[0]
+    return torch.where(full < MIN_STEP / reach, torch.ones_like(best), best)

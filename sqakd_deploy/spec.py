@@ -1,0 +1,168 @@
+"""What a person asks for: validated, torch-free, and the same in YAML, JSON and Python.
+
+A :class:`QuantSpec` travels unchanged from the command line into the run folder and from there
+into the metadata of the ONNX file, so that there is one truth about how a student was made.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sqakd_deploy.errors import SpecError
+
+Bits = Annotated[int, Field(ge=1, le=8)]
+Method = Annotated[str, Field(min_length=1)]
+S = TypeVar("S", bound="Spec")
+
+
+class Spec(BaseModel):
+    """Base of all specs: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def parse(cls: type[S], values: dict[str, Any], where: str = "") -> S:
+        """Build the spec, turning validation failures into one-line messages.
+
+        Args:
+            values: the fields.
+            where: a file or option, named in the error.
+
+        Raises:
+            SpecError: if a field is unknown, missing, of the wrong type or out of range.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise SpecError(_explain(error, where or cls.__name__)) from error
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    parts = []
+    for item in error.errors():
+        field = ".".join(str(part) for part in item["loc"]) or "value"
+        parts.append(f"{field}: {item['msg']}, got {item['input']!r}")
+    return f"{where}: " + "; ".join(parts)
+
+
+class TensorSpec(Spec):
+    """How one side (weights or activations) is quantised.
+
+    Attributes:
+        method: a registered quantization method, for instance ``"lsq"``.
+        bits: bit-width, 1 to 8.
+        per_channel: one scale per output channel (weights only) instead of one per tensor.
+    """
+
+    method: Method = "lsq"
+    bits: Bits = 4
+    per_channel: bool = False
+
+
+class QuantSpec(Spec):
+    """How a float model becomes a student.
+
+    Attributes:
+        weights: the inner layers' weights.
+        activations: the inner layers' inputs.
+        first_last_bits: weights and inputs of the first and last layers (bits).
+        residual_bits: the tensors between layers that are added, concatenated or pooled (bits).
+        output_bits: the model's output (bits); ``None`` leaves the logits in float.
+        exclude: ``fnmatch`` patterns of layer names that stay in float.
+        target: the exporter whose rules decide where quantizers go.
+        placement: ``"target"`` follows those rules; ``"paper"`` quantises only the inner layers'
+            weights and inputs, as the SQAKD paper does, and leaves residuals in float.
+    """
+
+    weights: TensorSpec = TensorSpec()
+    activations: TensorSpec = TensorSpec()
+    first_last_bits: Bits = 8
+    residual_bits: Bits = 8
+    output_bits: Bits | None = 8
+    exclude: tuple[str, ...] = ()
+    target: str = "onnxruntime"
+    placement: Literal["target", "paper"] = "target"
+
+    @property
+    def label(self) -> str:
+        """Short name, for instance ``w4a4``."""
+        return f"w{self.weights.bits}a{self.activations.bits}"
+
+
+class DistillConfig(Spec):
+    """How a student is trained.
+
+    Attributes:
+        loss: ``"kl"`` is SQAKD and sees no label; ``"ce"`` and ``"kl+ce"`` are baselines.
+        temperature: softening of both softmaxes, T in ``T²·KL`` (Hinton et al., 2015).
+        epochs: passes over the training images; 0 only calibrates.
+        batch_size: images a step.
+        lr: Adam's learning rate for weights, biases and BatchNorm, decayed to 0 by a cosine.
+        quantizer_lr: the same for the quantizers' own parameters.
+        weight_decay: coupled L2 on the model's parameters.
+        delta: EWGS's scaling of the gradient by the discretisation error; ``"hessian"``
+            re-estimates it by Hutchinson's trace (Lee et al., 2021, eq. 8).
+        delta_every: epochs between re-estimates of ``delta``.
+        clip_grad: largest gradient norm; ``None`` does not clip.
+        calibration_images: unlabelled images that set the initial ranges.
+        bn_images: unlabelled images that re-estimate BatchNorm at the end.
+        seed: of everything random.
+    """
+
+    loss: Literal["kl", "ce", "kl+ce"] = "kl"
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    epochs: Annotated[int, Field(ge=0)] = 30
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    quantizer_lr: Annotated[float, Field(gt=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    delta: Annotated[float, Field(ge=0)] | Literal["hessian"] = 1e-3
+    delta_every: Annotated[int, Field(ge=1)] = 10
+    clip_grad: Annotated[float, Field(gt=0)] | None = None
+    calibration_images: Annotated[int, Field(ge=1)] = 512
+    bn_images: Annotated[int, Field(ge=1)] = 4096
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+_BITS = re.compile(r"(?:w(?P<w>\d+)a(?P<a>\d+)|(?P<both>\d+))", re.IGNORECASE)
+
+
+def parse_bits(text: str) -> tuple[int, int]:
+    """Read ``4`` or ``w4a8`` as (weight bits, activation bits).
+
+    Raises:
+        SpecError: if the text is neither, or a width is outside 1 to 8.
+    """
+    match = _BITS.fullmatch(text.strip())
+    if match is None:
+        raise SpecError(f"bits: wanted a number like 4 or a pair like w4a8, got {text!r}")
+    weight = int(match["both"] or match["w"])
+    activation = int(match["both"] or match["a"])
+    for bits in (weight, activation):
+        if not 1 <= bits <= 8:
+            raise SpecError(f"bits: wanted 1 to 8, got {bits} in {text!r}")
+    return weight, activation
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        SpecError: if the file is missing, is not YAML, or does not hold a mapping.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"cannot read config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"config {path} is not valid YAML: {error}".replace("\n", " ")) from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise SpecError(f"config {path}: wanted keys and values, got {type(loaded).__name__}")
+    return loaded

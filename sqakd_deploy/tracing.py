@@ -1,0 +1,156 @@
+"""A model as a graph of operators with shapes (torch.fx), without in-place surprises."""
+
+from __future__ import annotations
+
+import operator
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
+
+from sqakd_deploy.errors import ModelError
+
+BATCH = 2
+"""Batch size of the example that shapes are read from; reports call that axis dynamic."""
+
+_LIBRARIES = tuple(str(Path(module.__file__).parent) for module in (torch,) if module.__file__)
+_OUT_OF_PLACE: Mapping[Any, Any] = {operator.iadd: operator.add, torch.relu_: torch.relu}
+_OUT_OF_PLACE_METHODS = {"add_": "add", "relu_": "relu"}
+
+
+class _Tracer(fx.Tracer):
+    record_stack_traces = True
+
+
+def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
+    """Trace a model in evaluation mode and note the shape of each tensor.
+
+    Args:
+        model: left as it is; its modules are shared with the result.
+        input_shape: of one image, ``(C, H, W)``.
+
+    Returns:
+        A graph module, in evaluation mode, without in-place operators; ``node.meta`` has shapes.
+
+    Raises:
+        ModelError: if the model branches on values, or does not run on such an image; with the
+            line of the model's code.
+    """
+    model.eval()
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(model)
+    except Exception as error:  # whatever the model's own code raises under tracing
+        raise ModelError(
+            f"cannot trace {type(model).__name__}: {_first_line(error)} (at {_where(error)}). "
+            "Branch on self.training or constants only, not on tensor values."
+        ) from error
+    traced = fx.GraphModule(tracer.root, graph, type(model).__name__)
+    _out_of_place(traced)
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    _propagate(traced, input_shape)
+    return traced
+
+
+def _out_of_place(traced: fx.GraphModule) -> None:
+    """In-place operators would overwrite tensors that quantizers keep for their gradient."""
+    for module in traced.modules():
+        if "inplace" in vars(module):
+            module.inplace = False  # type: ignore[assignment]
+    for node in traced.graph.nodes:
+        node.target = _OUT_OF_PLACE.get(node.target, node.target)
+        if node.op == "call_method":
+            node.target = _OUT_OF_PLACE_METHODS.get(node.target, node.target)
+        if "inplace" in node.kwargs:
+            node.kwargs = {**node.kwargs, "inplace": False}
+
+
+def _propagate(traced: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
+    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    if len([node for node in placeholders if not node.args]) != 1:
+        names = ", ".join(node.name for node in placeholders)
+        raise ModelError(f"wanted a model of one image tensor, got the inputs: {names}")
+    weight = next(iter(traced.parameters()), torch.zeros(()))
+    example = torch.zeros(BATCH, *input_shape, device=weight.device, dtype=weight.dtype)
+    try:
+        with torch.no_grad():
+            ShapeProp(traced).propagate(example)
+    except Exception as error:
+        raise ModelError(
+            f"the model does not run on images of shape {input_shape} (C, H, W): "
+            f"{_first_line(error)}"
+        ) from error
+
+
+def shape(node: fx.Node) -> tuple[int | None, ...]:
+    """Shape of a node's tensor, the batch axis None.
+
+    Raises:
+        ModelError: if the node is no tensor or its first axis is not the batch.
+    """
+    meta = node.meta.get("tensor_meta")
+    if not isinstance(meta, TensorMetadata) or not meta.shape or meta.shape[0] != BATCH:
+        raise ModelError(f"{describe(node)}: wanted a tensor with the batch as its first axis")
+    return (None, *meta.shape[1:])
+
+
+def is_tensor(node: fx.Node) -> bool:
+    """Whether the node's value is one tensor (not a size or a tuple)."""
+    return isinstance(node.meta.get("tensor_meta"), TensorMetadata)
+
+
+def describe(node: fx.Node) -> str:
+    """What a person needs to find a node in their model: name, operator and line."""
+    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "?")
+    if node.op == "call_module":
+        owner = node.graph.owning_module
+        kind = type(owner.get_submodule(str(node.target))).__name__ if owner else "module"
+        what = f"layer '{target}' ({kind})"
+    else:
+        what = f"operator '{target}' (node '{node.name}')"
+    line = _user_line(node.stack_trace)
+    return f"{what} at {line}" if line else what
+
+
+def layer_name(node: fx.Node) -> str:
+    """The name that exclude patterns match: the module's path, or the node's name."""
+    return str(node.target) if node.op == "call_module" else node.name
+
+
+def _user_line(stack: str | None) -> str | None:
+    """``file.py:12`` of the innermost frame outside torch."""
+    lines = [line.strip() for line in (stack or "").splitlines() if line.strip().startswith("File")]
+    outside = [line for line in lines if not any(library in line for library in _LIBRARIES)]
+    if not outside:
+        return None
+    file, number = outside[-1].split('"')[1], outside[-1].split("line ")[1].split(",")[0]
+    return f"{Path(file).name}:{number}"
+
+
+def _where(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [f for f in frames if not f.filename.startswith(_LIBRARIES) and f.name != "trace"]
+    frame = (outside or frames)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}: {frame.line}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def tensor_inputs(node: fx.Node) -> list[fx.Node]:
+    """The nodes it reads whose values are tensors."""
+    return [source for source in node.all_input_nodes if is_tensor(source)]
+
+
+def first_tensor(batch: object) -> Tensor:
+    """The images of a loader's batch: the tensor, or the first element of a tuple."""
+    images = batch[0] if isinstance(batch, (tuple, list)) else batch
+    if not isinstance(images, Tensor):
+        raise ModelError(f"wanted a tensor of images, got {type(images).__name__}")
+    return images

@@ -1,0 +1,409 @@
+"""The main job: from a config to a run folder, and from a run folder back to a student."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from sqakd_deploy.checkpoint import STUDENT, TEACHER, Run, create_run, load_weights
+from sqakd_deploy.config import RunConfig
+from sqakd_deploy.data import Batches, ImageData, ImageSplit, LabelledBatches, load_data
+from sqakd_deploy.data.preprocessing import Preprocessing
+from sqakd_deploy.distillation import Epoch, distill
+from sqakd_deploy.errors import CheckpointError, SpecError
+from sqakd_deploy.evaluate import Logits, accuracy, agreement, divergence, predict
+from sqakd_deploy.exporting import get_exporter
+from sqakd_deploy.integer import lower
+from sqakd_deploy.listening import Listener
+from sqakd_deploy.models import build_model
+from sqakd_deploy.models import load_weights as load_foreign_weights
+from sqakd_deploy.parity import expected_size, float_size, information_size
+from sqakd_deploy.quantization import count_quantizers, quantize
+from sqakd_deploy.quantizers import METHODS
+from sqakd_deploy.teacher import train_teacher
+
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to.
+
+    Attributes:
+        run: the folder.
+        label: bits and method, for instance ``w4a4 lsq``.
+        teacher_trained: the teacher was trained here, with labels.
+        images: training images.
+        test_images: held-out images that the figures below are on.
+        teacher_top1: percent, None without labels.
+        student_top1: percent, None without labels.
+        agreement: of student and teacher on the top-1 answer (percent).
+        divergence: mean KL from teacher to student (nats).
+        quantizers: how many quantizers there are, by bits.
+        float_size: of the teacher's weights (bytes).
+        file_size: expected of the exported file's weights, scales and biases (bytes).
+        information_size: the same with each weight at its own bits (bytes).
+        seconds: by part of the job.
+    """
+
+    run: Path
+    label: str
+    teacher_trained: bool
+    images: int
+    test_images: int
+    teacher_top1: float | None
+    student_top1: float | None
+    agreement: float
+    divergence: float
+    quantizers: dict[str, dict[int, int]]
+    float_size: int
+    file_size: int
+    information_size: int
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for json."""
+        return asdict(self) | {"run": str(self.run)}
+
+
+def train(
+    config: RunConfig | None = None,
+    *,
+    output: Path | None = None,
+    listener: Listener | None = None,
+) -> TrainResult:
+    """Distil a student as a config says, into a run folder.
+
+    Args:
+        config: the default trains ResNet-20 on the embedded digits at 4 bits.
+        output: the run folder; None picks a free name under ``runs/``.
+        listener: hears of the progress.
+
+    Raises:
+        SqakdError: of the kind that says what is wrong; nothing but the run folder is written.
+    """
+    config = config or RunConfig()
+    _check(config)
+    return _Job(config, output, listener or Listener()).run_all()
+
+
+def _check(config: RunConfig) -> None:
+    """Refuse what can be refused before any work."""
+    spec = config.quantization
+    for method in (spec.weights.method, spec.activations.method):
+        METHODS[method]
+    get_exporter(spec.target).check(spec)
+
+
+class _Job:
+    def __init__(self, config: RunConfig, output: Path | None, listener: Listener) -> None:
+        self.config = config
+        self.output = output
+        self.listener = listener
+        self.seconds: dict[str, float] = {}
+        self.device = pick_device(config.device)
+        self.seed = config.distillation.seed
+
+    def run_all(self) -> TrainResult:
+        torch.manual_seed(self.seed)
+        data = _load(self.config, self.listener)
+        model = _build(self.config, data).to(self.device)
+        trained_here = self._will_train_teacher(data)
+        run = create_run(self.config, self.output)
+        run.update(data=_data_facts(data, self.config))
+        student: nn.Module | None = None
+        try:
+            self._teacher(model, data, run)
+            torch.manual_seed(self.seed)
+            shape = (data.preprocessing.channels, *data.preprocessing.input_size)
+            student = quantize(model, self.config.quantization, example=shape)
+            self._distill(student, model, data, run)
+            run.save(student, STUDENT)
+            result = self._result(student, model, data, run, trained_here)
+        except KeyboardInterrupt:
+            if student is not None:
+                run.save(student, STUDENT)
+            run.update(status="interrupted", seconds=self.seconds)
+            self.listener.message(f"interrupted; what there is stays in {run.path}")
+            raise
+        run.update(status="complete", results=result.to_dict())
+        return result
+
+    def _will_train_teacher(self, data: ImageData) -> bool:
+        if self.config.model.weights is not None:
+            return False
+        if data.train.labels is None:
+            raise SpecError(
+                f"no teacher: {self.config.data.source} has no labels to train one with; "
+                "name a file of trained weights with --weights"
+            )
+        return True
+
+    def _teacher(self, model: nn.Module, data: ImageData, run: Run) -> None:
+        weights = self.config.model.weights
+        if weights is not None:
+            load_foreign_weights(model, Path(weights))
+        else:
+            self.listener.message(
+                "no teacher given (--weights): training one in full precision first. "
+                "Labels are used for this step only."
+            )
+            with self._timed("teacher"):
+                config = self.config.teacher
+                batches = self._labelled(data, config.batch_size)
+                self.listener.start("teacher", config.epochs * len(batches))
+                train_teacher(model, batches, config, self.listener.on_step)
+                self.listener.finish()
+        model.eval()
+        run.save(model, TEACHER)
+
+    def _distill(self, student: nn.Module, teacher: nn.Module, data: ImageData, run: Run) -> None:
+        config = self.config.distillation
+        labelled = None if config.loss == "kl" else self._labelled(data, config.batch_size)
+        batches = Batches(
+            data.train.images,
+            data.preprocessing,
+            batch_size=config.batch_size,
+            seed=self.seed,
+            augmentation=data.augmentation,
+        )
+        with self._timed("student"):
+            if config.epochs:
+                self.listener.start("student", config.epochs * len(batches))
+            else:
+                self.listener.message("0 epochs: the student is calibrated, not trained")
+            distill(
+                student,
+                batches,
+                teacher=teacher,
+                config=config,
+                calibration=_still(data.train, data.preprocessing, shuffle_seed=self.seed),
+                labelled=labelled,
+                on_step=self.listener.on_step,
+                on_epoch=lambda epoch: _record(run, epoch),
+            )
+            self.listener.finish()
+
+    def _labelled(self, data: ImageData, batch_size: int) -> LabelledBatches:
+        if data.train.labels is None:
+            raise SpecError(
+                f"loss {self.config.distillation.loss!r} needs labels and "
+                f"{self.config.data.source} has none; use --loss kl"
+            )
+        return LabelledBatches(
+            data.train.images,
+            data.train.labels,
+            data.preprocessing,
+            batch_size=batch_size,
+            seed=self.seed,
+            augmentation=data.augmentation,
+        )
+
+    def _result(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        data: ImageData,
+        run: Run,
+        trained_here: bool,
+    ) -> TrainResult:
+        with self._timed("evaluation"):
+            ours = predict(student, _still(data.test, data.preprocessing))
+            theirs = predict(teacher, _still(data.test, data.preprocessing))
+        graph = lower(student.cpu())
+        spec = self.config.quantization
+        methods = dict.fromkeys([spec.weights.method, spec.activations.method])
+        return TrainResult(
+            run=run.path,
+            label=f"{spec.label} {'/'.join(methods)}",
+            teacher_trained=trained_here,
+            images=len(data.train.images),
+            test_images=len(data.test.images),
+            teacher_top1=_top1(theirs, data.test),
+            student_top1=_top1(ours, data.test),
+            agreement=agreement(ours, theirs),
+            divergence=divergence(ours, theirs),
+            quantizers=count_quantizers(student),
+            float_size=float_size(graph),
+            file_size=expected_size(graph),
+            information_size=information_size(graph),
+            seconds=self.seconds,
+        )
+
+    def _timed(self, part: str) -> _Timer:
+        return _Timer(self.seconds, part)
+
+
+class _Timer:
+    """Notes how long a block took, also when it fails."""
+
+    def __init__(self, into: dict[str, float], part: str) -> None:
+        self._into, self._part = into, part
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        self._into[self._part] = round(time.perf_counter() - self._start, 2)
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is the GPU where there is one.
+
+    Raises:
+        SpecError: if a GPU is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SpecError("device: wanted cuda, but torch sees no GPU; use --device cpu")
+    use_gpu = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def _record(run: Run, epoch: Epoch) -> None:
+    run.append_metrics(asdict(epoch))
+
+
+def _top1(logits: Logits, split: ImageSplit) -> float | None:
+    return None if split.labels is None else accuracy(logits, split.labels)
+
+
+def _still(
+    split: ImageSplit, preprocessing: Preprocessing, shuffle_seed: int | None = None
+) -> Batches:
+    """Batches without augmentation, shuffled only to make the first ones a fair sample."""
+    return Batches(
+        split.images,
+        preprocessing,
+        batch_size=EVALUATION_BATCH,
+        seed=shuffle_seed or 0,
+        shuffle=shuffle_seed is not None,
+    )
+
+
+def _load(config: RunConfig, listener: Listener) -> ImageData:
+    source = config.data
+
+    def progress(done: int, total: int) -> None:
+        if done == 1:
+            listener.start("images", total)
+        listener.advance(done)
+        if done == total:
+            listener.finish()
+
+    data = load_data(
+        source.source,
+        input_size=source.input_size,
+        mean=source.mean,
+        std=source.std,
+        skip_bad_images=source.skip_bad_images,
+        progress=progress,
+    )
+    if data.skipped:
+        listener.message(f"skipped {data.skipped} images that could not be read")
+    return data
+
+
+def _build(config: RunConfig, data: ImageData) -> nn.Module:
+    args = dict(config.model.args)
+    classes = args.pop("num_classes", None) or (len(data.classes) if data.classes else None)
+    if classes is None:
+        raise SpecError(
+            f"{config.data.source} has no labels, so the number of classes is unknown; "
+            "give it with --model-arg num_classes=K"
+        )
+    return build_model(
+        config.model.name,
+        num_classes=classes,
+        in_channels=data.preprocessing.channels,
+        args=args,
+    )
+
+
+def _data_facts(data: ImageData, config: RunConfig) -> dict[str, Any]:
+    classes = config.model.args.get("num_classes") or len(data.classes or ())
+    return {
+        "name": data.name,
+        "num_classes": classes,
+        "classes": list(data.classes) if data.classes else None,
+        "preprocessing": data.preprocessing.model_dump(mode="json"),
+    }
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A run read back.
+
+    Attributes:
+        run: the folder.
+        student: with its weights, in evaluation mode.
+        preprocessing: what its images need.
+        classes: their names, where known.
+    """
+
+    run: Run
+    student: fx.GraphModule
+    preprocessing: Preprocessing
+    classes: tuple[str, ...] | None
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What an exported file carries."""
+        facts = {"sqakd.preprocessing": self.preprocessing.model_dump_json()}
+        if self.classes:
+            facts["sqakd.classes"] = json.dumps(self.classes)
+        return facts
+
+
+def load_student(run: Run) -> Loaded:
+    """Rebuild the student of a run.
+
+    Raises:
+        CheckpointError: if the folder is incomplete or damaged.
+    """
+    try:
+        facts = run.facts["data"]
+        preprocessing = Preprocessing(**facts["preprocessing"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"run {run.path} is damaged: no data facts in run.json") from error
+    args = {k: v for k, v in run.config.model.args.items() if k != "num_classes"}
+    model = build_model(
+        run.config.model.name,
+        num_classes=facts["num_classes"],
+        in_channels=preprocessing.channels,
+        args=args,
+    )
+    shape = (preprocessing.channels, *preprocessing.input_size)
+    student = quantize(model, run.config.quantization, example=shape)
+    load_weights(student, run.path / STUDENT)
+    classes = tuple(facts["classes"]) if facts.get("classes") else None
+    return Loaded(run, student.eval(), preprocessing, classes)
+
+
+def held_out(
+    loaded: Loaded, source: str | None = None, limit: int | None = None
+) -> tuple[Batches, ImageSplit]:
+    """The images that a run's export is compared on.
+
+    Args:
+        loaded: the run.
+        source: another dataset or folder; None takes the run's own.
+        limit: at most so many images.
+    """
+    config = loaded.run.config.data
+    data = load_data(
+        source or config.source,
+        input_size=loaded.preprocessing.input_size,
+        channels=loaded.preprocessing.channels,
+        mean=loaded.preprocessing.mean,
+        std=loaded.preprocessing.std,
+        skip_bad_images=config.skip_bad_images,
+    )
+    labels = data.test.labels
+    split = ImageSplit(data.test.images[:limit], None if labels is None else labels[:limit])
+    return _still(split, loaded.preprocessing), split
