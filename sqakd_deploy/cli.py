@@ -7,6 +7,7 @@ This module imports click alone, so that ``--help`` answers at once; everything 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -40,7 +41,9 @@ Exit codes: 0 proven, 2 wrong usage or setting, 3 the file does not give its stu
 
 
 def _commands() -> ModuleType:
-    # Imported late: torch and Brevitas take seconds, and --help needs neither.
+    # Imported late: torch and Brevitas take seconds, and --help needs neither. On a machine with
+    # the CUDA compiler and no GPU, the import logs a warning that concerns nobody here.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     import sqakd_deploy.commands as commands
 
     return commands

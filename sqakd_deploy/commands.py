@@ -14,7 +14,7 @@ from sqakd_deploy.checkpoint import newest_run, open_run
 from sqakd_deploy.config import load_config, merge
 from sqakd_deploy.data import DATASETS
 from sqakd_deploy.exporting import ExportOptions, exporters
-from sqakd_deploy.models import list_models
+from sqakd_deploy.models import MODELS, list_models
 from sqakd_deploy.parity import Tolerance
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.report import coverage_lines, listener_for, listing, parity_table, train_table
@@ -104,11 +104,15 @@ def export(
         out.print(f"wrote {artifact.path}", highlight=False, soft_wrap=True)
 
 
+def _origin(name: str) -> str:
+    return "built in, for 32×32 images" if name in MODELS else "torchvision"
+
+
 def list_all(kind: str | None, as_json: bool) -> None:
     """Print what there is to choose from."""
     groups: dict[str, dict[str, str]] = {
         "methods": {name: method.summary for name, method in METHODS.items()},
-        "models": dict(list_models()),
+        "models": {name: _origin(name) for name in list_models()},
         "datasets": {name: dataset.summary for name, dataset in DATASETS.items()},
         "targets": {name: exporter.summary for name, exporter in sorted(exporters().items())},
     }

@@ -54,9 +54,11 @@ class Step:
         epochs: in the whole run.
         steps: in an epoch.
         loss: running mean over the epoch.
-        agreement: of student and teacher on the training batches, running mean in percent.
+        agreement: with the target on the training batches, running mean in percent; the target
+            is the teacher's answer, or the label while a teacher is trained.
         lr: learning rate of the model's parameters.
         images_per_second: over the epoch so far.
+        target: what ``agreement`` is called.
     """
 
     epoch: int
@@ -67,6 +69,7 @@ class Step:
     agreement: float
     lr: float
     images_per_second: float
+    target: str = "agreement"
 
 
 @dataclass(frozen=True)

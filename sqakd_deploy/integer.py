@@ -25,7 +25,7 @@ from sqakd_deploy.errors import ExportError
 from sqakd_deploy.ops import Identity, Op, Scalar, Tuple, read
 from sqakd_deploy.quantization import BATCH_NORMS, input_shape_of, spec_of
 from sqakd_deploy.quantizers import ActivationQuantizer, WeightQuantizer
-from sqakd_deploy.tracing import describe, shape
+from sqakd_deploy.tracing import describe, is_tensor, shape
 
 _AFFINE_CODE = 127
 """Weight code of a BatchNorm on its own, written as a 1×1 depthwise convolution: the largest, so
@@ -33,6 +33,9 @@ that the accumulator's step, to which the bias is rounded, is as fine as it can 
 
 _BIAS_LIMIT = 2**30
 """Largest bias code; leaves as much of int32 to the products."""
+
+_MIN_SCALE = np.float32(1e-30)
+"""Smallest weight scale: its product with an input's scale is still a normal float32."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +162,11 @@ class _Lowering:
         self.values[value.name] = self.value_of[node] = value
         return value
 
-    def _source(self, node: fx.Node, at: int = 0) -> ir.Value:
-        return self.value_of[node.all_input_nodes[at]]
+    def _source(self, node: fx.Node) -> ir.Value:
+        return self.value_of[node.all_input_nodes[0]]
+
+    def _traced(self, node: fx.Node) -> ir.Value:
+        return self._as_traced(node, self.value_of[node])
 
     def _input(self, node: fx.Node) -> None:
         self.input = self._value(node, (None, *input_shape_of(self.student))).name
@@ -169,7 +175,7 @@ class _Lowering:
         results = node.all_input_nodes
         if len(results) != 1 or results[0] not in self.value_of:
             raise ExportError("wanted a model that returns one tensor of logits")
-        self.output = self.value_of[results[0]].name
+        self.output = self._traced(results[0]).name
 
     def _call(self, node: fx.Node) -> None:
         module = self.student.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -205,13 +211,16 @@ class _Lowering:
         value = self._value(node, source.shape, grid)
         name = str(node.target)
         self.nodes.append(ir.Quantize(name, (source.name,), value.name, np.float32(step)))
+        self._as_traced(node, value)
 
     def _operator(self, node: fx.Node, op: Op) -> None:
-        sources = [self.value_of[n] for n in node.all_input_nodes if n in self.value_of]
+        known = [n for n in node.all_input_nodes if n in self.value_of]
+        elementwise = op.kind is ir.Clip
+        sources = [self.value_of[n] if elementwise else self._traced(n) for n in known]
         if op.kind is ir.Add and len(sources) == 1:
             sources *= 2  # x + x
         moved = issubclass(op.kind, ir.DATA_MOVEMENT)
-        dims = shape(node)
+        dims = sources[0].shape if elementwise else shape(node)
         value = self._value(node, dims, sources[0].grid if moved else None)
         attributes = self._without_redundant_limit(node, op)
         names = tuple(source.name for source in sources)
@@ -239,7 +248,7 @@ class _Lowering:
         return path if node.op == "call_module" and path not in taken else node.name
 
     def _layer(self, node: fx.Node, module: Any) -> None:
-        source = self._source(node)
+        source = self._traced(node.all_input_nodes[0])
         norm = self._following_norm(node)
         affine = _affine(self.student.get_submodule(str(norm.target))) if norm else None
         name = self._name(node)
@@ -294,7 +303,7 @@ class _Lowering:
         if node in self.folded:
             self.value_of[node] = self._source(node)
             return
-        source, affine = self._source(node), _affine(module)
+        source, affine = self._traced(node.all_input_nodes[0]), _affine(module)
         if source.grid is None:
             value = self._value(node, shape(node))
             factor, shift = affine.factor.astype(np.float32), affine.shift.astype(np.float32)
@@ -314,26 +323,31 @@ class _Lowering:
         weight, bias = with_bias(weight, affine.shift, grid.scale)
         name = self._name(node)
         self.norms[name] = str(node.target)
-        flat = len(source.shape) == 2
-        dims = (None, channels, 1, 1) if flat else source.shape
-        if flat:
-            source = self._extra(f"{node.name}_image", dims, grid, f"{name}.image", source)
-        out = f"{node.name}_map" if flat else node.name
-        self.values[out] = ir.Value(out, dims)
+        if len(source.shape) == 2:
+            source = self._reshape(source, f"{node.name}_image", (None, channels, 1, 1))
+        value = ir.Value(node.name, source.shape)
+        self.values[value.name] = self.value_of[node] = value
+        inputs, one = (source.name,), (1, 1)
         self.nodes.append(
-            ir.Conv(name, (source.name,), out, weight, bias, (1, 1), (0, 0, 0, 0), (1, 1), channels)
+            ir.Conv(name, inputs, value.name, weight, bias, one, (0, 0, 0, 0), one, channels)
         )
-        self.value_of[node] = self.values[out]
-        if flat:
-            value = self._value(node, shape(node))
-            self.nodes.append(ir.Reshape(f"{name}.vector", (out,), value.name))
 
-    def _extra(
-        self, name: str, dims: ir.Shape, grid: ir.Grid | None, node: str, source: ir.Value
-    ) -> ir.Value:
-        value = self.values[name] = ir.Value(name, dims, grid)
-        self.nodes.append(ir.Reshape(node, (source.name,), name))
+    def _reshape(self, source: ir.Value, name: str, dims: ir.Shape) -> ir.Value:
+        value = self.values[name] = ir.Value(name, dims, source.grid)
+        self.nodes.append(ir.Reshape(name, (source.name,), name))
         return value
+
+    def _as_traced(self, node: fx.Node, value: ir.Value) -> ir.Value:
+        """A vector that a depthwise convolution made an image of, as a vector again.
+
+        The reshape waits until the value is quantised: between a convolution and its quantizer it
+        would keep the runtime from fusing them.
+        """
+        if not is_tensor(node) or len(value.shape) == len(shape(node)):
+            return value
+        flat = self._reshape(value, f"{value.name}_vector", shape(node))
+        self.value_of[node] = flat
+        return flat
 
 
 def fold(
@@ -357,8 +371,7 @@ def fold(
     """
     sign = np.sign(factor).astype(np.int8).reshape(-1, *[1] * (codes.ndim - 1))
     scaled = np.where(factor == 0.0, scale, scale * np.abs(factor)).astype(np.float32)
-    tiny = np.finfo(np.float32).tiny
-    return ir.IntWeight(codes * sign, np.maximum(scaled, tiny), bits, mid_rise)
+    return ir.IntWeight(codes * sign, np.maximum(scaled, _MIN_SCALE), bits, mid_rise)
 
 
 def with_bias(

@@ -58,7 +58,7 @@ def train_teacher(
             if on_step:
                 speed = seen / (time.perf_counter() - start)
                 means = loss_sum / (step + 1), 100 * correct / seen
-                on_step(Step(epoch, step, config.epochs, steps, *means, rate, speed))
+                on_step(Step(epoch, step, config.epochs, steps, *means, rate, speed, "top-1"))
     model.eval()
 
 

@@ -13,8 +13,8 @@ from torch import fx, nn
 
 from sqakd_deploy.checkpoint import STUDENT, TEACHER, Run, create_run, load_weights
 from sqakd_deploy.config import RunConfig
-from sqakd_deploy.data import Batches, ImageData, ImageSplit, LabelledBatches, load_data
-from sqakd_deploy.data.preprocessing import Preprocessing
+from sqakd_deploy.data import ImageData, ImageSplit, Preprocessing, load_data
+from sqakd_deploy.data.batches import Batches, LabelledBatches
 from sqakd_deploy.distillation import Epoch, distill
 from sqakd_deploy.errors import CheckpointError, SpecError
 from sqakd_deploy.evaluate import Logits, accuracy, agreement, divergence, predict
@@ -166,13 +166,7 @@ class _Job:
     def _distill(self, student: nn.Module, teacher: nn.Module, data: ImageData, run: Run) -> None:
         config = self.config.distillation
         labelled = None if config.loss == "kl" else self._labelled(data, config.batch_size)
-        batches = Batches(
-            data.train.images,
-            data.preprocessing,
-            batch_size=config.batch_size,
-            seed=self.seed,
-            augmentation=data.augmentation,
-        )
+        batches = self._batches(data, config.batch_size)
         with self._timed("student"):
             if config.epochs:
                 self.listener.start("student", config.epochs * len(batches))
@@ -190,20 +184,18 @@ class _Job:
             )
             self.listener.finish()
 
-    def _labelled(self, data: ImageData, batch_size: int) -> LabelledBatches:
-        if data.train.labels is None:
-            raise SpecError(
-                f"loss {self.config.distillation.loss!r} needs labels and "
-                f"{self.config.data.source} has none; use --loss kl"
-            )
-        return LabelledBatches(
+    def _batches(self, data: ImageData, batch_size: int) -> Batches:
+        return Batches(
             data.train.images,
-            data.train.labels,
             data.preprocessing,
-            batch_size=batch_size,
+            batch_size,
             seed=self.seed,
             augmentation=data.augmentation,
+            device=self.device,
         )
+
+    def _labelled(self, data: ImageData, batch_size: int) -> LabelledBatches:
+        return LabelledBatches(self._batches(data, batch_size), data.train.need_labels())
 
     def _result(
         self,
@@ -280,7 +272,7 @@ def _still(
     return Batches(
         split.images,
         preprocessing,
-        batch_size=EVALUATION_BATCH,
+        EVALUATION_BATCH,
         seed=shuffle_seed or 0,
         shuffle=shuffle_seed is not None,
     )
@@ -305,13 +297,17 @@ def _load(config: RunConfig, listener: Listener) -> ImageData:
         progress=progress,
     )
     if data.skipped:
-        listener.message(f"skipped {data.skipped} images that could not be read")
+        listener.message(f"skipped {len(data.skipped)} unreadable images: {_some(data.skipped)}")
     return data
+
+
+def _some(names: tuple[str, ...], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def _build(config: RunConfig, data: ImageData) -> nn.Module:
     args = dict(config.model.args)
-    classes = args.pop("num_classes", None) or (len(data.classes) if data.classes else None)
+    classes = args.pop("num_classes", None) or data.num_classes
     if classes is None:
         raise SpecError(
             f"{config.data.source} has no labels, so the number of classes is unknown; "
@@ -326,7 +322,7 @@ def _build(config: RunConfig, data: ImageData) -> nn.Module:
 
 
 def _data_facts(data: ImageData, config: RunConfig) -> dict[str, Any]:
-    classes = config.model.args.get("num_classes") or len(data.classes or ())
+    classes = config.model.args.get("num_classes") or data.num_classes
     return {
         "name": data.name,
         "num_classes": classes,

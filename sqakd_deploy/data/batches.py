@@ -1,0 +1,186 @@
+"""Arrays of images as torch batches, without labels, and with them where labels are meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sqakd_deploy.data.augment import shift_and_flip
+from sqakd_deploy.data.preprocessing import Augmentation, Preprocessing
+from sqakd_deploy.errors import DataError, SpecError
+
+
+class Batches:
+    """Preprocessed float32 batches ``(B, C, H, W)`` of images, and nothing but images.
+
+    Everything random in an epoch is drawn from the seed and the epoch's number alone, on the CPU
+    and before its first batch: the same two give the same batches, bit for bit, whatever else
+    the program draws and on whatever device. Iterating does not advance the epoch.
+
+    BatchNorm cannot train on one image. A last batch that would hold a single one is joined to
+    the batch before it, which then holds ``batch_size + 1``; with ``drop_last`` every short last
+    batch is dropped, unless it is the only one.
+
+    Args:
+        images: uint8 ``(N, C, H, W)``; may be a memory map, only a batch at a time is read.
+        preprocessing: applied to every batch.
+        batch_size: images a batch.
+        shuffle: a new order each epoch, for training; False keeps the order, for evaluation.
+        seed: of the order and the augmentation.
+        augmentation: random changes; None makes none.
+        drop_last: drop a short last batch, so that all have one shape.
+        device: where the batches are made.
+
+    Raises:
+        DataError: if the images have another shape than the preprocessing says, if there are
+            none, or if there is a single one to train on.
+        SpecError: if the batch size is below 1.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        preprocessing: Preprocessing,
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        augmentation: Augmentation | None = None,
+        drop_last: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        preprocessing.check(images)
+        if len(images) < (2 if shuffle else 1):
+            raise DataError(f"wanted at least {2 if shuffle else 1} images, got {len(images)}")
+        self.images = images
+        self.preprocessing = preprocessing
+        self.augmentation = augmentation or Augmentation()
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+        self.device = torch.device(device)
+        self._bounds = batch_bounds(len(images), batch_size, drop_last=drop_last)
+        self._normalise = _Normalise(preprocessing, self.device)
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (images for _, images in self.indexed())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (from 0) whose order and augmentation the next iteration uses."""
+        self.epoch = epoch
+
+    def indexed(self) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """Each batch with the indices ``(B,)`` of its images in the array."""
+        plan = self._plan()
+        for start, stop in self._bounds:
+            indices = plan.order[start:stop]
+            # Fancy indexing copies, so torch never holds on to a read-only memory map.
+            images = torch.from_numpy(self.images[indices]).to(self.device)
+            if self._augments:
+                images = shift_and_flip(
+                    images,
+                    plan.offsets[start:stop].to(self.device),
+                    plan.flips[start:stop].to(self.device),
+                    self.augmentation.shift,
+                )
+            yield indices, self._normalise(images)
+
+    @property
+    def _augments(self) -> bool:
+        return self.augmentation.flip or self.augmentation.shift > 0
+
+    def _plan(self) -> _Plan:
+        count, shift = len(self.images), self.augmentation.shift
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch))
+        order = torch.randperm(count, generator=generator)
+        offsets = torch.randint(0, 2 * shift + 1, (count, 2), generator=generator)
+        flips = torch.rand(count, generator=generator) < (0.5 if self.augmentation.flip else 0.0)
+        return _Plan(order.numpy() if self.shuffle else np.arange(count), offsets, flips)
+
+
+class LabelledBatches:
+    """Batches with their labels, for training a teacher and for supervised baselines.
+
+    Args:
+        batches: the images.
+        labels: class indices int64 ``(N,)`` of all its images.
+
+    Raises:
+        DataError: if there are not as many labels as images.
+    """
+
+    def __init__(self, batches: Batches, labels: NDArray[np.int64]) -> None:
+        if len(labels) != len(batches.images):
+            raise DataError(f"wanted {len(batches.images)} labels, got {len(labels)}")
+        self.batches = batches
+        self._labels = torch.from_numpy(np.asarray(labels, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for indices, images in self.batches.indexed():
+            yield images, self._labels[torch.from_numpy(indices)].to(images.device)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (from 0) whose order and augmentation the next iteration uses."""
+        self.batches.set_epoch(epoch)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Everything random in one epoch, by position in the epoch.
+
+    Attributes:
+        order: the image at each position, int64 ``(N,)``.
+        offsets: crops, int64 ``(N, 2)``.
+        flips: mirrored or not, bool ``(N,)``.
+    """
+
+    order: NDArray[np.int64]
+    offsets: Tensor
+    flips: Tensor
+
+
+class _Normalise:
+    """:meth:`Preprocessing.apply` in torch, the same operations in the same order."""
+
+    def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
+        # Tensors, since CUDA multiplies by the reciprocal of a Python number.
+        self._full = torch.tensor(255.0, device=device)
+        self._mean = torch.tensor(preprocessing.mean, device=device)[:, None, None]
+        self._std = torch.tensor(preprocessing.std, device=device)[:, None, None]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.float().div_(self._full).sub_(self._mean).div_(self._std)
+
+
+def batch_bounds(count: int, batch_size: int, *, drop_last: bool) -> list[tuple[int, int]]:
+    """Start and end of each batch over ``count`` images; see :class:`Batches` for the last.
+
+    Raises:
+        SpecError: if the batch size is below 1.
+    """
+    if batch_size < 1:
+        raise SpecError(f"batch size: wanted at least 1, got {batch_size}")
+    starts, end = list(range(0, count, batch_size)), count
+    tail = count - starts[-1]
+    if len(starts) > 1 and tail < batch_size:
+        if drop_last:
+            end = starts.pop()
+        elif tail == 1:
+            starts.pop()  # so the batch before it goes on to the end
+    return list(zip(starts, [*starts[1:], end], strict=True))
+
+
+def mixed_seed(seed: int, epoch: int) -> int:
+    """One generator seed from both; neighbouring pairs give unrelated streams."""
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])

@@ -1,0 +1,93 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009), through torchvision.
+
+torchvision compares the files with known checksums before it reads them, so a pickle of a
+stranger is never opened.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from torchvision import datasets
+
+from sqakd_deploy.data.preprocessing import Augmentation, Preprocessing
+from sqakd_deploy.data.splits import ImageData, ImageSplit
+from sqakd_deploy.errors import DataError
+
+# Both as in the SQAKD paper's runs.
+_CIFAR10 = Preprocessing(
+    channels=3,
+    input_size=(32, 32),
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2023, 0.1994, 0.2010),
+)
+_CIFAR100 = Preprocessing(
+    channels=3,
+    input_size=(32, 32),
+    mean=(0.5071, 0.4867, 0.4408),
+    std=(0.2675, 0.2565, 0.2761),
+)
+
+
+def load_cifar10(root: Path | None = None) -> ImageData:
+    """50,000 training and 10,000 test images ``(N, 3, 32, 32)`` of 10 classes.
+
+    Args:
+        root: the folder that holds or shall hold ``cifar-10-batches-py``; None is the cache.
+
+    Raises:
+        DataError: if the files are neither there nor can be downloaded.
+    """
+    return _load("cifar10", datasets.CIFAR10, _CIFAR10, root)
+
+
+def load_cifar100(root: Path | None = None) -> ImageData:
+    """50,000 training and 10,000 test images ``(N, 3, 32, 32)`` of 100 classes.
+
+    Args:
+        root: the folder that holds or shall hold ``cifar-100-python``; None is the cache.
+
+    Raises:
+        DataError: if the files are neither there nor can be downloaded.
+    """
+    return _load("cifar100", datasets.CIFAR100, _CIFAR100, root)
+
+
+def cache_folder() -> Path:
+    """Where downloads go: ``sqakd-deploy`` in ``$XDG_CACHE_HOME`` or in ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "sqakd-deploy"
+
+
+def _load(
+    name: str, source: type[datasets.CIFAR10], preprocessing: Preprocessing, root: Path | None
+) -> ImageData:
+    folder = root or cache_folder()
+    train, classes = _read(name, source, folder, train=True)
+    test, _ = _read(name, source, folder, train=False)
+    return ImageData(
+        name=name,
+        train=train,
+        test=test,
+        classes=classes,
+        preprocessing=preprocessing,
+        augmentation=Augmentation(shift=4, flip=True),
+    )
+
+
+def _read(
+    name: str, source: type[datasets.CIFAR10], folder: Path, *, train: bool
+) -> tuple[ImageSplit, tuple[str, ...]]:
+    try:
+        read = source(root=str(folder), train=train, download=True)
+    except (OSError, RuntimeError) as error:  # no network, no disk space, or a wrong checksum
+        raise DataError(
+            f"{name} is not in {folder} and cannot be downloaded ({error}). Where there is a "
+            f"network, fetch {source.filename} and unpack it so that "
+            f"{folder / source.base_folder} exists, or give the folder that holds it as root"
+        ) from error
+    images = np.ascontiguousarray(read.data.transpose(0, 3, 1, 2))
+    labels = np.asarray(read.targets, dtype=np.int64)
+    return ImageSplit(images, labels), tuple(read.classes)

@@ -1,0 +1,155 @@
+"""Which files of a folder are images, of which class, and held out or not.
+
+Layouts, tried in this order:
+
+1. ``PATH/train/…`` beside ``PATH/test/…`` (or ``val``, ``validation``, ``valid``; the first of
+   them), each with one folder a class, or each flat without labels. With ``train`` alone, that
+   folder is read by the rules below.
+2. ``PATH/<class>/…``, two or more class folders, in which images may be nested.
+3. ``PATH/*.jpg``, flat, or all within a single folder: no labels.
+
+Where no test part is given, every tenth image of each class (or of the flat folder), in the order
+of the paths, is held out for reports; at least one of each class with two images.
+
+Classes are numbered in the order of their folders' names. Hidden files and folders, ``__MACOSX``
+and files that are no images by their extension are ignored.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sqakd_deploy.data.splits import held_out, spread
+from sqakd_deploy.errors import DataError
+
+EXTENSIONS = (
+    ".bmp",
+    ".gif",
+    ".jpeg",
+    ".jpg",
+    ".pgm",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
+_TEST_NAMES = ("test", "val", "validation", "valid")
+_JUNK = "__MACOSX"
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """Image files of one part of a data set.
+
+    Attributes:
+        paths: N files.
+        labels: class indices int64 ``(N,)``, or None.
+        classes: names of the classes, or None.
+    """
+
+    paths: tuple[Path, ...]
+    labels: NDArray[np.int64] | None = None
+    classes: tuple[str, ...] | None = None
+
+    def take(self, indices: NDArray[np.intp]) -> Listing:
+        """The files at some indices ``(M,)``."""
+        labels = None if self.labels is None else self.labels[indices]
+        return Listing(tuple(self.paths[i] for i in indices), labels, self.classes)
+
+    def limited(self, limit: int | None) -> Listing:
+        """At most ``limit`` files, evenly spread."""
+        return self.take(spread(len(self.paths), limit))
+
+
+def find_splits(path: Path) -> tuple[Listing, Listing]:
+    """The training and the test files of a folder.
+
+    Raises:
+        DataError: if the folder is missing, holds no images, or is laid out otherwise.
+    """
+    if not path.is_dir():
+        what = "is not a folder" if path.exists() else "does not exist"
+        raise DataError(f"data folder {path} {what}")
+    train_folder = path / "train"
+    if not train_folder.is_dir():
+        return _hold_out(_list(path))
+    tests = [path / name for name in _TEST_NAMES if (path / name).is_dir()]
+    if not tests:
+        return _hold_out(_list(train_folder))
+    train, test = _list(train_folder), _list(tests[0])
+    return train, _with_classes_of(train, test, tests[0])
+
+
+def _list(folder: Path) -> Listing:
+    flat, folders = _entries(folder)
+    by_class = {sub.name: _images_below(sub) for sub in folders}
+    by_class = {name: paths for name, paths in by_class.items() if paths}
+    if flat and len(by_class) >= 2:
+        raise DataError(
+            f"{folder} holds {len(flat)} images beside {len(by_class)} folders of images; "
+            "wanted one folder a class, or images only. Move one or the other away"
+        )
+    if len(by_class) >= 2:
+        return _labelled(by_class)
+    paths = tuple(flat) or tuple(path for paths in by_class.values() for path in paths)
+    if not paths:
+        raise DataError(f"no images in {folder}; searched for {', '.join(EXTENSIONS)}")
+    return Listing(paths)
+
+
+def _labelled(by_class: dict[str, list[Path]]) -> Listing:
+    labels = [index for index, paths in enumerate(by_class.values()) for _ in paths]
+    paths = tuple(path for paths in by_class.values() for path in paths)
+    return Listing(paths, np.array(labels, dtype=np.int64), tuple(by_class))
+
+
+def _hold_out(listing: Listing) -> tuple[Listing, Listing]:
+    if len(listing.paths) < 2:
+        raise DataError(
+            f"wanted at least 2 images, one of them held out, found only {listing.paths[0]}"
+        )
+    mask = held_out(len(listing.paths), listing.labels)
+    return listing.take(np.flatnonzero(~mask)), listing.take(np.flatnonzero(mask))
+
+
+def _with_classes_of(train: Listing, test: Listing, folder: Path) -> Listing:
+    """Number the test images' classes as in training; a test part may lack some of them."""
+    if train.classes is None:
+        return Listing(test.paths)
+    if test.classes is None or test.labels is None:
+        raise DataError(f"{folder} has no class folders, but the training part has")
+    unknown = [name for name in test.classes if name not in train.classes]
+    if unknown:
+        raise DataError(
+            f"{folder} has classes that the training part lacks: {', '.join(unknown[:5])}"
+        )
+    numbers = np.array([train.classes.index(name) for name in test.classes], dtype=np.int64)
+    return Listing(test.paths, numbers[test.labels], train.classes)
+
+
+def _images_below(folder: Path) -> list[Path]:
+    images, folders = _entries(folder)
+    return images + [path for sub in folders for path in _images_below(sub)]
+
+
+def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Images and folders directly in a folder, each sorted by name."""
+    images, folders = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.name.startswith(".") or entry.name == _JUNK:
+                    continue
+                if entry.is_dir():
+                    folders.append(Path(entry.path))
+                elif entry.name.lower().endswith(EXTENSIONS):
+                    images.append(Path(entry.path))
+    except OSError as error:
+        raise DataError(f"cannot list {folder}: {error.strerror}") from error
+    return images, folders

@@ -1,0 +1,129 @@
+"""Images in memory, with their labels kept apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sqakd_deploy.data.preprocessing import Augmentation, Preprocessing
+from sqakd_deploy.errors import DataError
+
+_EVERY = 10  # a split made here holds out one image in so many
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSplit:
+    """Images and, behind their own attribute, labels.
+
+    Label-free training is handed ``images`` and nothing else.
+
+    Attributes:
+        images: uint8 ``(N, C, H, W)``; any array that can be indexed, a memory map included.
+        labels: class indices int64 ``(N,)``, or None if nobody labelled the images.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            raise DataError(
+                "images: wanted uint8 of shape (N, C, H, W), "
+                f"got {self.images.dtype} of shape {self.images.shape}"
+            )
+        if self.labels is not None:
+            _check_labels(self.labels, len(self.images))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, indices: NDArray[np.intp]) -> ImageSplit:
+        """The images (and labels) at some indices ``(M,)``, in that order."""
+        labels = None if self.labels is None else self.labels[indices]
+        return ImageSplit(self.images[indices], labels)
+
+    def need_labels(self) -> NDArray[np.int64]:
+        """The labels, for supervised training.
+
+        Raises:
+            DataError: if there are none.
+        """
+        if self.labels is None:
+            raise DataError(
+                "these images have no labels, which supervised training needs: give a tree of "
+                "class folders, or bring a trained model and train with --loss kl"
+            )
+        return self.labels
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """A data set, ready to train on and to report on.
+
+    Attributes:
+        name: of the data set, or the folder's path.
+        train: images to learn from.
+        test: images held out for reports.
+        classes: class names by index, or None without labels.
+        preprocessing: what a model must be given.
+        augmentation: what suits these images in training.
+        skipped: files that could not be read, in order; empty unless skipping was asked for.
+    """
+
+    name: str
+    train: ImageSplit
+    test: ImageSplit
+    classes: tuple[str, ...] | None
+    preprocessing: Preprocessing
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    skipped: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for split, part in (("train", self.train), ("test", self.test)):
+            if len(part) == 0:
+                raise DataError(f"{self.name}: no image is left in the {split} part")
+            self.preprocessing.check(part.images)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes, or None without labels."""
+        return None if self.classes is None else len(self.classes)
+
+
+def held_out(count: int, labels: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+    """Which of ``count`` images, in their order, are held out: the last of every ten.
+
+    With labels ``(N,)`` this is done within each class. At least one of each class (or of all)
+    is held out when there are two or more, none of a single one. No random numbers are involved,
+    so the same images are held out on every machine and in every version.
+    """
+    groups = np.zeros(count, np.int64) if labels is None else labels
+    mask = np.zeros(count, np.bool_)
+    for group in np.unique(groups):
+        members = np.flatnonzero(groups == group)
+        mask[members[_EVERY - 1 :: _EVERY]] = True
+        if 2 <= len(members) < _EVERY:
+            mask[members[-1]] = True
+    return mask
+
+
+def spread(count: int, limit: int | None) -> NDArray[np.intp]:
+    """Indices of at most ``limit`` of ``count`` images, evenly spread over their order.
+
+    Class folders are read one after the other, so the first few would all be of one class.
+    """
+    if limit is None or limit >= count:
+        return np.arange(count, dtype=np.intp)
+    return np.arange(limit, dtype=np.intp) * count // limit
+
+
+def _check_labels(labels: NDArray[np.int64], count: int) -> None:
+    if labels.dtype != np.int64 or labels.shape != (count,):
+        raise DataError(
+            f"labels: wanted int64 of shape ({count},), one for each image, "
+            f"got {labels.dtype} of shape {labels.shape}"
+        )
+    if count and labels.min() < 0:
+        raise DataError(f"labels: wanted class indices from 0, got {labels.min()}")

@@ -1,0 +1,9 @@
+"""Float models: the paper's networks, torchvision's, timm's, and a person's own code."""
+
+from sqakd_deploy.models.build import build_model, list_models
+from sqakd_deploy.models.builtin import MODELS
+from sqakd_deploy.models.resnet import CifarResNet
+from sqakd_deploy.models.vgg import CifarVGG
+from sqakd_deploy.models.weights import load_weights
+
+__all__ = ["MODELS", "CifarResNet", "CifarVGG", "build_model", "list_models", "load_weights"]

@@ -1,0 +1,21 @@
+"""The networks of this package, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import nn
+
+from sqakd_deploy.errors import ModelError
+from sqakd_deploy.models.resnet import resnet20, resnet32
+from sqakd_deploy.models.vgg import vgg8, vgg13
+from sqakd_deploy.registry import Registry
+
+ModelFactory: TypeAlias = Callable[..., nn.Module]  # takes num_classes and in_channels by name
+
+MODELS: Registry[ModelFactory] = Registry("model", ModelError)
+MODELS.register("resnet20", resnet20)
+MODELS.register("resnet32", resnet32)
+MODELS.register("vgg8", vgg8)
+MODELS.register("vgg13", vgg13)

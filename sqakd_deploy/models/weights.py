@@ -1,0 +1,158 @@
+"""Weights from files of this package and of others, without ever running their code."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sqakd_deploy.errors import CheckpointError
+
+_NESTED = ("state_dict", "model_state_dict", "model", "net")
+_WRAPPERS = ("module.", "_orig_mod.")  # left by DataParallel and by torch.compile
+_COUNTER = "num_batches_tracked"
+_PYTHON_OBJECT = re.compile(r"Unsupported global: GLOBAL ([\w.]+)")  # in torch's refusal
+_SAVE_WEIGHTS = (
+    "Where the file was made, save the weights alone: torch.save(model.state_dict(), path)"
+)
+_SHOWN = 5  # keys named in a message, of each kind
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a weight file into ``model``, in place, whole or not at all.
+
+    ``.safetensors`` files hold tensors by name. Other files are read by torch with
+    ``weights_only=True`` and may hold the state dict itself or have it under ``state_dict``,
+    ``model_state_dict``, ``model`` or ``net``; a ``module.`` or ``_orig_mod.`` before every
+    name is taken off. Every parameter and buffer must be there with its shape, and no other;
+    only BatchNorm's batch counters, which files older than PyTorch 0.4.1 lack, may be missing.
+
+    Args:
+        model: the model to change.
+        path: the file.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, holds other things than tensors, or
+            belongs to another model.
+    """
+    wanted = model.state_dict()
+    found = _unwrapped(read_state_dict(path), wanted)
+    counters = {key: value for key, value in wanted.items() if key.endswith(_COUNTER)}
+    complete = {**counters, **found}
+    problems = _differences(complete, wanted)
+    if problems:
+        raise CheckpointError(
+            f"{path} does not fit {type(model).__name__}: {'; '.join(problems)}. "
+            "Is it of another model, or of another number of classes or channels?"
+        )
+    model.load_state_dict(complete)
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors by name, on the CPU, from any file that :func:`load_weights` takes.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged or holds no state dict.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"weight file {path} does not exist")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"weight file {path} is empty")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return _find_state_dict(_read_torch(path), path)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({error}); copy or download it again"
+        ) from error
+    return tensors
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about file formats; the errors below say more
+            return torch.load(path, map_location="cpu", weights_only=True)
+    # Damaged files make torch raise anything: 6,000 of them gave nine kinds of exception.
+    except Exception as error:
+        raise CheckpointError(f"{path} {_refusal(error)}") from error
+
+
+def _refusal(error: Exception) -> str:
+    held = _PYTHON_OBJECT.search(str(error))
+    if held is not None:
+        return (
+            f"holds a Python object ({held[1]}) beside tensors, and those are never loaded, "
+            f"since they can run code. {_SAVE_WEIGHTS}"
+        )
+    if "TorchScript" in str(error):
+        return f"is a TorchScript program, not a weight file. {_SAVE_WEIGHTS}"
+    return (
+        f"is truncated, damaged or no PyTorch weight file ({_reason(error)}); "
+        "copy or download it again"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence; torch goes on for a paragraph about unsafe loading."""
+    return (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+
+
+def _find_state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
+    candidates = [loaded]
+    if isinstance(loaded, Mapping):
+        candidates += [loaded[key] for key in _NESTED if key in loaded]
+    for candidate in candidates:
+        if _is_state_dict(candidate):
+            return dict(candidate)
+    found = ", ".join(map(str, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
+    raise CheckpointError(
+        f"{path} holds no state dict: wanted tensors by name, or such a mapping under "
+        f"{', '.join(_NESTED)}; found {found}"
+    )
+
+
+def _is_state_dict(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+    )
+
+
+def _unwrapped(found: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take wrappers' prefixes off, unless the model's own names begin so."""
+    for prefix in _WRAPPERS * 2:  # either may be around the other
+        foreign = all(key.startswith(prefix) for key in found)
+        if foreign and not all(key.startswith(prefix) for key in wanted):
+            found = {key.removeprefix(prefix): value for key, value in found.items()}
+    return found
+
+
+def _differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    missing = [key for key in wanted if key not in found]
+    unexpected = [key for key in found if key not in wanted]
+    reshaped = [
+        f"{key} {tuple(found[key].shape)} for {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in found and found[key].shape != wanted[key].shape
+    ]
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+    return [f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in kinds if keys]
+
+
+def _first(keys: list[str]) -> str:
+    more = f", and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return ", ".join(keys[:_SHOWN]) + more

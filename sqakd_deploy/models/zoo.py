@@ -1,0 +1,76 @@
+"""Models of torchvision, and of timm where it is installed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+import torchvision
+from torch import nn
+
+from sqakd_deploy.errors import ModelError
+from sqakd_deploy.models.calling import call_factory
+from sqakd_deploy.registry import unknown_name
+
+TIMM_PREFIX = "timm:"
+TORCHVISION_PREFIX = "torchvision:"
+
+# These two return a tuple in training mode and warn about their initialisation by default.
+_ONE_OUTPUT = MappingProxyType({"aux_logits": False, "init_weights": True})
+_DEFAULTS = MappingProxyType({"googlenet": _ONE_OUTPUT, "inception_v3": _ONE_OUTPUT})
+
+
+@cache
+def torchvision_names() -> tuple[str, ...]:
+    """Names of torchvision's classifiers."""
+    return tuple(torchvision.models.list_models(module=torchvision.models))
+
+
+def build_torchvision(
+    name: str, num_classes: int, in_channels: int, args: dict[str, Any]
+) -> nn.Module:
+    """A torchvision classifier without weights.
+
+    Raises:
+        ModelError: if it does not take an argument or reads another number of channels.
+    """
+    given = {"weights": None, "num_classes": num_classes, **_DEFAULTS.get(name, {}), **args}
+    model = call_factory(name, torchvision.models.get_model_builder(name), given)
+    _check_channels(name, model, in_channels)
+    return model
+
+
+def build_timm(name: str, num_classes: int, in_channels: int, args: dict[str, Any]) -> nn.Module:
+    """A timm model without weights.
+
+    Args:
+        name: with its ``timm:`` prefix.
+        num_classes: K.
+        in_channels: C.
+        args: further arguments of the model.
+
+    Raises:
+        ModelError: if timm is not installed, has no such model, or cannot build it.
+    """
+    if importlib.util.find_spec("timm") is None:
+        raise ModelError(f"model {name!r} needs timm, which is not installed: pip install timm")
+    timm = importlib.import_module("timm")  # optional, so not at the top
+    bare = name.removeprefix(TIMM_PREFIX)
+    if not timm.is_model(bare):
+        close = timm.list_models(f"*{bare}*")[:10]
+        raise ModelError(unknown_name("timm model", bare, close))
+    sizes = {"pretrained": False, "num_classes": num_classes, "in_chans": in_channels}
+    return call_factory(name, timm.create_model, {"model_name": bare, **sizes, **args})
+
+
+def _check_channels(name: str, model: nn.Module, in_channels: int) -> None:
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is not None and first.in_channels != in_channels:
+        raise ModelError(
+            f"model {name!r} reads images of {first.in_channels} channels, but the data has "
+            f"{in_channels}: read the data with {first.in_channels} channels, or take one of "
+            "the models that adapt, such as resnet20"
+        )

@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sqakd_deploy.config import RunConfig, load_config, merge
+from sqakd_deploy.errors import SpecError
+
+
+def test_the_resolved_config_reads_back_as_itself(tmp_path: Path) -> None:
+    config = load_config(
+        None, {"quantization": {"weights": {"bits": 2}}, "model": {"name": "vgg8"}}
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    assert load_config(path, {}) == config
+
+
+def test_options_win_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"distillation": {"lr": 0.5, "epochs": 3}}))
+    config = load_config(path, {"distillation": {"lr": 0.25}})
+    assert config.distillation.lr == 0.25
+    assert config.distillation.epochs == 3
+
+
+def test_a_wrong_key_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("distilation: {}\n")
+    with pytest.raises(SpecError, match=r"config\.yaml: distilation: Extra inputs"):
+        load_config(path, {})
+
+
+def test_merging_changes_neither_side() -> None:
+    base, over = {"a": {"x": 1, "y": 2}, "b": 3}, {"a": {"y": 5}, "c": {"z": 1}}
+    assert merge(base, over) == {"a": {"x": 1, "y": 5}, "b": 3, "c": {"z": 1}}
+    assert base == {"a": {"x": 1, "y": 2}, "b": 3}
+    assert over == {"a": {"y": 5}, "c": {"z": 1}}
+
+
+@pytest.mark.parametrize(
+    ("values", "label"),
+    [
+        ({}, "digits-resnet20-w4a4-lsq"),
+        ({"data": {"source": "/tmp/photos/"}}, "photos-resnet20-w4a4-lsq"),
+        ({"model": {"name": "net.py:make"}}, "digits-make-w4a4-lsq"),
+    ],
+)
+def test_a_run_is_named_after_what_it_is(values: dict[str, object], label: str) -> None:
+    assert RunConfig.parse(values).label == label

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from networks import CLASSES, SHAPE, images, network
+from torch import Tensor, nn
+
+from sqakd_deploy.distillation import Epoch, Step, TensorBatches, distill, parameter_groups
+from sqakd_deploy.errors import SpecError, TrainingError
+from sqakd_deploy.hessian import update_deltas
+from sqakd_deploy.losses import distillation_loss
+from sqakd_deploy.quantization import (
+    activation_quantizers,
+    calibrate,
+    quantize,
+    reestimate_batch_norm,
+    scaling_quantizers,
+    weight_quantizers,
+)
+from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
+
+SHORT = DistillConfig(epochs=3, batch_size=16, seed=3)
+
+
+def spec(method: str, bits: int = 3) -> QuantSpec:
+    side = TensorSpec(method=method, bits=bits)
+    return QuantSpec(weights=side, activations=side)
+
+
+def trained(loader: object, config: DistillConfig = SHORT, **options: object) -> nn.Module:
+    teacher = network("residual")
+    student = quantize(teacher, spec("ewgs"), example=SHAPE)
+    distill(student, loader, teacher=teacher, config=config, **options)  # type: ignore[arg-type]
+    return student
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    ours, theirs = first.state_dict(), second.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+class Labelled:
+    """Batches of (images, labels), in a fixed order."""
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return 4
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(zip(images(64).split(16), self.labels.split(16), strict=True))
+
+
+class Untouchable:
+    """Stands where a label would and fails when it is looked at in any way."""
+
+    def _touched(self, *args: object, **kwargs: object) -> object:
+        raise AssertionError("a label was touched")
+
+    __getattr__ = __getitem__ = __len__ = __iter__ = __bool__ = __array__ = _touched  # type: ignore
+    __add__ = __radd__ = __eq__ = __float__ = __int__ = __index__ = _touched  # type: ignore
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Forbidden(Labelled):
+    def __init__(self) -> None:
+        super().__init__(torch.zeros(64))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter((batch, Untouchable()) for batch in images(64).split(16))  # type: ignore[misc]
+
+
+def test_training_never_touches_a_label() -> None:
+    student = trained(Forbidden())
+    assert same(student, trained(Labelled(torch.zeros(64))))
+
+
+def test_permuting_the_labels_changes_no_bit() -> None:
+    labels = torch.randint(0, CLASSES, (64,))
+    permuted = labels[torch.randperm(64)]
+    assert not torch.equal(labels, permuted)
+    assert same(trained(Labelled(labels)), trained(Labelled(permuted)))
+
+
+def test_the_supervised_baseline_does_use_them() -> None:
+    """The test above can fail: with a loss that sees labels, permuting them changes the student."""
+    config = SHORT.model_copy(update={"loss": "kl+ce"})
+    labels = torch.randint(0, CLASSES, (64,))
+    first = trained(images(64), config, labelled=Labelled(labels))
+    second = trained(images(64), config, labelled=Labelled(labels.flip(0)))
+    assert not same(first, second)
+
+
+def test_labels_and_losses_must_go_together() -> None:
+    with pytest.raises(SpecError, match="loss 'ce' wants labelled batches"):
+        trained(images(64), SHORT.model_copy(update={"loss": "ce"}))
+    with pytest.raises(SpecError, match="loss 'kl' wants no labels"):
+        trained(images(64), labelled=Labelled(torch.zeros(64)))
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    assert same(trained(images(64)), trained(images(64)))
+    other = SHORT.model_copy(update={"seed": 4})
+    assert not same(trained(images(64)), trained(images(64), other))
+
+
+def test_training_brings_the_student_to_its_teacher() -> None:
+    teacher = network("residual")
+    reestimate_batch_norm(teacher, images(256))  # a teacher that normalises as in training
+    student = quantize(teacher, spec("lsq", 2), example=SHAPE)
+    calibrate(student, images(256))
+    with torch.no_grad():
+        before = distillation_loss(student(images(256)), teacher(images(256)), 4.0)
+    config = DistillConfig(epochs=30, batch_size=32)
+    records = distill(student, images(256), teacher=teacher, config=config)
+    with torch.no_grad():
+        after = distillation_loss(student(images(256)), teacher(images(256)), 4.0)
+    assert after < before / 2
+    assert records[-1].loss < records[0].loss
+
+
+def test_the_teacher_is_left_as_it_was() -> None:
+    teacher = network("residual").train()
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    student = quantize(teacher, spec("lsq"), example=SHAPE)
+    distill(student, images(64), teacher=teacher, config=SHORT)
+    for key, value in teacher.state_dict().items():
+        assert torch.equal(value, before[key])
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_no_epochs_only_calibrate() -> None:
+    student = trained(images(64), DistillConfig(epochs=0))
+    teacher = dict(network("residual").named_parameters())
+    assert torch.equal(student.get_parameter("conv1.weight"), teacher["conv1.weight"])
+    assert all(q.calibrated for q in activation_quantizers(student).values())
+
+
+def test_steps_and_epochs_are_reported() -> None:
+    steps: list[Step] = []
+    epochs: list[Epoch] = []
+    trained(images(64), on_step=steps.append, on_epoch=epochs.append)
+    assert [(s.epoch, s.step) for s in steps] == [(e, s) for e in range(3) for s in range(4)]
+    assert [e.epoch for e in epochs] == [0, 1, 2]
+    assert all(0 <= s.agreement <= 100 and s.images_per_second > 0 for s in steps)
+    assert steps[0].lr == pytest.approx(SHORT.lr)
+    assert steps[-1].lr < steps[0].lr / 5
+
+
+def test_a_loss_that_is_not_finite_stops_the_run() -> None:
+    bad = images(64)
+    bad[40] = float("inf")
+    with pytest.raises(TrainingError, match=r"the loss is nan: training stopped before this step"):
+        trained(bad, calibration=images(64))
+
+
+def test_a_small_last_batch_is_dropped() -> None:
+    sizes = [len(batch) for batch in TensorBatches(images(37), 16, 0)]
+    assert sizes == [16, 16]
+    assert [len(batch) for batch in TensorBatches(images(41), 16, 0)] == [16, 16, 9]
+    assert [len(batch) for batch in TensorBatches(images(5), 16, 0)] == [5]
+
+
+def test_every_parameter_is_in_one_group_with_its_own_rate() -> None:
+    student = quantize(network("residual"), spec("pact"), example=SHAPE)
+    groups = parameter_groups(student, DistillConfig(lr=0.1, quantizer_lr=0.01, weight_decay=0.5))
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in student.parameters())
+    names = {id(p): name for name, p in student.named_parameters()}
+    decayed = {
+        names[id(p)].rpartition(".")[2]
+        for group in groups
+        if group["lr"] == 0.01 and group["weight_decay"] == 0.5
+        for p in group["params"]
+    }
+    assert decayed == {"alpha"}  # PACT's α decays, its lower bound does not
+    model = next(group for group in groups if group["lr"] == 0.1)
+    assert "conv1.weight" in {names[id(p)] for p in model["params"]}
+    assert model["weight_decay"] == 0.5
+
+
+# -- EWGS's δ ------------------------------------------------------------------------------------
+
+
+def test_a_fixed_delta_reaches_every_ewgs_quantizer_and_no_other() -> None:
+    mixed = QuantSpec(weights=TensorSpec(method="ewgs"), activations=TensorSpec(method="lsq"))
+    teacher = network("residual")
+    student = quantize(teacher, mixed, example=SHAPE)
+    config = SHORT.model_copy(update={"delta": 0.25})
+    distill(student, images(64), teacher=teacher, config=config)
+    assert {float(q.delta) for q in weight_quantizers(student).values()} == {0.25}
+    assert {float(q.delta) for q in activation_quantizers(student).values()} == {0.0}
+
+
+def test_delta_changes_the_student() -> None:
+    first = trained(images(64), SHORT.model_copy(update={"delta": 0.0}))
+    second = trained(images(64), SHORT.model_copy(update={"delta": 0.5}))
+    key = "conv1.weight"
+    assert not torch.equal(first.get_parameter(key), second.get_parameter(key))
+
+
+def test_hutchinson_finds_the_trace_of_a_known_hessian() -> None:
+    """The logits are linear in the last layer's x̂, so the Hessian is known in closed form.
+
+    For z = W·x̂ + b and L = T²·KL, ∂²L/∂x̂² of one sample is Wᵀ(diag(p) − ppᵀ)W / N, p at T.
+    """
+    teacher = network("residual")
+    no_output = spec("ewgs", 4).model_copy(update={"output_bits": None})
+    student = quantize(teacher, no_output, example=SHAPE)
+    calibrate(student, images())
+    batch, temperature = images(16), 2.0
+    name, quantizer = next(
+        (n, q) for n, q in activation_quantizers(student).items() if n.startswith("quant_norm.")
+    )
+    outputs: list[Tensor] = []
+    handle = quantizer.register_forward_hook(lambda m, i, o: outputs.append(o[0]))
+    logits = student(batch)
+    handle.remove()
+    (vector,) = outputs
+    p = torch.softmax(logits.detach() / temperature, dim=1)
+    quant_weight = student.get_submodule("classifier").quant_weight().detach()  # type: ignore
+    curvature = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    trace = torch.einsum("ki,nkl,li->", quant_weight, curvature, quant_weight) / len(batch)
+    with torch.no_grad():
+        target = teacher(batch)
+    loss = distillation_loss(logits, target, temperature)
+    (grad,) = torch.autograd.grad(loss, [vector])
+    reach = float(quantizer.out_step) * quantizer.steps  # type: ignore[arg-type]
+    wanted = float(trace) * reach / grad.numel() / (3 * float(grad.std()))
+    found = update_deltas(student, teacher, [batch], temperature=temperature, probes=2000)
+    # 2,000 Rademacher probes: the estimator's standard error is a few percent here
+    assert found[name] == pytest.approx(wanted, rel=0.1)
+
+
+def test_hessian_deltas_are_used_and_leave_the_rest_alone() -> None:
+    teacher = network("residual")
+    student = quantize(teacher, spec("ewgs"), example=SHAPE)
+    calibrate(student, images())
+    before = {k: v.clone() for k, v in student.state_dict().items() if "delta" not in k}
+    found = update_deltas(student, teacher, [images(16)], temperature=4.0)
+    assert set(found) == set(scaling_quantizers(student))
+    assert all(value >= 0 for value in found.values())
+    assert any(value > 0 for value in found.values())
+    for name, quantizer in scaling_quantizers(student).items():
+        assert float(quantizer.delta) == pytest.approx(found[name])
+    for key, value in before.items():
+        assert torch.equal(student.state_dict()[key], value)
+
+
+def test_training_with_hessian_deltas_refreshes_them() -> None:
+    config = SHORT.model_copy(update={"delta": "hessian", "delta_every": 1})
+    student = trained(images(64), config)
+    assert any(float(q.delta) > 0 for q in scaling_quantizers(student).values())
+
+
+def test_the_loss_is_hintons() -> None:
+    student, teacher, temperature = torch.randn(6, 4), torch.randn(6, 4), 3.0
+    p = torch.softmax(teacher.double() / temperature, 1)
+    q = torch.softmax(student.double() / temperature, 1)
+    wanted = temperature**2 * (p * (p / q).log()).sum() / 6
+    found = distillation_loss(student, teacher, temperature)
+    assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+    leaf = student.clone().requires_grad_()
+    distillation_loss(leaf, teacher, temperature).backward()
+    assert leaf.grad is not None
+    torch.testing.assert_close(leaf.grad, (temperature / 6 * (q - p)).float())

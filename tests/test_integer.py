@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import NETWORKS, SHAPE, Residual, images, network
+from torch import nn
+
+from sqakd_deploy import graph as ir
+from sqakd_deploy.errors import ExportError, ModelError
+from sqakd_deploy.integer import fold, lower, snap_biases, with_bias
+from sqakd_deploy.quantization import calibrate, quantize
+from sqakd_deploy.spec import QuantSpec, TensorSpec
+
+
+def calibrated(name: str, spec: QuantSpec | None = None) -> nn.Module:
+    student = quantize(network(name), spec, example=SHAPE)
+    calibrate(student, images())
+    return student
+
+
+def biases(student: nn.Module) -> dict[str, ir.IntBias]:
+    layers = [n for n in lower(student).nodes if isinstance(n, (ir.Conv, ir.Linear))]
+    return {n.name: n.bias for n in layers if isinstance(n.bias, ir.IntBias)}
+
+
+@given(
+    factor=st.lists(st.floats(-4, 4, width=32), min_size=3, max_size=3),
+    seed=st.integers(0, 1000),
+)
+def test_folding_is_exact(factor: list[float], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(-127, 128, (3, 5)).astype(np.int8)
+    scale = rng.uniform(0.001, 1.0, 3)
+    factors = np.array(factor)
+    folded = fold(codes, scale, factors, bits=8, mid_rise=False)
+    wanted = codes * (scale * factors)[:, None]
+    given_ = folded.codes * folded.scale.astype(np.float64)[:, None]
+    # float32 rounds the scale once, half an ulp relative; scales below 1e-30 are raised to it
+    np.testing.assert_allclose(given_, wanted, rtol=2**-24, atol=127 * 1e-30)
+    assert folded.codes.dtype == np.int8
+    assert (folded.scale > 0).all()
+    np.testing.assert_array_equal(np.abs(folded.codes)[factors != 0], np.abs(codes)[factors != 0])
+    assert (folded.codes[factors == 0] == 0).all()
+
+
+def test_a_bias_is_rounded_to_the_accumulators_scale() -> None:
+    weight = ir.IntWeight(np.ones((2, 3), np.int8), np.array([0.5, 0.25], np.float32), 4, False)
+    same, bias = with_bias(weight, np.array([1.02, -0.31]), np.float32(0.1))
+    assert same is weight
+    np.testing.assert_array_equal(bias.codes, [20, -12])
+    np.testing.assert_array_equal(bias.scale, np.float32(0.1) * weight.scale)
+
+
+def test_a_channel_that_is_all_but_off_keeps_its_bias() -> None:
+    codes = np.full((2, 4), 7, np.int8)
+    weight = ir.IntWeight(codes, np.array([1e-12, 0.1], np.float32), 4, False)
+    changed, bias = with_bias(weight, np.array([0.75, 0.75]), np.float32(0.1))
+    real = bias.codes * bias.scale.astype(np.float64)
+    np.testing.assert_allclose(real, [0.75, 0.75], rtol=0, atol=0.5 * bias.scale.max())
+    assert abs(int(bias.codes[0])) <= 2**30
+    np.testing.assert_array_equal(changed.codes[1], codes[1])
+    assert changed.scale[1] == weight.scale[1]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_snapped_biases_stay_where_they_are(name: str) -> None:
+    student = calibrated(name)
+    with torch.no_grad():
+        before = student(images())
+        snap_biases(student)
+        snapped = student(images())
+        first = biases(student)
+        snap_biases(student)
+        assert torch.equal(student(images()), snapped)
+    again = biases(student)
+    for layer, bias in first.items():
+        np.testing.assert_array_equal(bias.codes, again[layer].codes)
+    assert first.keys() == again.keys()
+    assert not torch.equal(before, snapped) or name == "mixed"
+
+
+def test_every_value_is_written_once_before_it_is_read() -> None:
+    for name in NETWORKS:
+        graph = lower(calibrated(name))
+        written = {graph.input}
+        for node in graph.nodes:
+            assert set(node.inputs) <= written
+            assert node.output not in written
+            written.add(node.output)
+        assert graph.output in written
+        assert written == set(graph.values)
+        names = [node.name for node in graph.nodes]
+        assert len(set(names)) == len(names)
+
+
+def test_a_vector_batchnorm_is_quantised_before_it_is_reshaped() -> None:
+    """Between a convolution and its quantizer a reshape would keep ORT from fusing them."""
+    graph = lower(calibrated("residual"))
+    readers = {node.inputs[0]: node for node in graph.nodes}
+    (depthwise,) = [n for n in graph.nodes if isinstance(n, ir.Conv) and n.name == "norm"]
+    assert depthwise.groups == 16
+    assert isinstance(readers[depthwise.output], ir.Quantize)
+
+
+def test_mid_rise_codes_are_odd() -> None:
+    spec = QuantSpec(
+        weights=TensorSpec(method="ewgs", bits=3), activations=TensorSpec(method="ewgs", bits=3)
+    )
+    graph = lower(calibrated("residual", spec))
+    (conv,) = [n for n in graph.nodes if n.name == "conv2"]
+    assert isinstance(conv, ir.Conv)
+    assert isinstance(conv.weight, ir.IntWeight)
+    assert conv.weight.mid_rise
+    live = conv.weight.codes[1:]  # channel 0 is switched off by its BatchNorm
+    assert set(np.unique(live)) <= {-7, -5, -3, -1, 1, 3, 5, 7}
+    assert (conv.weight.codes[0] == 0).all()
+
+
+def test_relu6_is_dropped_where_the_range_ends_below_it() -> None:
+    graph = lower(calibrated("mixed"))
+    (clip,) = [n for n in graph.nodes if n.name == "stem.1"]
+    assert isinstance(clip, ir.Clip)
+    assert clip.high is None
+
+
+def test_paper_placement_leaves_residuals_in_float() -> None:
+    graph = lower(calibrated("residual", QuantSpec(placement="paper")))
+    (add,) = [n for n in graph.nodes if isinstance(n, ir.Add)]
+    assert all(graph.values[name].grid is None for name in (*add.inputs, add.output))
+    assert any(isinstance(n, ir.ChannelAffine) for n in graph.nodes)
+    (stem,) = [n for n in graph.nodes if n.name == "stem"]
+    assert isinstance(stem, ir.Conv)
+    assert isinstance(stem.weight, np.ndarray)
+
+
+def test_what_is_no_student_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"wanted a student made by quantize\(\), got a Residual"):
+        lower(Residual())
+
+
+def test_an_uncalibrated_student_is_refused() -> None:
+    student = quantize(network("residual"), example=SHAPE)
+    with pytest.raises(ExportError, match="quantizer 'quant_x' was never calibrated"):
+        lower(student)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 100))
+def test_the_student_is_left_as_it_was(seed: int) -> None:
+    student = calibrated("residual")
+    state = {k: v.clone() for k, v in student.state_dict().items()}
+    lower(student)
+    for key, value in student.state_dict().items():
+        assert torch.equal(value, state[key])

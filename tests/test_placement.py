@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import SHAPE, Mixed, PreActivation, Residual
+from torch import Tensor, nn
+
+from sqakd_deploy.errors import ModelError, SpecError
+from sqakd_deploy.placement import Placement, place
+from sqakd_deploy.spec import QuantSpec, TensorSpec
+from sqakd_deploy.tracing import trace
+
+W4A2 = QuantSpec(weights=TensorSpec(bits=4), activations=TensorSpec(bits=2))
+
+
+def planned(model: nn.Module, spec: QuantSpec = W4A2) -> Placement:
+    return place(trace(model, SHAPE), spec)
+
+
+def by_node(placement: Placement) -> dict[tuple[str, int], tuple[bool, float | None]]:
+    return {(p.after.name, p.bits): (p.signed, p.limit) for p in placement.activations}
+
+
+def test_a_residual_network_for_onnxruntime() -> None:
+    plan = planned(Residual())
+    assert plan.layers == {"stem": 8, "conv1": 4, "conv2": 4, "classifier": 8}
+    assert by_node(plan) == {
+        ("x", 8): (True, None),
+        ("relu", 8): (False, None),  # the residual stream, read by the shortcut
+        ("relu", 2): (False, None),  # what conv1 reads of it
+        ("relu_1", 2): (False, None),  # only conv2 reads it: no 8-bit copy
+        ("norm2", 8): (True, None),  # input of the add
+        ("relu_2", 8): (False, None),  # output of the add, behind its ReLU
+        ("adaptive_avg_pool2d", 8): (False, None),
+        ("norm", 8): (True, None),
+        ("classifier", 8): (True, None),
+    }
+
+
+def test_requantisation_reaches_only_the_layers_that_need_it() -> None:
+    plan = planned(Residual())
+    readers = {(p.after.name, p.bits): p.readers for p in plan.activations}
+    assert readers["relu", 8] is None
+    assert [node.name for node in readers["relu", 2] or ()] == ["conv1"]
+
+
+def test_paper_placement_quantises_inner_layers_only() -> None:
+    plan = planned(Residual(), W4A2.model_copy(update={"placement": "paper"}))
+    assert plan.layers == {"conv1": 4, "conv2": 4}
+    assert by_node(plan) == {("relu", 2): (False, None), ("relu_1", 2): (False, None)}
+
+
+def test_data_movement_is_seen_through() -> None:
+    found = by_node(planned(Mixed()))
+    assert found["stem_1", 2] == (False, 6.0)  # both convolutions read it behind the max pool
+    assert ("pool", 2) not in found
+    assert found["cat", 8] == (True, None)  # a second concat reads it, cut and shuffled
+    assert found["cat_1", 2] == (True, None)
+    assert found["relu", 8] == (False, None)
+    assert found["average", 8] == (False, None)
+
+
+def test_a_lone_batchnorm_reads_and_writes_integers() -> None:
+    found = by_node(planned(PreActivation()))
+    assert found["stem", 8] == (True, None)
+    assert found["relu", 2] == (False, None)
+    assert found["add", 8] == (True, None)
+    assert found["relu_1", 8] == (False, None)
+
+
+def test_the_last_layer_is_found_behind_a_pool() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3),
+        nn.ReLU(),
+        nn.Conv2d(4, 5, 1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    assert planned(model).layers == {"0": 8, "2": 4, "4": 8}
+
+
+def test_float_logits_get_no_quantizer() -> None:
+    spec = W4A2.model_copy(update={"output_bits": None})
+    assert ("classifier", 8) not in by_node(planned(Residual(), spec))
+
+
+def test_an_excluded_layer_stays_in_float() -> None:
+    spec = W4A2.model_copy(update={"exclude": ("conv?",)})
+    plan = planned(Residual(), spec)
+    assert plan.layers == {"stem": 8, "classifier": 8}
+    assert ("relu", 2) not in by_node(plan)
+
+
+def test_an_exclusion_that_matches_nothing_is_an_error() -> None:
+    spec = W4A2.model_copy(update={"exclude": ("conv9",)})
+    with pytest.raises(SpecError, match=r"exclude: 'conv9' matches no layer\. There are: stem, "):
+        planned(Residual(), spec)
+
+
+class Transposed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(3, 4, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.flatten(self.up(x), 1)
+
+
+class Squared(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * x).mean([2, 3])
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Transposed(), r"layer 'up' \(ConvTranspose2d\) .*--exclude 'up'"),
+        (Squared(), r"operator 'mul' \(node 'mul'\) at test_placement\.py:\d+ cannot be quantised"),
+    ],
+)
+def test_what_has_no_integer_form_is_named(model: nn.Module, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        planned(model)
+
+
+class Call(nn.Module):
+    def __init__(self, call: object) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.call(self.conv(x))  # type: ignore[operator]
+        return torch.flatten(result, 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: x + 1.0, "only the sum of two tensors"),
+        (lambda x: x + x[:, :1], "the sum of tensors of different shapes"),
+        (lambda x: x.mean(1), "only a mean over height and width"),
+        (lambda x: nn.functional.pad(x, (1, 1), value=2.0), "only padding with zeros"),
+        (lambda x: nn.functional.pad(x, (1, 1), mode="reflect"), "only padding with zeros"),
+        (lambda x: x[:, 0], "only slices"),
+        (lambda x: nn.functional.adaptive_avg_pool2d(x, 3), "windows of different sizes"),
+        (lambda x: x.permute(1, 0, 2, 3), "moves the batch axis|batch as its first axis"),
+    ],
+)
+def test_forms_without_an_operator_are_refused(call: object, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        planned(Call(call))

@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sqakd_deploy.errors import SpecError
+from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec, parse_bits, read_yaml
+
+
+@given(weight=st.integers(1, 8), activation=st.integers(1, 8))
+def test_bits_are_read_in_both_forms(weight: int, activation: int) -> None:
+    assert parse_bits(f"w{weight}a{activation}") == (weight, activation)
+    assert parse_bits(f"W{weight}A{activation}") == (weight, activation)
+    assert parse_bits(str(weight)) == (weight, weight)
+
+
+@pytest.mark.parametrize("text", ["0", "9", "w4a9", "w0a4", "32"])
+def test_bits_outside_1_to_8_are_refused(text: str) -> None:
+    with pytest.raises(SpecError, match=r"bits: wanted 1 to 8, got \d+ in"):
+        parse_bits(text)
+
+
+@pytest.mark.parametrize("text", ["", "four", "w4", "4a4", "-4", "4.0", "w4a4x"])
+def test_other_text_is_refused(text: str) -> None:
+    with pytest.raises(SpecError, match="wanted a number like 4 or a pair like w4a8"):
+        parse_bits(text)
+
+
+def test_a_spec_survives_json() -> None:
+    spec = QuantSpec(
+        weights=TensorSpec(method="ewgs", bits=2, per_channel=True),
+        activations=TensorSpec(method="pact", bits=3),
+        exclude=("head.*",),
+        output_bits=None,
+        placement="paper",
+    )
+    assert QuantSpec.model_validate_json(spec.model_dump_json()) == spec
+    assert spec.label == "w2a3"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"weights": {"bits": 9}}, r"QuantSpec: weights\.bits: .*less than or equal to 8, got 9"),
+        ({"residual_bits": 0}, r"residual_bits: .*greater than or equal to 1, got 0"),
+        ({"wieghts": {}}, "wieghts: Extra inputs are not permitted"),
+        ({"placement": "random"}, "placement: .*'target' or 'paper', got 'random'"),
+    ],
+)
+def test_a_bad_field_is_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        QuantSpec.parse(values)
+
+
+def test_delta_is_a_number_or_hessian() -> None:
+    assert DistillConfig.parse({"delta": "hessian"}).delta == "hessian"
+    assert DistillConfig.parse({"delta": 0.5}).delta == 0.5
+    with pytest.raises(SpecError, match="delta"):
+        DistillConfig.parse({"delta": "often"})
+    with pytest.raises(SpecError, match="delta"):
+        DistillConfig.parse({"delta": -1})
+
+
+def test_yaml_errors_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    with pytest.raises(SpecError, match=r"cannot read config .*run\.yaml: No such file"):
+        read_yaml(path)
+    path.write_text("a: [1,")
+    with pytest.raises(SpecError, match=r"run\.yaml is not valid YAML"):
+        read_yaml(path)
+    path.write_text("- 1\n- 2\n")
+    with pytest.raises(SpecError, match="wanted keys and values, got list"):
+        read_yaml(path)
+    path.write_text("")
+    assert read_yaml(path) == {}

@@ -1,0 +1,75 @@
+import operator
+
+import pytest
+import torch
+from networks import SHAPE, Residual
+from torch import Tensor, nn
+
+from sqakd_deploy.errors import ModelError
+from sqakd_deploy.tracing import describe, shape, trace
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        if y.sum() > 0:
+            return y
+        return -y
+
+
+class TwoInputs(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+def test_a_model_that_branches_on_values_is_located() -> None:
+    with pytest.raises(ModelError, match=r"cannot trace Branching: .*test_tracing\.py:\d+: if y"):
+        trace(Branching(), SHAPE)
+
+
+def test_a_wrong_input_shape_is_named() -> None:
+    with pytest.raises(ModelError, match=r"does not run on images of shape \(1, 8, 8\)"):
+        trace(Residual(), (1, 8, 8))
+
+
+def test_two_inputs_are_refused() -> None:
+    with pytest.raises(
+        ModelError, match="wanted a model of one image tensor, got the inputs: x, y"
+    ):
+        trace(TwoInputs(), SHAPE)
+
+
+def test_in_place_operators_are_gone() -> None:
+    traced = trace(Residual(), SHAPE)
+    targets = [node.target for node in traced.graph.nodes]
+    assert operator.iadd not in targets
+    assert operator.add in targets
+    relu = traced.get_submodule("relu")
+    assert not relu.inplace  # type: ignore[union-attr]
+
+
+def test_shapes_have_a_dynamic_batch() -> None:
+    traced = trace(Residual(), SHAPE)
+    shapes = {node.name: shape(node) for node in traced.graph.nodes if node.op == "call_module"}
+    assert shapes["conv1"] == (None, 16, 4, 4)
+    assert shapes["norm"] == (None, 16)
+
+
+def test_a_node_is_described_with_its_line() -> None:
+    traced = trace(Residual(), SHAPE)
+    (pad,) = [node for node in traced.graph.nodes if node.name == "pad"]
+    assert describe(pad).startswith("operator 'pad' (node 'pad') at networks.py:")
+    (conv,) = [node for node in traced.graph.nodes if node.name == "conv1"]
+    assert describe(conv).startswith("layer 'conv1' (Conv2d) at networks.py:")
+
+
+def test_the_traced_model_answers_as_the_model() -> None:
+    model = Residual().eval()
+    x = torch.randn(4, *SHAPE)
+    with torch.no_grad():
+        expected = model(x)
+        assert torch.equal(trace(model, SHAPE)(x), expected)
