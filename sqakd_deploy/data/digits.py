@@ -46,7 +46,7 @@ def load_digits(root: Path | None = None) -> ImageData:
 
 
 def _read() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    asset = files("sqakd_deploy.data").joinpath("assets", "digits.npz")
+    asset = files("sqakd_deploy.data") / "assets" / "digits.npz"
     with asset.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         values, labels = arrays["images"], arrays["labels"]
     scaled = np.rint(values.astype(np.float64) * (255 / _INK)).astype(np.uint8)

@@ -82,20 +82,22 @@ def find_splits(path: Path) -> tuple[Listing, Listing]:
     tests = [path / name for name in _TEST_NAMES if (path / name).is_dir()]
     if not tests:
         return _hold_out(_list(train_folder))
-    train, test = _list(train_folder), _list(tests[0])
+    train = _list(train_folder)
+    test = _list(tests[0], min_classes=1 if train.classes else 2)
     return train, _with_classes_of(train, test, tests[0])
 
 
-def _list(folder: Path) -> Listing:
+def _list(folder: Path, *, min_classes: int = 2) -> Listing:
+    """Images of one part; fewer class folders than ``min_classes`` are taken as none."""
     flat, folders = _entries(folder)
     by_class = {sub.name: _images_below(sub) for sub in folders}
     by_class = {name: paths for name, paths in by_class.items() if paths}
-    if flat and len(by_class) >= 2:
+    if flat and len(by_class) >= min_classes:
         raise DataError(
             f"{folder} holds {len(flat)} images beside {len(by_class)} folders of images; "
             "wanted one folder a class, or images only. Move one or the other away"
         )
-    if len(by_class) >= 2:
+    if len(by_class) >= min_classes:
         return _labelled(by_class)
     paths = tuple(flat) or tuple(path for paths in by_class.values() for path in paths)
     if not paths:

@@ -18,7 +18,7 @@ from sqakd_deploy.errors import CheckpointError
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
 _WRAPPERS = ("module.", "_orig_mod.")  # left by DataParallel and by torch.compile
 _COUNTER = "num_batches_tracked"
-_PYTHON_OBJECT = re.compile(r"Unsupported global: GLOBAL ([\w.]+)")  # in torch's refusal
+_PYTHON_OBJECT = re.compile(r"nsupported (?:global: )?GLOBAL ([\w.]+)")  # in torch's refusal
 _SAVE_WEIGHTS = (
     "Where the file was made, save the weights alone: torch.save(model.state_dict(), path)"
 )
@@ -120,7 +120,7 @@ def _find_state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
     found = ", ".join(map(str, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
     raise CheckpointError(
         f"{path} holds no state dict: wanted tensors by name, or such a mapping under "
-        f"{', '.join(_NESTED)}; found {found}"
+        f"{', '.join(_NESTED)}; found {found or 'nothing'}"
     )
 
 

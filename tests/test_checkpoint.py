@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from networks import SHAPE, images, network
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sqakd_deploy.checkpoint import (
+    STUDENT,
+    create_run,
+    free_name,
+    load_weights,
+    newest_run,
+    open_run,
+    save_weights,
+)
+from sqakd_deploy.config import RunConfig
+from sqakd_deploy.errors import CheckpointError
+from sqakd_deploy.quantization import calibrate, quantize
+from sqakd_deploy.spec import QuantSpec, TensorSpec
+
+
+def student(method: str = "lsq") -> nn.Module:
+    side = TensorSpec(method=method, bits=3)
+    made = quantize(
+        network("residual"), QuantSpec(weights=side, activations=side), example=SHAPE
+    )
+    calibrate(made, images())
+    return made
+
+
+@pytest.mark.parametrize("method", ["ste", "pact", "lsq", "dorefa", "ewgs"])
+def test_a_student_reads_back_bit_for_bit(method: str, tmp_path: Path) -> None:
+    saved = student(method)
+    save_weights(saved, tmp_path / STUDENT)
+    side = TensorSpec(method=method, bits=3)
+    fresh = quantize(
+        network("residual", seed=9), QuantSpec(weights=side, activations=side), example=SHAPE
+    )
+    load_weights(fresh, tmp_path / STUDENT)
+    with torch.no_grad():
+        assert torch.equal(fresh(images()), saved(images()))
+
+
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / STUDENT
+    save_weights(student(), path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"student\.safetensors is truncated or no safe"):
+        load_weights(student(), path)
+
+
+def test_weights_of_another_model_are_refused_and_change_nothing(tmp_path: Path) -> None:
+    path = tmp_path / STUDENT
+    state = load_file(_saved(path))
+    state["conv1.weight"] = torch.zeros(2, 2)
+    state["extra"] = torch.zeros(1)
+    del state["stem.weight"]
+    save_file(state, path)
+    model = student()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match="belongs to another model") as error:
+        load_weights(model, path)
+    for problem in ("missing stem.weight", "unexpected extra", r"conv1.weight is (2, 2), wanted"):
+        assert problem in str(error.value)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def _saved(path: Path) -> Path:
+    save_weights(student(), path)
+    return path
+
+
+def test_a_run_folder_keeps_its_config_and_facts(tmp_path: Path) -> None:
+    config = RunConfig.parse({"quantization": {"weights": {"bits": 2}}})
+    run = create_run(config, tmp_path / "run")
+    run.update(results={"top1": 98.5})
+    again = open_run(tmp_path / "run")
+    assert again.config == config
+    assert again.status == "running"
+    assert again.facts["results"] == {"top1": 98.5}
+
+
+def test_a_run_is_never_written_over(tmp_path: Path) -> None:
+    create_run(RunConfig(), tmp_path / "run")
+    with pytest.raises(CheckpointError, match="already holds a run: choose another --output"):
+        create_run(RunConfig(), tmp_path / "run")
+
+
+def test_the_next_free_name_is_taken(tmp_path: Path) -> None:
+    assert free_name(tmp_path / "run").name == "run"
+    for name in ("run", "run-2"):
+        (tmp_path / name).mkdir()
+    assert free_name(tmp_path / "run").name == "run-3"
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"cannot write the run folder .*Not a directory"):
+        create_run(RunConfig(), tmp_path / "file" / "run")
+
+
+def test_the_newest_student_is_found(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no run to export under .*run 'sqakd-deploy train'"):
+        newest_run(tmp_path)
+    for age, name in ((300, "a"), (100, "b"), (200, "c")):
+        run = create_run(RunConfig(), tmp_path / name)
+        (run.path / STUDENT).write_bytes(b"")
+        os.utime(run.path / STUDENT, (1e9 - age, 1e9 - age))
+    create_run(RunConfig(), tmp_path / "unfinished")
+    assert newest_run(tmp_path).path.name == "b"
+
+
+def test_a_damaged_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is no run folder"):
+        open_run(tmp_path)
+    run = create_run(RunConfig(), tmp_path / "run")
+    (run.path / "run.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"run .*run is damaged"):
+        open_run(run.path)

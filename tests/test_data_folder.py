@@ -1,0 +1,230 @@
+"""Folders of a person's own images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sqakd_deploy.data import Augmentation, ReadOptions, load_data, load_folder
+from sqakd_deploy.errors import DataError
+
+
+def _write(folder: Path, count: int, *, grey: bool = False, size: tuple[int, int] = (9, 8)) -> None:
+    """PNG files 000, 001, …, each filled with its own number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for value in range(count):
+        pixels = np.full(size if grey else (*size, 3), value, np.uint8)
+        Image.fromarray(pixels).save(folder / f"{value:03d}.png")
+
+
+def _values(images: np.ndarray) -> list[int]:
+    return [int(image.max()) for image in images]
+
+
+def test_train_and_test_trees(tmp_path: Path) -> None:
+    for part, counts in {"train": (3, 2), "test": (1, 2)}.items():
+        for name, count in zip(("dog", "cat"), counts, strict=True):
+            _write(tmp_path / part / name, count)
+
+    data = load_data(tmp_path)
+
+    assert data.classes == ("cat", "dog")
+    assert data.train.images.shape == (5, 3, 9, 8)
+    assert data.train.need_labels().tolist() == [0, 0, 1, 1, 1]
+    assert _values(data.train.images) == [0, 1, 0, 1, 2]
+    assert data.test.need_labels().tolist() == [0, 0, 1]
+    assert data.name == str(tmp_path)
+    assert data.skipped == ()
+
+
+@pytest.mark.parametrize("name", ["val", "validation", "valid"])
+def test_other_names_of_the_test_part(tmp_path: Path, name: str) -> None:
+    _write(tmp_path / "train" / "a", 2)
+    _write(tmp_path / "train" / "b", 2)
+    _write(tmp_path / name / "b", 1)  # a class may be absent from the test part
+
+    data = load_data(tmp_path)
+
+    assert data.test.need_labels().tolist() == [1]
+    assert data.classes == ("a", "b")
+
+
+def test_a_tree_without_parts_holds_out_every_tenth(tmp_path: Path) -> None:
+    _write(tmp_path / "a", 20)
+    _write(tmp_path / "b", 3)
+
+    data = load_data(tmp_path)
+
+    assert _values(data.test.images) == [9, 19, 2]
+    assert data.test.need_labels().tolist() == [0, 0, 1]
+    assert len(data.train) == 20
+
+
+def test_train_alone_is_split(tmp_path: Path) -> None:
+    _write(tmp_path / "train" / "a", 10)
+    _write(tmp_path / "train" / "b", 10)
+    data = load_data(tmp_path)
+    assert (len(data.train), len(data.test), data.classes) == (18, 2, ("a", "b"))
+
+
+@pytest.mark.parametrize("inside", [".", "photos", "photos/2024"])
+def test_a_flat_folder_has_no_labels(tmp_path: Path, inside: str) -> None:
+    _write(tmp_path / inside, 12)
+
+    data = load_data(tmp_path)
+
+    assert (data.classes, data.num_classes) == (None, None)
+    assert data.train.labels is None
+    assert _values(data.test.images) == [9]
+    assert len(data.train) == 11
+
+
+def test_flat_parts_have_no_labels(tmp_path: Path) -> None:
+    _write(tmp_path / "train", 3)
+    _write(tmp_path / "test", 2)
+    data = load_data(tmp_path)
+    assert (len(data.train), len(data.test), data.classes) == (3, 2, None)
+
+
+def test_junk_is_ignored(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        _write(tmp_path / name, 2)
+    _write(tmp_path / "a" / "nested", 2)
+    _write(tmp_path / ".thumbnails", 2)
+    _write(tmp_path / "__MACOSX" / "a", 2)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a" / ".hidden.png").write_text("")
+    (tmp_path / "a" / "Thumbs.db").write_text("")
+    (tmp_path / "a" / "folder.png").mkdir()
+    (tmp_path / "README.md").write_text("")
+    (tmp_path / "b" / "000.png").rename(tmp_path / "b" / "000.PNG")
+
+    data = load_data(tmp_path)
+
+    assert data.classes == ("a", "b")
+    assert len(data.train) + len(data.test) == 6
+
+
+def test_large_or_mixed_images_get_the_size_of_photographs(tmp_path: Path) -> None:
+    _write(tmp_path / "mixed", 2)
+    _write(tmp_path / "large", 2, size=(100, 100))
+    Image.fromarray(np.zeros((5, 5, 3), np.uint8)).save(tmp_path / "mixed" / "other.png")
+
+    for name in ("mixed", "large"):
+        data = load_data(tmp_path / name)
+        assert data.train.images.shape[1:] == (3, 224, 224)
+        assert data.augmentation == Augmentation(shift=28, flip=True)
+    assert data.preprocessing.mean == (0.485, 0.456, 0.406)
+
+
+def test_a_wanted_size_and_normalisation_win(tmp_path: Path) -> None:
+    _write(tmp_path, 3)
+
+    data = load_data(tmp_path, input_size=(16, 12), channels=1, mean=(0.5,), std=(0.5,))
+
+    assert data.train.images.shape == (2, 1, 16, 12)
+    assert (data.preprocessing.mean, data.preprocessing.std) == ((0.5,), (0.5,))
+
+
+def test_grayscale_files_are_read_as_such(tmp_path: Path) -> None:
+    _write(tmp_path, 3, grey=True)
+    data = load_data(tmp_path)
+    assert data.train.images.shape == (2, 1, 9, 8)
+    assert data.augmentation == Augmentation(shift=1, flip=False)
+    assert len(data.preprocessing.mean) == 1
+
+
+def test_a_limit_is_spread_over_the_classes(tmp_path: Path) -> None:
+    for name in "abcd":
+        _write(tmp_path / "train" / name, 5)
+        _write(tmp_path / "test" / name, 5)
+    seen: list[tuple[int, int]] = []
+    options = ReadOptions(limit=4, progress=lambda done, total: seen.append((done, total)))
+
+    data = load_folder(tmp_path, options)
+
+    assert data.train.need_labels().tolist() == [0, 1, 2, 3]
+    assert seen == [(8, 8)]  # the rest was never opened
+
+
+def test_a_corrupt_image_stops_or_is_skipped_and_counted(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        _write(tmp_path / "train" / name, 3)
+        _write(tmp_path / "test" / name, 1)
+    bad = tmp_path / "train" / "a" / "001.png"
+    bad.write_bytes(b"not a picture")
+
+    with pytest.raises(DataError) as caught:
+        load_data(tmp_path)
+    assert str(bad) in str(caught.value)
+    data = load_data(tmp_path, skip_bad_images=True)
+
+    assert data.skipped == (str(bad),)
+    assert _values(data.train.images) == [0, 2, 0, 1, 2]
+    assert data.train.need_labels().tolist() == [0, 0, 1, 1, 1]
+    assert data.test.need_labels().tolist() == [0, 1]
+
+
+def test_a_folder_of_corrupt_images(tmp_path: Path) -> None:
+    for index in range(3):
+        (tmp_path / f"{index}.jpg").write_text("no")
+    with pytest.raises(DataError, match=r"^none of the 3 images in .* can be read$"):
+        load_data(tmp_path, skip_bad_images=True)
+
+
+def test_all_of_one_part_corrupt(tmp_path: Path) -> None:
+    _write(tmp_path / "train", 2)
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "0.png").write_text("no")
+    with pytest.raises(DataError, match=r"no image is left in the test part$"):
+        load_data(tmp_path, skip_bad_images=True)
+
+
+def test_an_empty_folder_says_what_was_searched_for(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(DataError) as caught:
+        load_data(tmp_path)
+    assert str(caught.value) == (
+        f"no images in {tmp_path}; searched for "
+        ".bmp, .gif, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp"
+    )
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "archive.zip").write_text("")
+    with pytest.raises(DataError, match=r"^data folder .*archive\.zip is not a folder$"):
+        load_data(tmp_path / "archive.zip")
+
+
+def test_a_single_image_cannot_be_split(tmp_path: Path) -> None:
+    _write(tmp_path, 1)
+    with pytest.raises(DataError, match=r"^wanted at least 2 images, .* found only .*000\.png$"):
+        load_data(tmp_path)
+
+
+def test_images_beside_class_folders_are_ambiguous(tmp_path: Path) -> None:
+    _write(tmp_path, 1)
+    _write(tmp_path / "a", 1)
+    _write(tmp_path / "b", 1)
+    with pytest.raises(DataError, match=r"holds 1 images beside 2 folders of images; wanted one"):
+        load_data(tmp_path)
+
+
+def test_the_test_part_has_the_classes_of_the_training_part(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        _write(tmp_path / "train" / name, 1)
+    _write(tmp_path / "test" / "a", 1)
+    _write(tmp_path / "test" / "c", 1)
+    with pytest.raises(DataError, match=r"has classes that the training part lacks: c$"):
+        load_data(tmp_path)
+
+
+def test_the_test_part_has_class_folders_if_the_training_part_has(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        _write(tmp_path / "train" / name, 1)
+    _write(tmp_path / "test", 1)
+    with pytest.raises(DataError, match=r"test has no class folders, but the training part has$"):
+        load_data(tmp_path)
