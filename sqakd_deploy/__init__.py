@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from sqakd_deploy.parity import verify as verify
     from sqakd_deploy.quantization import calibrate as calibrate
     from sqakd_deploy.quantization import quantize as quantize
+    from sqakd_deploy.runs import load_student as load_student
     from sqakd_deploy.spec import DistillConfig as DistillConfig
     from sqakd_deploy.spec import QuantSpec as QuantSpec
     from sqakd_deploy.spec import TensorSpec as TensorSpec
-    from sqakd_deploy.training import load_student as load_student
     from sqakd_deploy.training import train as train
 
 __version__ = "0.1.0"
@@ -37,7 +37,7 @@ _HOMES = {
     "distill": "distillation",
     "export": "api",
     "export_proven": "api",
-    "load_student": "training",
+    "load_student": "runs",
     "quantize": "quantization",
     "train": "training",
     "verify": "parity",

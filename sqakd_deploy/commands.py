@@ -18,6 +18,7 @@ from sqakd_deploy.models import MODELS, list_models
 from sqakd_deploy.parity import Tolerance
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.report import coverage_lines, listener_for, listing, parity_table, train_table
+from sqakd_deploy.runs import held_out, load_student
 from sqakd_deploy.spec import parse_bits
 
 
@@ -80,9 +81,9 @@ def export(
 ) -> None:
     """Export a run, print the proof, fail if there is none."""
     out, progress = _consoles()
-    loaded = training.load_student(open_run(run) if run else newest_run())
+    loaded = load_student(open_run(run) if run else newest_run())
     listener_for(progress).message(f"exporting {loaded.run.path} ({loaded.run.status})")
-    images, split = training.held_out(loaded, data, samples)
+    images, split = held_out(loaded, data, samples)
     artifact, report = export_proven(
         loaded.student,
         path,

@@ -1,11 +1,8 @@
 """From a student to its integers: the one place where trained numbers become codes.
 
-What is folded, and why it is exact (design: numerics contract 4): BatchNorm in evaluation is
-``f·x + h`` per channel with ``f = γ/√(σ² + ε)``. Behind a layer with integer weights, ``|f|``
-multiplies the channel's scale, a negative ``f`` flips the signs of its codes, ``f = 0`` makes them
-zero, and the rest joins the bias. No weight is rounded again. The bias is rounded to int32 at the
-accumulator's scale, half a step of error at most; :func:`snap_biases` moves a student's own biases
-onto that grid, after which the student and its integers are the same function.
+:mod:`~sqakd_deploy.folding` has the arithmetic. The only error that lowering adds is half a step of
+each int32 bias; :func:`snap_biases` moves a student's own biases onto that grid, after which the
+student and its integers are the same function.
 """
 
 from __future__ import annotations
@@ -18,32 +15,15 @@ import numpy as np
 import torch
 from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import ExportError
+from sqakd_deploy.folding import AFFINE_CODE, Affine, affine_of, fold, to_numpy, with_bias
 from sqakd_deploy.ops import Identity, Op, Scalar, Tuple, read
 from sqakd_deploy.quantization import BATCH_NORMS, input_shape_of, spec_of
 from sqakd_deploy.quantizers import ActivationQuantizer, WeightQuantizer
 from sqakd_deploy.tracing import describe, is_tensor, shape
-
-_AFFINE_CODE = 127
-"""Weight code of a BatchNorm on its own, written as a 1×1 depthwise convolution: the largest, so
-that the accumulator's step, to which the bias is rounded, is as fine as it can be."""
-
-_BIAS_LIMIT = 2**30
-"""Largest bias code; leaves as much of int32 to the products."""
-
-_MIN_SCALE = np.float32(1e-30)
-"""Smallest weight scale: its product with an input's scale is still a normal float32."""
-
-
-@dataclass(frozen=True)
-class Affine:
-    """``factor[c] · x + shift[c]`` in float64: what a BatchNorm does in evaluation."""
-
-    factor: NDArray[np.float64]
-    shift: NDArray[np.float64]
 
 
 @dataclass
@@ -106,24 +86,10 @@ def _set_bias(
     batch_norm: Any = student.get_submodule(norm)
     if batch_norm.bias is None:
         return
-    affine = _affine(batch_norm)
-    own = _numpy(module.bias) if norm != layer and module.bias is not None else 0.0
+    affine = affine_of(batch_norm)
+    own = to_numpy(module.bias) if norm != layer and module.bias is not None else 0.0
     present = own * affine.factor + affine.shift
     batch_norm.bias.add_(torch.from_numpy(wanted - present).to(batch_norm.bias.device))
-
-
-def _numpy(tensor: Tensor) -> NDArray[np.float64]:
-    return tensor.detach().double().cpu().numpy()
-
-
-def _affine(norm: Any) -> Affine:
-    if norm.running_var is None:
-        raise ExportError("a BatchNorm without running statistics depends on its batch")
-    sigma = np.sqrt(_numpy(norm.running_var) + norm.eps)
-    gamma = _numpy(norm.weight) if norm.weight is not None else np.ones_like(sigma)
-    beta = _numpy(norm.bias) if norm.bias is not None else np.zeros_like(sigma)
-    factor = gamma / sigma
-    return Affine(factor, beta - _numpy(norm.running_mean) * factor)
 
 
 class _Lowering:
@@ -220,7 +186,12 @@ class _Lowering:
         if op.kind is ir.Add and len(sources) == 1:
             sources *= 2  # x + x
         moved = issubclass(op.kind, ir.DATA_MOVEMENT)
-        dims = sources[0].shape if elementwise else shape(node)
+        if elementwise:
+            dims = sources[0].shape
+        elif op.kind is ir.GlobalAveragePool:  # a mean may drop the two axes; the operator does not
+            dims = (*sources[0].shape[:2], 1, 1)
+        else:
+            dims = shape(node)
         value = self._value(node, dims, sources[0].grid if moved else None)
         attributes = self._without_redundant_limit(node, op)
         names = tuple(source.name for source in sources)
@@ -250,9 +221,9 @@ class _Lowering:
     def _layer(self, node: fx.Node, module: Any) -> None:
         source = self._traced(node.all_input_nodes[0])
         norm = self._following_norm(node)
-        affine = _affine(self.student.get_submodule(str(norm.target))) if norm else None
+        affine = affine_of(self.student.get_submodule(str(norm.target))) if norm else None
         name = self._name(node)
-        own_bias = None if module.bias is None else _numpy(module.bias)
+        own_bias = None if module.bias is None else to_numpy(module.bias)
         weight, bias = self._weight_and_bias(module, affine, own_bias, source.grid)
         value = self._value(node, shape(node))
         if norm is not None:
@@ -289,11 +260,11 @@ class _Lowering:
             bias += (0.0 if own_bias is None else own_bias) * factor
             bias += affine.shift if affine else 0.0
         if not isinstance(module, (QuantConv2d, QuantLinear)):
-            folded = _numpy(module.weight) * factor.reshape(-1, *[1] * (module.weight.dim() - 1))
+            folded = to_numpy(module.weight) * factor.reshape(-1, *[1] * (module.weight.dim() - 1))
             return folded.astype(np.float32), None if bias is None else bias.astype(np.float32)
         quantizer: WeightQuantizer = module.weight_quant.tensor_quant
         codes, scale = quantizer.encode(module.weight)
-        scales = np.broadcast_to(_numpy(scale).reshape(-1), channels)
+        scales = np.broadcast_to(to_numpy(scale).reshape(-1), channels)
         weight = fold(codes.cpu().numpy(), scales, factor, quantizer.bits, not quantizer.has_zero)
         if grid is None or bias is None:
             return weight, None if bias is None else bias.astype(np.float32)
@@ -303,7 +274,7 @@ class _Lowering:
         if node in self.folded:
             self.value_of[node] = self._source(node)
             return
-        source, affine = self._traced(node.all_input_nodes[0]), _affine(module)
+        source, affine = self._traced(node.all_input_nodes[0]), affine_of(module)
         if source.grid is None:
             value = self._value(node, shape(node))
             factor, shift = affine.factor.astype(np.float32), affine.shift.astype(np.float32)
@@ -315,8 +286,8 @@ class _Lowering:
     def _depthwise(self, node: fx.Node, source: ir.Value, affine: Affine) -> None:
         """A BatchNorm on integers as a 1×1 depthwise convolution: exact, with integer kernels."""
         channels = len(affine.factor)
-        codes = np.full((channels, 1, 1, 1), _AFFINE_CODE, np.int8)
-        scale = np.full(channels, 1.0 / _AFFINE_CODE)
+        codes = np.full((channels, 1, 1, 1), AFFINE_CODE, np.int8)
+        scale = np.full(channels, 1.0 / AFFINE_CODE)
         weight = fold(codes, scale, affine.factor, bits=8, mid_rise=False)
         grid = source.grid
         assert grid is not None
@@ -348,60 +319,6 @@ class _Lowering:
         flat = self._reshape(value, f"{value.name}_vector", shape(node))
         self.value_of[node] = flat
         return flat
-
-
-def fold(
-    codes: NDArray[np.int8],
-    scale: NDArray[np.float64],
-    factor: NDArray[np.float64],
-    bits: int,
-    mid_rise: bool,
-) -> ir.IntWeight:
-    """Multiply each output channel by a factor, exactly.
-
-    Args:
-        codes: int8 ``(O, …)``.
-        scale: ``(O,)``.
-        factor: ``(O,)``, of any sign.
-        bits: information bits of a code.
-        mid_rise: the codes are odd.
-
-    Returns:
-        Codes with the factor's sign (zero where it is zero) and scales ``scale · |factor|``.
-    """
-    sign = np.sign(factor).astype(np.int8).reshape(-1, *[1] * (codes.ndim - 1))
-    scaled = np.where(factor == 0.0, scale, scale * np.abs(factor)).astype(np.float32)
-    return ir.IntWeight(codes * sign, np.maximum(scaled, _MIN_SCALE), bits, mid_rise)
-
-
-def with_bias(
-    weight: ir.IntWeight, bias: NDArray[np.float64], input_scale: np.float32
-) -> tuple[ir.IntWeight, ir.IntBias]:
-    """Encode a bias at the accumulator's scale.
-
-    A channel that BatchNorm has all but switched off can have a bias beyond int32 in steps of its
-    accumulator. Its scale is then raised until the bias fits, and its weights, which matter less
-    than half a step of that bias each, are rounded to the new scale.
-
-    Args:
-        weight: of the layer.
-        bias: real bias ``(O,)``.
-        input_scale: of the layer's input.
-
-    Returns:
-        The weight (another one only if such a channel exists) and the bias.
-    """
-    needed = (np.abs(bias) / _BIAS_LIMIT / np.float64(input_scale)).astype(np.float32)
-    if np.any(needed > weight.scale):
-        scale = np.maximum(weight.scale, needed)
-        ratio = (weight.scale.astype(np.float64) / scale).reshape(
-            -1, *[1] * (weight.codes.ndim - 1)
-        )
-        codes = np.rint(weight.codes * ratio).astype(np.int8)
-        weight = ir.IntWeight(codes, scale, weight.bits, weight.mid_rise)
-    scale = np.float32(input_scale) * weight.scale
-    codes32 = np.rint(bias / scale.astype(np.float64)).astype(np.int32)
-    return weight, ir.IntBias(codes32, scale)
 
 
 def _geometry(conv: nn.Conv2d) -> dict[str, Any]:

@@ -125,7 +125,8 @@ def _quant_conv(old: nn.Conv2d, quant: type, path: str) -> QuantConv2d:
 
 
 def _insert(student: fx.GraphModule, placed: Placed, spec: QuantSpec) -> None:
-    name = f"quant_{placed.after.name}" + (f"_{placed.bits}" if placed.readers else "")
+    edge = placed.after.name
+    name = f"requant_{edge}_{placed.bits}" if placed.readers else f"quant_{edge}"
     injector = act_quant(spec.activations.method, placed.bits, placed.signed, placed.limit)
     module = QuantIdentity(act_quant=injector)
     module.act_quant.skip_create_quant_tensor = True

@@ -102,7 +102,8 @@ def _figures(step: Step | None) -> str:
         return ""
     return (
         f"epoch {step.epoch + 1}/{step.epochs}  loss {step.loss:.4f}  "
-        f"{step.target} {step.agreement:.1f} %  {step.images_per_second:.0f} img/s  lr {step.lr:.1e}"
+        f"{step.target} {step.agreement:.1f} %  "
+        f"{step.images_per_second:.0f} img/s  lr {step.lr:.1e}"
     )
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
-from sqakd_deploy.checkpoint import STUDENT, TEACHER, Run, create_run, load_weights
+from sqakd_deploy.checkpoint import STUDENT, TEACHER, Run, create_run
 from sqakd_deploy.config import RunConfig
-from sqakd_deploy.data import ImageData, ImageSplit, Preprocessing, load_data
+from sqakd_deploy.data import ImageData, ImageSplit, load_data
 from sqakd_deploy.data.batches import Batches, LabelledBatches
 from sqakd_deploy.distillation import Epoch, distill
-from sqakd_deploy.errors import CheckpointError, SpecError
+from sqakd_deploy.errors import SpecError
 from sqakd_deploy.evaluate import Logits, accuracy, agreement, divergence, predict
 from sqakd_deploy.exporting import get_exporter
 from sqakd_deploy.integer import lower
@@ -26,9 +25,8 @@ from sqakd_deploy.models import load_weights as load_foreign_weights
 from sqakd_deploy.parity import expected_size, float_size, information_size
 from sqakd_deploy.quantization import count_quantizers, quantize
 from sqakd_deploy.quantizers import METHODS
+from sqakd_deploy.runs import still_batches
 from sqakd_deploy.teacher import train_teacher
-
-EVALUATION_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,7 @@ class _Job:
                 batches,
                 teacher=teacher,
                 config=config,
-                calibration=_still(data.train, data.preprocessing, shuffle_seed=self.seed),
+                calibration=still_batches(data.train, data.preprocessing, shuffle_seed=self.seed),
                 labelled=labelled,
                 on_step=self.listener.on_step,
                 on_epoch=lambda epoch: _record(run, epoch),
@@ -206,8 +204,8 @@ class _Job:
         trained_here: bool,
     ) -> TrainResult:
         with self._timed("evaluation"):
-            ours = predict(student, _still(data.test, data.preprocessing))
-            theirs = predict(teacher, _still(data.test, data.preprocessing))
+            ours = predict(student, still_batches(data.test, data.preprocessing))
+            theirs = predict(teacher, still_batches(data.test, data.preprocessing))
         graph = lower(student.cpu())
         spec = self.config.quantization
         methods = dict.fromkeys([spec.weights.method, spec.activations.method])
@@ -265,28 +263,17 @@ def _top1(logits: Logits, split: ImageSplit) -> float | None:
     return None if split.labels is None else accuracy(logits, split.labels)
 
 
-def _still(
-    split: ImageSplit, preprocessing: Preprocessing, shuffle_seed: int | None = None
-) -> Batches:
-    """Batches without augmentation, shuffled only to make the first ones a fair sample."""
-    return Batches(
-        split.images,
-        preprocessing,
-        EVALUATION_BATCH,
-        seed=shuffle_seed or 0,
-        shuffle=shuffle_seed is not None,
-    )
-
-
 def _load(config: RunConfig, listener: Listener) -> ImageData:
     source = config.data
 
+    started = False
+
     def progress(done: int, total: int) -> None:
-        if done == 1:
+        nonlocal started
+        if not started:
             listener.start("images", total)
+        started = True
         listener.advance(done)
-        if done == total:
-            listener.finish()
 
     data = load_data(
         source.source,
@@ -296,6 +283,8 @@ def _load(config: RunConfig, listener: Listener) -> ImageData:
         skip_bad_images=source.skip_bad_images,
         progress=progress,
     )
+    if started:
+        listener.finish()
     if data.skipped:
         listener.message(f"skipped {len(data.skipped)} unreadable images: {_some(data.skipped)}")
     return data
@@ -329,77 +318,3 @@ def _data_facts(data: ImageData, config: RunConfig) -> dict[str, Any]:
         "classes": list(data.classes) if data.classes else None,
         "preprocessing": data.preprocessing.model_dump(mode="json"),
     }
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A run read back.
-
-    Attributes:
-        run: the folder.
-        student: with its weights, in evaluation mode.
-        preprocessing: what its images need.
-        classes: their names, where known.
-    """
-
-    run: Run
-    student: fx.GraphModule
-    preprocessing: Preprocessing
-    classes: tuple[str, ...] | None
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """What an exported file carries."""
-        facts = {"sqakd.preprocessing": self.preprocessing.model_dump_json()}
-        if self.classes:
-            facts["sqakd.classes"] = json.dumps(self.classes)
-        return facts
-
-
-def load_student(run: Run) -> Loaded:
-    """Rebuild the student of a run.
-
-    Raises:
-        CheckpointError: if the folder is incomplete or damaged.
-    """
-    try:
-        facts = run.facts["data"]
-        preprocessing = Preprocessing(**facts["preprocessing"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"run {run.path} is damaged: no data facts in run.json") from error
-    args = {k: v for k, v in run.config.model.args.items() if k != "num_classes"}
-    model = build_model(
-        run.config.model.name,
-        num_classes=facts["num_classes"],
-        in_channels=preprocessing.channels,
-        args=args,
-    )
-    shape = (preprocessing.channels, *preprocessing.input_size)
-    student = quantize(model, run.config.quantization, example=shape)
-    load_weights(student, run.path / STUDENT)
-    classes = tuple(facts["classes"]) if facts.get("classes") else None
-    return Loaded(run, student.eval(), preprocessing, classes)
-
-
-def held_out(
-    loaded: Loaded, source: str | None = None, limit: int | None = None
-) -> tuple[Batches, ImageSplit]:
-    """The images that a run's export is compared on.
-
-    Args:
-        loaded: the run.
-        source: another dataset or folder; None takes the run's own.
-        limit: at most so many images.
-    """
-    config = loaded.run.config.data
-    data = load_data(
-        source or config.source,
-        input_size=loaded.preprocessing.input_size,
-        channels=loaded.preprocessing.channels,
-        mean=loaded.preprocessing.mean,
-        std=loaded.preprocessing.std,
-        skip_bad_images=config.skip_bad_images,
-    )
-    labels = data.test.labels
-    split = ImageSplit(data.test.images[:limit], None if labels is None else labels[:limit])
-    return _still(split, loaded.preprocessing), split

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+# The networks here are tiny: threads cost more than they save, and much more on a busy machine.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _same_randomness() -> None:

@@ -25,7 +25,7 @@ def randomise_norms(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 class Residual(nn.Module):
-    """Stem, a block with an option-A shortcut, a second block, BatchNorm1d before the classifier."""
+    """Stem, a block with an option-A shortcut, BatchNorm1d before the classifier."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -26,9 +26,7 @@ from sqakd_deploy.spec import QuantSpec, TensorSpec
 
 def student(method: str = "lsq") -> nn.Module:
     side = TensorSpec(method=method, bits=3)
-    made = quantize(
-        network("residual"), QuantSpec(weights=side, activations=side), example=SHAPE
-    )
+    made = quantize(network("residual"), QuantSpec(weights=side, activations=side), example=SHAPE)
     calibrate(made, images())
     return made
 
@@ -105,7 +103,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_the_newest_student_is_found(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no run to export under .*run 'sqakd-deploy train'"):
+    with pytest.raises(CheckpointError, match=r"no run to export under .*run 'sqakd-deploy train'"):
         newest_run(tmp_path)
     for age, name in ((300, "a"), (100, "b"), (200, "c")):
         run = create_run(RunConfig(), tmp_path / name)

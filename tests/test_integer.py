@@ -10,7 +10,8 @@ from torch import nn
 
 from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import ExportError, ModelError
-from sqakd_deploy.integer import fold, lower, snap_biases, with_bias
+from sqakd_deploy.folding import fold, with_bias
+from sqakd_deploy.integer import lower, snap_biases
 from sqakd_deploy.quantization import calibrate, quantize
 from sqakd_deploy.spec import QuantSpec, TensorSpec
 

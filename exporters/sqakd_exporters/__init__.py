@@ -1,0 +1,1 @@
+"""Exporters that come with sqakd-deploy: integer graphs as files that runtimes execute."""

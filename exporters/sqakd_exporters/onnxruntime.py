@@ -1,0 +1,139 @@
+"""ONNX Runtime on the CPU: the exporter, and the runtime that proves its files."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from sqakd_deploy.errors import ExportError
+from sqakd_deploy.exporting import Artifact, Coverage, ExportOptions, PlacementRules
+from sqakd_deploy.graph import IntegerGraph
+from sqakd_deploy.spec import QuantSpec
+from sqakd_exporters.coverage import measure
+from sqakd_exporters.qdq import build_model
+
+_ERRORS_ONLY = 3  # ONNX Runtime's severity scale
+
+
+class OnnxRuntimeExporter:
+    """QDQ ONNX in the forms that ONNX Runtime's CPU provider fuses into integer kernels."""
+
+    name = "onnxruntime"
+    summary = "QDQ ONNX for ONNX Runtime on CPUs: uint8 activations, int8 weights, all layers fused"
+    runtime = "onnxruntime"
+    placement = PlacementRules()
+
+    def check(self, spec: QuantSpec) -> None:
+        """Every spec that validates can run: 1 to 8 bits, any registered method."""
+
+    def export(self, graph: IntegerGraph, path: Path, options: ExportOptions) -> Artifact:
+        """Write the file, checked by onnx, whole or not at all.
+
+        Raises:
+            ExportError: if a node cannot be written or the model does not pass onnx's checker.
+        """
+        proto = ir.to_proto(build_model(graph, options))
+        try:
+            onnx.checker.check_model(proto, full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise ExportError(f"{path}: the model is not valid ONNX: {error}") from error
+        size = _write(proto.SerializeToString(), path)
+        return Artifact(path, self.name, size)
+
+
+def _write(content: bytes, path: Path) -> int:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise ExportError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(content)
+
+
+class OnnxRuntime:
+    """Opens ONNX files with ONNX Runtime's CPU provider."""
+
+    name = "onnxruntime"
+
+    def open(
+        self, path: Path, *, optimize: bool = True, threads: int | None = None
+    ) -> OnnxRuntimeSession:
+        """Load a file.
+
+        Args:
+            path: the file.
+            optimize: all of ONNX Runtime's graph optimisations, or none.
+            threads: intra-operator threads; None takes ONNX Runtime's default.
+
+        Raises:
+            ExportError: if ONNX Runtime refuses the file.
+        """
+        return OnnxRuntimeSession(path, optimize=optimize, threads=threads)
+
+
+class OnnxRuntimeSession:
+    """An opened file of one input and one output."""
+
+    def __init__(self, path: Path, *, optimize: bool, threads: int | None) -> None:
+        self.path = path
+        self._optimize = optimize
+        self._session = _open(path, _options(optimize, threads))
+        (self._input,) = self._session.get_inputs()
+        (self._output,) = self._session.get_outputs()
+
+    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits ``(N, K)`` of preprocessed images ``(N, C, H, W)``.
+
+        Raises:
+            ExportError: if the images have another shape than the file's input.
+        """
+        wanted = self._input.shape
+        fits = len(wanted) == images.ndim and all(
+            not isinstance(extent, int) or extent == got
+            for extent, got in zip(wanted, images.shape, strict=True)
+        )
+        if not fits:
+            raise ExportError(f"{self.path}: wanted images {wanted}, got {list(images.shape)}")
+        feed = {self._input.name: np.ascontiguousarray(images, np.float32)}
+        (logits,) = self._session.run([self._output.name], feed)
+        result: NDArray[np.float32] = logits
+        return result
+
+    def coverage(self) -> Coverage:
+        """Which layers run in integers, read from the graph that ONNX Runtime made of the file."""
+        with tempfile.TemporaryDirectory() as folder:
+            optimised = Path(folder) / "optimised.onnx"
+            options = _options(self._optimize, threads=1)
+            options.optimized_model_filepath = str(optimised)
+            _open(self.path, options)
+            return measure(onnx.load(self.path), onnx.load(optimised))
+
+
+def _options(optimize: bool, threads: int | None) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    options.log_severity_level = _ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def _open(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        raise ExportError(f"ONNX Runtime cannot load {path}: {error}") from error

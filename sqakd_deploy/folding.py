@@ -1,0 +1,110 @@
+"""The arithmetic of folding: BatchNorm into scales, biases into int32.
+
+BatchNorm in evaluation is ``f·x + h`` per channel with ``f = γ/√(σ² + ε)``. Behind a layer with
+integer weights, ``|f|`` multiplies the channel's scale, a negative ``f`` flips the signs of its
+codes, ``f = 0`` makes them zero, and the rest joins the bias: no weight is rounded again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sqakd_deploy import graph as ir
+from sqakd_deploy.errors import ExportError
+
+AFFINE_CODE = 127
+"""Weight code of a BatchNorm on its own, written as a 1×1 depthwise convolution: the largest, so
+that the accumulator's step, to which the bias is rounded, is as fine as it can be."""
+
+_BIAS_LIMIT = 2**30
+"""Largest bias code; leaves as much of int32 to the products."""
+
+_MIN_SCALE = np.float32(1e-30)
+"""Smallest weight scale: its product with an input's scale is still a normal float32."""
+
+
+@dataclass(frozen=True)
+class Affine:
+    """``factor[c] · x + shift[c]`` in float64: what a BatchNorm does in evaluation."""
+
+    factor: NDArray[np.float64]
+    shift: NDArray[np.float64]
+
+
+def to_numpy(tensor: Tensor) -> NDArray[np.float64]:
+    """A tensor's values in float64, on the CPU."""
+    return tensor.detach().double().cpu().numpy()
+
+
+def affine_of(norm: Any) -> Affine:
+    """What a BatchNorm does in evaluation.
+
+    Raises:
+        ExportError: if it keeps no running statistics.
+    """
+    if norm.running_var is None:
+        raise ExportError("a BatchNorm without running statistics depends on its batch")
+    sigma = np.sqrt(to_numpy(norm.running_var) + norm.eps)
+    gamma = to_numpy(norm.weight) if norm.weight is not None else np.ones_like(sigma)
+    beta = to_numpy(norm.bias) if norm.bias is not None else np.zeros_like(sigma)
+    factor = gamma / sigma
+    return Affine(factor, beta - to_numpy(norm.running_mean) * factor)
+
+
+def fold(
+    codes: NDArray[np.int8],
+    scale: NDArray[np.float64],
+    factor: NDArray[np.float64],
+    bits: int,
+    mid_rise: bool,
+) -> ir.IntWeight:
+    """Multiply each output channel by a factor, exactly.
+
+    Args:
+        codes: int8 ``(O, …)``.
+        scale: ``(O,)``.
+        factor: ``(O,)``, of any sign.
+        bits: information bits of a code.
+        mid_rise: the codes are odd.
+
+    Returns:
+        Codes with the factor's sign (zero where it is zero) and scales ``scale · |factor|``.
+    """
+    sign = np.sign(factor).astype(np.int8).reshape(-1, *[1] * (codes.ndim - 1))
+    scaled = np.where(factor == 0.0, scale, scale * np.abs(factor)).astype(np.float32)
+    return ir.IntWeight(codes * sign, np.maximum(scaled, _MIN_SCALE), bits, mid_rise)
+
+
+def with_bias(
+    weight: ir.IntWeight, bias: NDArray[np.float64], input_scale: np.float32
+) -> tuple[ir.IntWeight, ir.IntBias]:
+    """Encode a bias at the accumulator's scale.
+
+    A channel that BatchNorm has all but switched off can have a bias beyond int32 in steps of its
+    accumulator. Its scale is then raised until the bias fits, and its weights, which matter less
+    than half a step of that bias each, are rounded to the new scale.
+
+    Args:
+        weight: of the layer.
+        bias: real bias ``(O,)``.
+        input_scale: of the layer's input.
+
+    Returns:
+        The weight (another one only if such a channel exists) and the bias.
+    """
+    needed = (np.abs(bias) / _BIAS_LIMIT / np.float64(input_scale)).astype(np.float32)
+    if np.any(needed > weight.scale):
+        scale = np.maximum(weight.scale, needed)
+        ratio = (weight.scale.astype(np.float64) / scale).reshape(
+            -1, *[1] * (weight.codes.ndim - 1)
+        )
+        codes = np.rint(weight.codes * ratio).astype(np.int8)
+        weight = ir.IntWeight(codes, scale, weight.bits, weight.mid_rise)
+    scale = np.float32(input_scale) * weight.scale
+    codes32 = np.rint(bias / scale.astype(np.float64)).astype(np.int32)
+    return weight, ir.IntBias(codes32, scale)

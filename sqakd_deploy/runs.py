@@ -1,0 +1,104 @@
+"""A run folder read back: the student, and the images to judge it on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from torch import fx
+
+from sqakd_deploy.checkpoint import STUDENT, Run, load_weights
+from sqakd_deploy.data import ImageSplit, Preprocessing, load_data
+from sqakd_deploy.data.batches import Batches
+from sqakd_deploy.errors import CheckpointError
+from sqakd_deploy.models import build_model
+from sqakd_deploy.quantization import quantize
+
+_EVALUATION_BATCH = 256
+
+
+def still_batches(
+    split: ImageSplit, preprocessing: Preprocessing, shuffle_seed: int | None = None
+) -> Batches:
+    """Batches without augmentation, shuffled only to make the first ones a fair sample."""
+    return Batches(
+        split.images,
+        preprocessing,
+        _EVALUATION_BATCH,
+        seed=shuffle_seed or 0,
+        shuffle=shuffle_seed is not None,
+    )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A run read back.
+
+    Attributes:
+        run: the folder.
+        student: with its weights, in evaluation mode.
+        preprocessing: what its images need.
+        classes: their names, where known.
+    """
+
+    run: Run
+    student: fx.GraphModule
+    preprocessing: Preprocessing
+    classes: tuple[str, ...] | None
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What an exported file carries."""
+        facts = {"sqakd.preprocessing": self.preprocessing.model_dump_json()}
+        if self.classes:
+            facts["sqakd.classes"] = json.dumps(self.classes)
+        return facts
+
+
+def load_student(run: Run) -> Loaded:
+    """Rebuild the student of a run.
+
+    Raises:
+        CheckpointError: if the folder is incomplete or damaged.
+    """
+    try:
+        facts = run.facts["data"]
+        preprocessing = Preprocessing(**facts["preprocessing"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"run {run.path} is damaged: no data facts in run.json") from error
+    args = {k: v for k, v in run.config.model.args.items() if k != "num_classes"}
+    model = build_model(
+        run.config.model.name,
+        num_classes=facts["num_classes"],
+        in_channels=preprocessing.channels,
+        args=args,
+    )
+    shape = (preprocessing.channels, *preprocessing.input_size)
+    student = quantize(model, run.config.quantization, example=shape)
+    load_weights(student, run.path / STUDENT)
+    classes = tuple(facts["classes"]) if facts.get("classes") else None
+    return Loaded(run, student.eval(), preprocessing, classes)
+
+
+def held_out(
+    loaded: Loaded, source: str | None = None, limit: int | None = None
+) -> tuple[Batches, ImageSplit]:
+    """The images that a run's export is compared on.
+
+    Args:
+        loaded: the run.
+        source: another dataset or folder; None takes the run's own.
+        limit: at most so many images.
+    """
+    config = loaded.run.config.data
+    data = load_data(
+        source or config.source,
+        input_size=loaded.preprocessing.input_size,
+        channels=loaded.preprocessing.channels,
+        mean=loaded.preprocessing.mean,
+        std=loaded.preprocessing.std,
+        skip_bad_images=config.skip_bad_images,
+    )
+    labels = data.test.labels
+    split = ImageSplit(data.test.images[:limit], None if labels is None else labels[:limit])
+    return still_batches(split, loaded.preprocessing), split

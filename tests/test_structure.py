@@ -1,0 +1,74 @@
+"""The architecture's rules, held by reading the imports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sqakd_deploy
+
+PACKAGE = Path(sqakd_deploy.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+TORCH_FREE = ("errors", "registry", "spec", "config", "graph", "exporting", "files", "cli")
+TORCH_FREE_DATA = ("preprocessing", "splits", "options", "digits", "decode", "layout", "load")
+
+
+def imported(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_core_imports_no_exporter(path: Path) -> None:
+    assert not {name for name in imported(path) if name.split(".")[0] == "sqakd_exporters"}
+
+
+@pytest.mark.parametrize(
+    "name", [*TORCH_FREE, *(f"data.{name}" for name in TORCH_FREE_DATA)], ids=str
+)
+def test_what_is_said_to_be_free_of_torch_is(name: str) -> None:
+    code = f"import sys, sqakd_deploy.{name}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_modules_import_one_way() -> None:
+    """No cycle: every import points to a module that does not lead back."""
+    graph = {}
+    for path in SOURCES:
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(("sqakd_deploy", *(part for part in parts if part != "__init__")))
+        graph[name] = {other for other in imported(path) if other.startswith("sqakd_deploy.")}
+    graph.pop("sqakd_deploy")  # the lazy namespace names everything and imports nothing
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, f"import cycle: {' → '.join((*trail, name))}"
+        if name in done or name not in graph:
+            return
+        for other in graph[name]:
+            visit(other, (*trail, name))
+        done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_no_file_outgrows_its_concern() -> None:
+    longest = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    assert {name: count for name, count in longest.items() if count > 310} == {}
+
+
+def test_every_public_name_exists() -> None:
+    for name in sqakd_deploy.__all__:
+        assert getattr(sqakd_deploy, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        sqakd_deploy.nothing  # noqa: B018
