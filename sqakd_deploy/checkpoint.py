@@ -3,7 +3,7 @@
 ::
 
     config.yaml            the resolved config
-    run.json               status (running, interrupted, complete) and results
+    run.json               status (running, interrupted, failed, complete) and results
     metrics.jsonl          one line per epoch
     teacher.safetensors    the float model
     student.safetensors    the student
@@ -24,7 +24,7 @@ from sqakd_deploy.config import RunConfig, load_config
 from sqakd_deploy.errors import CheckpointError, SqakdError
 from sqakd_deploy.files import replacing, write_text
 
-Status = Literal["running", "interrupted", "complete"]
+Status = Literal["running", "interrupted", "failed", "complete"]
 CONFIG, STATE, METRICS = "config.yaml", "run.json", "metrics.jsonl"
 TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
 

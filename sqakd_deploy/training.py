@@ -15,7 +15,7 @@ from sqakd_deploy.config import RunConfig
 from sqakd_deploy.data import ImageData, ImageSplit, load_data
 from sqakd_deploy.data.batches import Batches, LabelledBatches
 from sqakd_deploy.distillation import Epoch, distill
-from sqakd_deploy.errors import SpecError
+from sqakd_deploy.errors import SpecError, SqakdError
 from sqakd_deploy.evaluate import Logits, accuracy, agreement, divergence, predict
 from sqakd_deploy.exporting import get_exporter
 from sqakd_deploy.integer import lower
@@ -113,14 +113,17 @@ class _Job:
         data = _load(self.config, self.listener)
         model = _build(self.config, data).to(self.device)
         trained_here = self._will_train_teacher(data)
+        if not trained_here:
+            load_foreign_weights(model, Path(str(self.config.model.weights)))
+        self._quantize(model, data)  # a model that cannot be quantised is refused before any work
         run = create_run(self.config, self.output)
         run.update(data=_data_facts(data, self.config))
         student: nn.Module | None = None
         try:
-            self._teacher(model, data, run)
-            torch.manual_seed(self.seed)
-            shape = (data.preprocessing.channels, *data.preprocessing.input_size)
-            student = quantize(model, self.config.quantization, example=shape)
+            if trained_here:
+                self._train_teacher(model, data)
+            run.save(model.eval(), TEACHER)
+            student = self._quantize(model, data)
             self._distill(student, model, data, run)
             run.save(student, STUDENT)
             result = self._result(student, model, data, run, trained_here)
@@ -130,8 +133,15 @@ class _Job:
             run.update(status="interrupted", seconds=self.seconds)
             self.listener.message(f"interrupted; what there is stays in {run.path}")
             raise
+        except SqakdError as error:
+            run.update(status="failed", error=str(error), seconds=self.seconds)
+            raise
         run.update(status="complete", results=result.to_dict())
         return result
+
+    def _quantize(self, model: nn.Module, data: ImageData) -> nn.Module:
+        shape = (data.preprocessing.channels, *data.preprocessing.input_size)
+        return quantize(model, self.config.quantization, example=shape)
 
     def _will_train_teacher(self, data: ImageData) -> bool:
         if self.config.model.weights is not None:
@@ -143,23 +153,17 @@ class _Job:
             )
         return True
 
-    def _teacher(self, model: nn.Module, data: ImageData, run: Run) -> None:
-        weights = self.config.model.weights
-        if weights is not None:
-            load_foreign_weights(model, Path(weights))
-        else:
-            self.listener.message(
-                "no teacher given (--weights): training one in full precision first. "
-                "Labels are used for this step only."
-            )
-            with self._timed("teacher"):
-                config = self.config.teacher
-                batches = self._labelled(data, config.batch_size)
-                self.listener.start("teacher", config.epochs * len(batches))
-                train_teacher(model, batches, config, self.listener.on_step)
-                self.listener.finish()
-        model.eval()
-        run.save(model, TEACHER)
+    def _train_teacher(self, model: nn.Module, data: ImageData) -> None:
+        self.listener.message(
+            "no teacher given (--weights): training one in full precision first. "
+            "Labels are used for this step only."
+        )
+        with self._timed("teacher"):
+            config = self.config.teacher
+            batches = self._labelled(data, config.batch_size)
+            self.listener.start("teacher", config.epochs * len(batches))
+            train_teacher(model, batches, config, self.listener.on_step)
+            self.listener.finish()
 
     def _distill(self, student: nn.Module, teacher: nn.Module, data: ImageData, run: Run) -> None:
         config = self.config.distillation

@@ -1,0 +1,295 @@
+"""The command line as a person meets it: in a process of its own where start-up matters."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from sqakd_deploy import __version__
+from sqakd_deploy.checkpoint import open_run
+from sqakd_deploy.cli import main
+from sqakd_deploy.config import load_config
+
+QUICK = ("--epochs", "1", "--teacher-epochs", "3")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def photos(folder: Path, count: int = 24, *, classes: tuple[str, ...] = ()) -> Path:
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        home = folder / classes[i % len(classes)] if classes else folder
+        home.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(home / f"{i:03}.png")
+    return folder
+
+
+# -- the main job --------------------------------------------------------------------------------
+
+
+def test_train_and_export(tmp_path: Path) -> None:
+    trained = run("train", "--bits", "4", *QUICK)
+    assert trained.exit_code == 0, trained.output
+    assert "Labels are used for this step only." in trained.stderr
+    assert "student–teacher agreement" in trained.stdout
+    folder = tmp_path / "runs" / "digits-resnet20-w4a4-lsq"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "config.yaml",
+        "run.json",
+        "metrics.jsonl",
+        "teacher.safetensors",
+        "student.safetensors",
+    }
+    assert open_run(folder).status == "complete"
+    assert load_config(folder / "config.yaml", {}).distillation.epochs == 1
+
+    exported = run("export", "model.onnx")
+    assert exported.exit_code == 0, exported.output
+    assert "9 of 9 Add, 20 of 20 Conv, 1 of 1 Gemm" in exported.stdout
+    assert "in float" not in exported.stdout
+    assert "wrote model.onnx" in exported.stdout
+    facts = {p.key: p.value for p in onnx.load(tmp_path / "model.onnx").metadata_props}
+    assert json.loads(facts["sqakd.classes"]) == list("0123456789")
+    assert json.loads(facts["sqakd.preprocessing"])["input_size"] == [8, 8]
+
+
+def test_json_is_all_there_is_on_stdout(tmp_path: Path) -> None:
+    trained = run("train", "--bits", "w2a3", "--method", "ewgs", "--json", *QUICK)
+    assert trained.exit_code == 0, trained.output
+    result = json.loads(trained.stdout)
+    assert result["label"] == "w2a3 ewgs"
+    assert result["quantizers"]["weights"] == {"2": 18, "8": 2}
+    assert 0 <= result["student_top1"] <= 100
+    exported = run("export", "model.onnx", "--run", result["run"], "--json")
+    assert exported.exit_code == 0, exported.output
+    report = json.loads(exported.stdout)
+    assert report["passed"]
+    assert report["coverage"]["integer"]["Conv"] == 20
+    assert Path(report["path"]) == Path("model.onnx")
+
+
+def test_options_win_over_the_config_file(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(
+        "quantization: {weights: {bits: 2, method: ste}}\ndistillation: {epochs: 0}\n"
+        "teacher: {epochs: 1}\n"
+    )
+    result = run("train", "--config", "run.yaml", "--weight-bits", "3", "--output", "r")
+    assert result.exit_code == 0, result.output
+    config = load_config(tmp_path / "r" / "config.yaml", {})
+    assert config.quantization.weights.bits == 3
+    assert config.quantization.weights.method == "ste"
+    assert config.quantization.activations.method == "lsq"
+    assert config.distillation.epochs == 0
+
+
+def test_a_flat_folder_needs_no_label(tmp_path: Path) -> None:
+    """Own images, own model, own weights: reports speak of agreement, not of accuracy."""
+    photos(tmp_path / "photos")
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def make(num_classes, in_channels):\n"
+        "    return nn.Sequential(nn.Conv2d(in_channels, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),\n"
+        "        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))\n"
+    )
+    common = ("train", "--data", "photos", "--model", "net.py:make", "--epochs", "1", "--json")
+    missing = run(*common, "--model-arg", "num_classes=4")
+    assert missing.exit_code == 2
+    assert "no teacher: photos has no labels to train one with; name a file" in missing.stderr
+    save_weights(tmp_path / "net.py", tmp_path / "net.safetensors")
+    trained = run(*common, "--model-arg", "num_classes=4", "--weights", "net.safetensors")
+    assert trained.exit_code == 0, trained.output
+    result = json.loads(trained.stdout)
+    assert result["student_top1"] is None
+    assert result["teacher_top1"] is None
+    assert 0 <= result["agreement"] <= 100
+    assert not result["teacher_trained"]
+    exported = run("export", "model.onnx", "--json", "--min-agreement", "0")
+    assert exported.exit_code == 0, exported.output
+    assert all(stage["top1"] is None for stage in json.loads(exported.stdout)["stages"])
+
+
+def save_weights(source: Path, path: Path) -> None:
+    from sqakd_deploy.checkpoint import save_weights as save
+    from sqakd_deploy.models import build_model
+
+    save(build_model(f"{source}:make", num_classes=4, in_channels=3), path)
+
+
+# -- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--method", "lsqq"], 2, "unknown method 'lsqq'. Did you mean 'lsq'? There are: dorefa"),
+        (["--target", "toaster"], 2, "unknown target 'toaster'. There are: onnxruntime."),
+        (["--bits", "9"], 2, "bits: wanted 1 to 8, got 9 in '9'"),
+        (["--bits", "four"], 2, "bits: wanted a number like 4 or a pair like w4a8, got 'four'"),
+        (["--weight-bits", "0"], 2, "quantization.weights.bits"),
+        (["--exclude", "nothing.*"], 2, "exclude: 'nothing.*' matches no layer"),
+        (["--config", "absent.yaml"], 2, "cannot read config absent.yaml: No such file"),
+        (["--data", "nowhere"], 4, "nowhere"),
+        (["--weights", "absent.safetensors"], 5, "absent.safetensors"),
+        (["--model", "resnet21"], 6, "resnet20"),
+        (["--loss", "mse"], 2, "'mse' is not one of 'kl', 'ce', 'kl+ce'"),
+        (["--model-arg", "depth"], 2, "wanted key=value, got 'depth'"),
+        (["--delta", "often"], 2, "distillation.delta"),
+        (["--device", "cuda"], 2, "device: wanted cuda, but torch sees no GPU"),
+    ],
+)
+def test_a_bad_setting_is_one_clear_line(
+    arguments: list[str], code: int, message: str, tmp_path: Path
+) -> None:
+    result = run("train", *QUICK, *arguments)
+    assert result.exit_code == code, result.output
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.lower().startswith("error: ")
+    assert message in last
+    assert "Traceback" not in result.output
+    assert list(tmp_path.iterdir()) == []  # refused before anything is written
+
+
+def test_a_corrupt_image_is_named_or_skipped_and_counted(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", classes=("cat", "dog"))
+    broken = folder / "cat" / "broken.png"
+    broken.write_bytes((folder / "cat" / "000.png").read_bytes()[:40])
+    common = ("train", "--data", "photos", "--model", "resnet20", *QUICK)
+    stopped = run(*common)
+    assert stopped.exit_code == 4
+    assert "broken.png" in stopped.stderr
+    assert not (tmp_path / "runs").exists()
+    skipped = run(*common, "--skip-bad-images")
+    assert skipped.exit_code == 0, skipped.output
+    assert "skipped 1 unreadable images" in skipped.stderr
+    assert "broken.png" in skipped.stderr
+
+
+def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = run("train", "--data", "empty", *QUICK)
+    assert result.exit_code == 4
+    assert "empty" in result.stderr
+
+
+def test_nothing_to_export(tmp_path: Path) -> None:
+    result = run("export", "model.onnx")
+    assert result.exit_code == 5
+    assert "no run to export under" in result.stderr
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_damaged_run_is_refused(tmp_path: Path) -> None:
+    assert run("train", *QUICK, "--epochs", "0", "--output", "r").exit_code == 0
+    student = tmp_path / "r" / "student.safetensors"
+    whole = student.read_bytes()
+    student.write_bytes(whole[: len(whole) // 2])
+    result = run("export", "model.onnx", "--run", "r")
+    assert result.exit_code == 5
+    assert "student.safetensors is truncated" in result.stderr
+    student.write_bytes(whole)
+    config = tmp_path / "r" / "config.yaml"
+    config.write_text(config.read_text().replace("resnet20", "vgg8"))
+    result = run("export", "model.onnx", "--run", "r")
+    assert result.exit_code == 5
+    assert "belongs to another model" in result.stderr
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_failed_proof_leaves_no_file(tmp_path: Path) -> None:
+    assert run("train", *QUICK, "--epochs", "0", "--output", "r").exit_code == 0
+    result = run("export", "model.onnx", "--run", "r", "--min-agreement", "100.5")
+    assert result.exit_code == 3
+    assert "error: the exported file is not its student" in result.stderr
+    assert "Parity on 360 images" in result.stdout
+    assert not [path for path in tmp_path.iterdir() if path.name != "r"]
+
+
+def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
+    assert run("train", *QUICK, "--epochs", "0", "--output", "r").exit_code == 0
+    again = run("train", *QUICK, "--epochs", "0", "--output", "r")
+    assert again.exit_code == 5
+    assert "r already holds a run" in again.stderr
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = run("train", *QUICK, "--output", "file/run")
+    assert result.exit_code == 5
+    assert "cannot write the run folder" in result.stderr
+
+
+# -- processes -----------------------------------------------------------------------------------
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "sqakd_deploy", *arguments]
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys; from sqakd_deploy.cli import main\n"
+    code += "try: main(['train', '--help'])\nexcept SystemExit: pass\n"
+    code += "sys.exit(bool({'torch', 'numpy', 'pydantic', 'rich'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "sqakd-deploy train --bits 4" in done.stdout
+    assert "Examples:" in run("--help").output
+    assert "Exit codes:" in run("export", "--help").output
+
+
+def test_version_and_lists() -> None:
+    assert run("--version").output.strip() == f"sqakd-deploy, version {__version__}"
+    everything = json.loads(run("list", "--json").stdout)
+    assert set(everything) == {"methods", "models", "datasets", "targets"}
+    assert set(everything["methods"]) >= {"ste", "pact", "lsq", "dorefa", "ewgs"}
+    assert {"resnet20", "resnet18"} <= set(everything["models"])
+    assert "digits" in everything["datasets"]
+    assert "onnxruntime" in run("list", "targets").stdout
+
+
+def test_an_interrupt_leaves_a_run_that_can_be_looked_at(tmp_path: Path) -> None:
+    arguments = command("train", "--teacher-epochs", "2", "--epochs", "4000", "--output", "r")
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "r" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert metrics.exists()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; what there is stays in r" in errors
+    assert "Traceback" not in errors
+    run_folder = open_run(tmp_path / "r")
+    assert run_folder.status == "interrupted"
+    assert json.loads(metrics.read_text().splitlines()[0])["epoch"] == 0
+    exported = run("export", "model.onnx", "--run", "r", "--json")
+    assert json.loads(exported.stdout)["run"] == "r"
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    for name in ("a", "b"):
+        arguments = command("train", "--output", name, *QUICK)
+        subprocess.run(arguments, env=environment, check=True, capture_output=True)
+    for file in ("teacher.safetensors", "student.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from networks import SHAPE, images, network
+from onnx import numpy_helper
+
+from sqakd_deploy.api import export, export_proven
+from sqakd_deploy.errors import ExportError, ParityError
+from sqakd_deploy.evaluate import accuracy, agreement, divergence, predict
+from sqakd_deploy.integer import lower, snap_biases
+from sqakd_deploy.parity import (
+    Tolerance,
+    expected_size,
+    float_size,
+    information_size,
+    output_step,
+    verify,
+)
+from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
+
+
+@pytest.fixture
+def student() -> torch.fx.GraphModule:
+    teacher = network("residual")
+    reestimate_batch_norm(teacher, images(128))
+    made = quantize(teacher, example=SHAPE)
+    calibrate(made, images(128))
+    snap_biases(made)
+    return made
+
+
+@pytest.fixture
+def model(student: torch.fx.GraphModule, tmp_path: Path) -> Path:
+    return export(student, tmp_path / "model.onnx").path
+
+
+def change(path: Path, name: str, function: object) -> None:
+    """Plant a fault: replace one initializer of a file."""
+    proto = onnx.load(path)
+    (tensor,) = [t for t in proto.graph.initializer if t.name == name]
+    changed = function(numpy_helper.to_array(tensor).copy())  # type: ignore[operator]
+    tensor.CopyFrom(numpy_helper.from_array(changed, name))
+    onnx.save(proto, path)
+
+
+def test_a_true_export_passes(student: torch.fx.GraphModule, model: Path) -> None:
+    report = verify(model, student, images(256))
+    report.raise_for_failures()
+    assert [stage.name for stage in report.stages] == [
+        "PyTorch student",
+        "onnxruntime, optimisations off",
+        "onnxruntime, optimisations on",
+    ]
+    assert report.stages[0].max_error == 0
+    assert report.samples == 256
+    assert report.size == model.stat().st_size
+    assert all(stage.top1 is None for stage in report.stages)
+
+
+def flip(codes: np.ndarray) -> np.ndarray:
+    codes[3] = -codes[3]
+    return codes
+
+
+@pytest.mark.parametrize(
+    ("constant", "fault"),
+    [
+        ("classifier/weight", flip),
+        ("classifier/bias", lambda codes: codes + np.int32(2000)),
+        ("quant_norm2/q/scale", lambda scale: scale * np.float32(1.5)),
+        ("quant_norm/q/zero_point", lambda zero: zero + np.uint8(9)),
+        ("clip_uint8_15", lambda bound: bound - np.uint8(8)),
+        ("conv1/weight/scale", lambda scale: scale[::-1].copy()),
+    ],
+)
+def test_a_planted_fault_is_seen(
+    constant: str, fault: object, student: torch.fx.GraphModule, model: Path
+) -> None:
+    change(model, constant, fault)
+    report = verify(model, student, images(256))
+    assert max(stage.max_error for stage in report.stages[1:]) > 4
+    assert max(stage.mean_error for stage in report.stages[1:]) > 0.5
+
+
+def test_a_failed_report_says_what_failed(student: torch.fx.GraphModule, model: Path) -> None:
+    change(model, "classifier/bias", lambda codes: np.roll(codes, 1) + np.int32(5000) * (codes > 0))
+    labels = predict(student, [images(256)]).argmax(axis=1)
+    report = verify(model, student, images(256), labels=labels)
+    assert report.stages[0].top1 == 100.0
+    with pytest.raises(ParityError, match=r"optimisations off: agreement .* is below 99\.50 %"):
+        report.raise_for_failures()
+    assert any("points from the student's 100.00 %" in failure for failure in report.failures)
+    assert report.to_dict()["passed"] is False
+
+
+def test_the_file_appears_only_when_it_is_proven(
+    student: torch.fx.GraphModule, tmp_path: Path
+) -> None:
+    path = tmp_path / "proven.onnx"
+    impossible = Tolerance(agreement=100.1)
+    _, report = export_proven(student, path, images(64), tolerance=impossible)
+    assert report.failures
+    assert list(tmp_path.iterdir()) == []
+    artifact, report = export_proven(student, path, images(64))
+    assert not report.failures
+    assert artifact.path == path
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_export_keeps_the_file_that_was_there(
+    student: torch.fx.GraphModule, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"the one before")
+    export_proven(student, path, images(64), tolerance=Tolerance(agreement=100.1))
+    assert path.read_bytes() == b"the one before"
+
+
+def test_a_missing_folder_is_named(student: torch.fx.GraphModule, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"the folder .*nowhere does not exist"):
+        export(student, tmp_path / "nowhere" / "model.onnx")
+
+
+def test_sizes_count_what_is_stored(student: torch.fx.GraphModule) -> None:
+    graph = lower(student)
+    inner = 8 * 16 * 9 + 16 * 16 * 9  # conv1, conv2 at 4 bits
+    ends = 3 * 8 * 9 + 16 * 5  # stem, classifier at 8 bits
+    norm, channels = 16, 8 + 16 + 16 + 16 + 5
+    assert float_size(graph) == 4 * (inner + ends + norm + channels)
+    assert expected_size(graph) == inner + ends + norm + 8 * channels
+    assert information_size(graph) == inner // 2 + ends + norm + 8 * channels
+
+
+def test_the_output_step_is_that_of_the_output(student: torch.fx.GraphModule) -> None:
+    graph = lower(student)
+    grid = graph.values[graph.output].grid
+    assert grid is not None
+    logits = predict(student, [images(64)])
+    assert output_step(graph, logits) == (float(grid.scale), "scale of the quantised output")
+
+
+def test_measures_of_agreement() -> None:
+    first = np.array([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0], [0.0, 5.0]], np.float32)
+    second = np.array([[1.0, 2.0], [0.0, 1.0], [3.0, 0.0], [0.0, 5.0]], np.float32)
+    assert agreement(first, second) == 75.0
+    assert accuracy(first, np.array([0, 1, 1, 1])) == 75.0
+    assert divergence(first, first) == pytest.approx(0.0, abs=1e-7)
+    p, q = np.exp([1.0, 2.0]), np.exp([2.0, 1.0])
+    p, q = p / p.sum(), q / q.sum()
+    assert divergence(first, second) == pytest.approx((p * np.log(p / q)).sum() / 4, rel=1e-5)
