@@ -77,7 +77,11 @@ def discretise(position: Tensor, low: Tensor, high: Tensor, offset: float) -> tu
 
 
 class _Unified(torch.autograd.Function):
-    """Saves only the input; positions and masks are cheaper to compute again than to keep."""
+    """Saves only the input; positions and masks are cheaper to compute again than to keep.
+
+    ``out_step`` None ties it to ``step``: one tensor must not come in twice, and the two gradients
+    then take one reduction instead of two.
+    """
 
     @staticmethod
     def forward(
@@ -86,38 +90,43 @@ class _Unified(torch.autograd.Function):
         step: Tensor,
         low: Tensor,
         high: Tensor,
-        out_step: Tensor,
+        out_step: Tensor | None,
         delta: Tensor,
-        rule: Rule,
+        steps: float,
+        offset: float,
+        keep_residual: bool,
+        clip_gradient: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, step, low, high, out_step, delta)
-        ctx.rule = rule
-        _, level = discretise(x.float() / step, low, high, rule.offset)
-        return (level * out_step).to(x.dtype)
+        ctx.steps, ctx.offset = steps, offset
+        ctx.keep_residual, ctx.clip_gradient = keep_residual, clip_gradient
+        _, level = discretise(x.float() / step, low, high, offset)
+        return (level * (step if out_step is None else out_step)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, step, low, high, out_step, delta = ctx.saved_tensors
-        rule: Rule = ctx.rule
-        need_x, need_step, need_low, need_high, need_out, _, _ = ctx.needs_input_grad
+        need_x, need_step, need_low, need_high, need_out = ctx.needs_input_grad[:5]
         grad = grads[0].float()
         position = x.float() / step
-        clipped, level = discretise(position, low, high, rule.offset)
-        error = (clipped - level).detach() / rule.steps  # x_c − x_q, on the paper's [0, 1]
-        through = grad * out_step
+        clipped, level = discretise(position, low, high, ctx.offset)
+        error = (clipped - level).detach() / ctx.steps  # x_c − x_q, on the paper's [0, 1]
+        through = grad * (step if out_step is None else out_step)
         through = through + delta * through.abs() * error
         below, above = position < low, position > high
         inside = through.masked_fill(below | above, 0.0)
-        grad_x = (inside if rule.clip_gradient else through) / step if need_x else None
-        seen = level if rule.residual is Residual.KEEP else clipped
+        grad_x = (inside if ctx.clip_gradient else through) / step if need_x else None
+        seen = grad * (level if ctx.keep_residual else clipped)
+        grad_step = -inside * position / step if need_step else None
+        if grad_step is not None and out_step is None:
+            grad_step = grad_step + seen
         return (
             grad_x.to(x.dtype) if grad_x is not None else None,
-            (-inside * position / step).sum_to_size(step.shape) if need_step else None,
+            grad_step.sum_to_size(step.shape) if grad_step is not None else None,
             (through * below).sum_to_size(low.shape) if need_low else None,
             (through * above).sum_to_size(high.shape) if need_high else None,
-            (grad * seen).sum_to_size(out_step.shape) if need_out else None,
-            None,
-            None,
+            seen.sum_to_size(out_step.shape) if need_out and out_step is not None else None,
+            *(None,) * 5,
         )
 
 
@@ -145,7 +154,10 @@ def unified_quantize(
     Returns:
         ``out_step`` times whole (mid-tread) or half-odd (mid-rise) numbers, shaped like ``x``.
     """
-    result: Tensor = _Unified.apply(x, step, low, high, out_step, delta, rule)
+    own = None if out_step is step else out_step
+    # torch.compile traces plain numbers through a Function, but no objects of ours
+    constants = (rule.steps, rule.offset, rule.residual is Residual.KEEP, rule.clip_gradient)
+    result: Tensor = _Unified.apply(x, step, low, high, own, delta, *constants)
     return result
 
 
