@@ -7,6 +7,7 @@
     metrics.jsonl          one line per epoch
     teacher.safetensors    the float model
     student.safetensors    the student
+    last/                  training states for --resume, while the run is not complete
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from sqakd_deploy.files import replacing, write_text
 Status = Literal["running", "interrupted", "failed", "complete"]
 CONFIG, STATE, METRICS = "config.yaml", "run.json", "metrics.jsonl"
 TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
+LAST = "last"
 
 
 @dataclass
@@ -37,11 +39,13 @@ class Run:
         path: the folder.
         config: as resolved.
         facts: contents of ``run.json``: status, data facts and results.
+        writable: False in all processes but the first: they write nothing.
     """
 
     path: Path
     config: RunConfig
     facts: dict[str, Any] = field(default_factory=dict)
+    writable: bool = True
 
     @property
     def status(self) -> Status:
@@ -52,16 +56,27 @@ class Run:
     def update(self, **facts: Any) -> None:
         """Add facts to ``run.json``."""
         self.facts.update(facts)
-        write_text(self.path / STATE, json.dumps(self.facts, indent=2) + "\n")
+        if self.writable:
+            write_text(self.path / STATE, json.dumps(self.facts, indent=2) + "\n")
 
     def save(self, model: nn.Module, name: str) -> None:
         """Save a model's state under a name of this folder."""
-        save_weights(model, self.path / name)
+        if self.writable:
+            save_weights(model, self.path / name)
 
     def append_metrics(self, values: dict[str, Any]) -> None:
-        """Add a line to ``metrics.jsonl``."""
-        with (self.path / METRICS).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(values) + "\n")
+        """Add a line to ``metrics.jsonl``; a part that is trained again replaces its lines."""
+        if not self.writable:
+            return
+        path = self.path / METRICS
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if not _supersedes(values, json.loads(line))]
+        write_text(path, "\n".join([*kept, json.dumps(values)]) + "\n")
+
+
+def _supersedes(new: dict[str, Any], old: dict[str, Any]) -> bool:
+    """Whether an epoch comes at or before an old line of the same part of the run."""
+    return bool(new["part"] == old["part"] and new["epoch"] <= old["epoch"])
 
 
 def create_run(config: RunConfig, folder: Path | None) -> Run:

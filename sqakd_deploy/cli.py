@@ -26,6 +26,8 @@ Examples:
   sqakd-deploy train --bits w4a8 --method ewgs --epochs 60
   sqakd-deploy train --data photos/ --model resnet18 --weights resnet18.pth --bits 4
   sqakd-deploy train --config run.yaml --lr 5e-4 --output runs/lower-rate
+  sqakd-deploy train --resume runs/lower-rate
+  accelerate launch --num_processes 4 -m sqakd_deploy train --bits 4
 """
 _EPILOG_EXPORT = """\b
 Examples:
@@ -127,6 +129,9 @@ _EXISTING = click.Path(path_type=Path)
 @main.command(epilog=_EPILOG_TRAIN)
 @click.option("--config", type=_EXISTING, help="YAML file with settings; options win over it.")
 @click.option("--output", type=_EXISTING, help="Run folder.  [default: a free name under runs/]")
+@click.option(
+    "--resume", type=_EXISTING, help="Go on with a run that was stopped, by its own settings."
+)
 @click.option("--bits", help="Weights and activations: 4, or w4a8.  [default: 4]")
 @_setting("quantization.weights.bits", "--weight-bits", type=int, help="Weights alone, 1-8.")
 @_setting("quantization.activations.bits", "--act-bits", type=int, help="Activations alone, 1-8.")
@@ -173,6 +178,19 @@ _EXISTING = click.Path(path_type=Path)
 @click.option("--delta", help="EWGS: a number, or hessian.  [default: 1e-3]")
 @_setting("distillation.clip_grad", "--clip-grad", type=float, help="Largest gradient norm.")
 @_setting("distillation.seed", "--seed", type=int, help="[default: 0]")
+@_setting(
+    "distillation.compile",
+    "--compile",
+    type=click.Choice(["auto", "on", "off"]),
+    help="auto decides from the work ahead.  [default: auto]",
+)
+@_setting(
+    "distillation.precision",
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    help="Of convolutions in training.  [default: auto]",
+)
+@_setting("distillation.save_seconds", "--save-every", type=float, help="Seconds.  [default: 30]")
 @_setting("teacher.epochs", "--teacher-epochs", type=int, help="If none is given.  [default: 30]")
 @_setting("teacher.lr", "--teacher-lr", type=float, help="[default: 0.1]")
 @_setting("device", "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="[default: auto]")

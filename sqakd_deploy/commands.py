@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from rich.console import Console
 
 import sqakd_deploy.training as training
@@ -13,6 +14,7 @@ from sqakd_deploy.api import export_proven
 from sqakd_deploy.checkpoint import newest_run, open_run
 from sqakd_deploy.config import load_config, merge
 from sqakd_deploy.data import DATASETS
+from sqakd_deploy.errors import SpecError
 from sqakd_deploy.exporting import ExportOptions, exporters
 from sqakd_deploy.models import MODELS, list_models
 from sqakd_deploy.parity import Tolerance
@@ -36,6 +38,7 @@ def train(
     *,
     config: Path | None,
     output: Path | None,
+    resume: Path | None,
     bits: str | None,
     method: str | None,
     per_channel: bool | None,
@@ -43,6 +46,9 @@ def train(
     as_json: bool,
 ) -> None:
     """Run the main job and print its table."""
+    given = settings or config or output or bits or method or delta or per_channel is not None
+    if resume is not None and given:
+        raise SpecError("--resume goes on with the run's own settings; give no others")
     both: dict[str, Any] = {"weights": {}, "activations": {}}
     if bits is not None:
         both["weights"]["bits"], both["activations"]["bits"] = parse_bits(bits)
@@ -54,7 +60,13 @@ def train(
         settings = merge(settings, {"distillation": {"delta": _number(delta)}})
     resolved = load_config(config, merge({"quantization": both}, settings))
     out, progress = _consoles()
-    result = training.train(resolved, output=output, listener=listener_for(progress))
+    listener = listener_for(progress)
+    if resume is not None:
+        result = training.train(resume=resume, listener=listener)
+    else:
+        result = training.train(resolved, output=output, listener=listener)
+    if not PartialState().is_main_process:
+        return
     if as_json:
         _print_json(result.to_dict())
     else:

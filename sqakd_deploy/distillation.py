@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sqakd_deploy.errors import SpecError, TrainingError
+from sqakd_deploy.acceleration import decide
+from sqakd_deploy.errors import SpecError
 from sqakd_deploy.evaluate import batch_agreement
+from sqakd_deploy.fitting import Epoch, Fit, Loader, Step, cosine
 from sqakd_deploy.hessian import update_deltas
 from sqakd_deploy.integer import snap_biases
 from sqakd_deploy.losses import distillation_loss
+from sqakd_deploy.processes import start, synchronised_batch_norm
 from sqakd_deploy.quantization import (
     activation_quantizers,
     calibrate,
@@ -30,57 +30,11 @@ from sqakd_deploy.quantization import (
     scaling_quantizers,
     weight_quantizers,
 )
+from sqakd_deploy.saves import Saves
 from sqakd_deploy.spec import DistillConfig
 from sqakd_deploy.tracing import first_tensor
 
 _DELTA_BATCHES = 3  # as EWGS averages its trace (Lee et al., 2021, §4.1)
-
-
-class Loader(Protocol):
-    """Batches that can be gone through once an epoch."""
-
-    def __iter__(self) -> Iterator[Any]: ...
-
-    def __len__(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class Step:
-    """What happened in a training step.
-
-    Attributes:
-        epoch: from 0.
-        step: within the epoch, from 0.
-        epochs: in the whole run.
-        steps: in an epoch.
-        loss: running mean over the epoch.
-        agreement: with the target on the training batches, running mean in percent; the target
-            is the teacher's answer, or the label while a teacher is trained.
-        lr: learning rate of the model's parameters.
-        images_per_second: over the epoch so far.
-        target: what ``agreement`` is called.
-    """
-
-    epoch: int
-    step: int
-    epochs: int
-    steps: int
-    loss: float
-    agreement: float
-    lr: float
-    images_per_second: float
-    target: str = "agreement"
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What an epoch ended with; a line of ``metrics.jsonl``."""
-
-    epoch: int
-    loss: float
-    agreement: float
-    lr: float
-    seconds: float
 
 
 class TensorBatches:
@@ -112,8 +66,10 @@ def distill(
     config: DistillConfig | None = None,
     calibration: Tensor | Iterable[object] | None = None,
     labelled: Loader | None = None,
+    saves: Saves | None = None,
     on_step: Callable[[Step], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
+    message: Callable[[str], None] | None = None,
 ) -> list[Epoch]:
     """Train a student to answer like its teacher, without labels.
 
@@ -127,11 +83,13 @@ def distill(
         calibration: images that set ranges and BatchNorm; by default the first ones of ``images``.
         labelled: batches ``(images, labels)``, needed by the baselines ``ce`` and ``kl+ce`` alone;
             they replace ``images``.
+        saves: where training states are saved, and resumed from if there is one.
         on_step: called after each step.
         on_epoch: called after each epoch.
+        message: told what was decided.
 
     Returns:
-        A record for each epoch.
+        A record for each epoch trained here.
 
     Raises:
         SpecError: if a loss with labels gets none, or labels come with one that needs none.
@@ -142,18 +100,12 @@ def distill(
         wanted = "no labels" if config.loss == "kl" else "labelled batches"
         raise SpecError(f"loss {config.loss!r} wants {wanted}; give the other or change the loss")
     batches = labelled if labelled is not None else _as_loader(images, config)
-    device = next(student.parameters()).device
-    frozen = copy.deepcopy(teacher).eval().requires_grad_(False).to(device)
     still = calibration if calibration is not None else batches
     calibrate(student, _first_images(still, config.calibration_images))
     records = []
     if config.epochs:
-        trainer = _Trainer(student, frozen, config, len(batches), on_step)
-        for epoch in range(config.epochs):
-            record = trainer.run_epoch(epoch, batches)
-            records.append(record)
-            if on_epoch:
-                on_epoch(record)
+        run = _Distillation(student, teacher, config, batches, message or (lambda text: None))
+        records = run.fit(saves, on_step, on_epoch)
     reestimate_batch_norm(student, _first_images(still, config.bn_images))
     snap_biases(student)
     student.eval()
@@ -203,73 +155,63 @@ def parameter_groups(student: nn.Module, config: DistillConfig) -> list[dict[str
     return [group for group in groups if group["params"]]
 
 
-class _Trainer:
-    """The state that lives from step to step."""
+class _Distillation:
+    """What a step needs: both networks, as fast as the device allows, and the loss."""
 
     def __init__(
         self,
         student: nn.Module,
         teacher: nn.Module,
         config: DistillConfig,
-        steps: int,
-        on_step: Callable[[Step], None] | None,
+        batches: Loader,
+        message: Callable[[str], None],
     ) -> None:
-        self.student, self.teacher, self.config = student, teacher, config
-        self.steps = steps
-        self.on_step = on_step
-        self.optimizer = torch.optim.Adam(parameter_groups(student, config))
-        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.config, self.batches = config, batches
+        self.device = next(student.parameters()).device
+        self.accelerator = start(self.device)
+        self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False).to(self.device)
+        example = first_tensor(next(iter(batches))).to(self.device)
+        steps = config.epochs * len(batches)
+        self.how = decide(config, self.teacher, example, steps, self.device)
+        message(f"training is {self.how.reason}")
+        self.student = self.how.place(student)
+        self.how.place(self.teacher)
         self.scales_gradient = _set_delta(student, config)
 
-    def run_epoch(self, epoch: int, batches: Loader) -> Epoch:
-        set_epoch = getattr(batches, "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(epoch)
-        if self.scales_gradient and self.config.delta == "hessian":
-            self._refresh_delta(epoch, batches)
-        self.student.train()
-        start, images = time.perf_counter(), 0
-        loss_sum = agreement_sum = 0.0
-        lr = self.base_rates[0]
-        for step, batch in enumerate(batches):
-            lr = self._schedule(epoch + step / self.steps)
-            loss, agreement = self._step(batch)
-            images += len(first_tensor(batch))
-            loss_sum, agreement_sum = loss_sum + loss, agreement_sum + agreement
-            if self.on_step:
-                rate = images / (time.perf_counter() - start)
-                means = loss_sum / (step + 1), 100 * agreement_sum / (step + 1)
-                self.on_step(Step(epoch, step, self.config.epochs, self.steps, *means, lr, rate))
-        count = max(1, self.steps)
-        seconds = time.perf_counter() - start
-        return Epoch(epoch, loss_sum / count, 100 * agreement_sum / count, lr, seconds)
+    def fit(
+        self,
+        saves: Saves | None,
+        on_step: Callable[[Step], None] | None,
+        on_epoch: Callable[[Epoch], None] | None,
+    ) -> list[Epoch]:
+        with synchronised_batch_norm(self.student, self.accelerator):
+            # Collective operations inside BatchNorm break the graph of several processes.
+            whole = self.accelerator.num_processes == 1
+            compiled = self.how.compiled(self.student, whole=whole)
+            self._student = self.accelerator.prepare_model(compiled)
+            self._teacher = self.how.compiled(self.teacher, whole=False)
+            return Fit(
+                model=self.student,
+                objective=self._objective,
+                optimizer=torch.optim.Adam(parameter_groups(self.student, self.config), fused=True),
+                schedule=cosine,
+                batches=self.batches,
+                epochs=self.config.epochs,
+                accelerator=self.accelerator,
+                clip_grad=self.config.clip_grad,
+                saves=saves,
+                before_epoch=self._refresh_delta,
+                on_step=on_step,
+                on_epoch=on_epoch,
+            ).run()
 
-    def _schedule(self, epoch: float) -> float:
-        """Cosine from the base rates to 0 over the run."""
-        factor = 0.5 * (1 + math.cos(math.pi * epoch / self.config.epochs))
-        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = base * factor
-        return float(self.base_rates[0] * factor)
-
-    def _step(self, batch: Any) -> tuple[float, float]:
-        device = next(self.student.parameters()).device
-        images = first_tensor(batch).to(device)
-        with torch.no_grad():
-            target = self.teacher(images)
-        logits = self.student(images)
-        loss = self._loss(logits, target, batch)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value}: training stopped before this step changed a weight; "
-                "lower --lr or set --clip-grad 5"
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if self.config.clip_grad is not None:
-            nn.utils.clip_grad_norm_(self.student.parameters(), self.config.clip_grad)
-        self.optimizer.step()
-        return value, float(batch_agreement(logits.detach(), target))
+    def _objective(self, batch: Any) -> tuple[Tensor, Tensor]:
+        images = self.how.images(first_tensor(batch).to(self.device))
+        with self.how.autocast(self.device):
+            with torch.no_grad():
+                target = self._teacher(images).float()
+            logits = self._student(images).float()
+        return self._loss(logits, target, batch), batch_agreement(logits.detach(), target)
 
     def _loss(self, logits: Tensor, target: Tensor, batch: Any) -> Tensor:
         if self.config.loss == "kl":
@@ -279,12 +221,13 @@ class _Trainer:
             return labelled
         return labelled + distillation_loss(logits, target, self.config.temperature)
 
-    def _refresh_delta(self, epoch: int, batches: Loader) -> None:
-        if epoch and epoch % self.config.delta_every == 0:
+    def _refresh_delta(self, epoch: int) -> None:
+        wanted = self.scales_gradient and self.config.delta == "hessian"
+        if wanted and epoch and epoch % self.config.delta_every == 0:
             update_deltas(
                 self.student,
                 self.teacher,
-                itertools.islice(batches, _DELTA_BATCHES),
+                itertools.islice(self.batches, _DELTA_BATCHES),
                 temperature=self.config.temperature,
                 seed=self.config.seed + epoch,
             )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import asdict
 
-from sqakd_deploy.distillation import Step
-
-OnStep = Callable[[Step], None]
+from sqakd_deploy.checkpoint import Run
+from sqakd_deploy.fitting import Epoch, Step
 
 
 class Listener:
@@ -24,6 +23,29 @@ class Listener:
     def finish(self) -> None:
         """The running task ended."""
 
+
+class Watch:
+    """Passes a training's steps and epochs on to a listener and the run's metrics.
+
+    Args:
+        listener: hears of each step.
+        run: keeps a line for each epoch.
+        part: which training of the run it is, "teacher" or "student".
+    """
+
+    def __init__(self, listener: Listener, run: Run, part: str) -> None:
+        self._listener, self._run, self._part = listener, run, part
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._listener.finish()
+
     def on_step(self, step: Step) -> None:
         """A training step, as progress of the running task."""
-        self.advance(step.epoch * step.steps + step.step + 1, step)
+        self._listener.advance(step.epoch * step.steps + step.step + 1, step)
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        """An epoch, as a line of ``metrics.jsonl``."""
+        self._run.append_metrics({"part": self._part, **asdict(epoch)})

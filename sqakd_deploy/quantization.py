@@ -164,6 +164,11 @@ def weight_quantizers(student: nn.Module) -> dict[str, WeightQuantizer]:
     return {n: m for n, m in student.named_modules() if isinstance(m, WeightQuantizer)}
 
 
+def is_calibrated(student: nn.Module) -> bool:
+    """Whether every activation range was set."""
+    return all(quantizer.calibrated for quantizer in activation_quantizers(student).values())
+
+
 def scaling_quantizers(student: nn.Module) -> dict[str, ActivationQuantizer | WeightQuantizer]:
     """The quantizers whose method scales gradients by the discretisation error, by path."""
     spec = spec_of(student)

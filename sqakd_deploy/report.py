@@ -18,10 +18,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from sqakd_deploy.distillation import Step
+from sqakd_deploy.fitting import Step
 from sqakd_deploy.listening import Listener
 from sqakd_deploy.parity import ParityReport
-from sqakd_deploy.training import TrainResult
+from sqakd_deploy.results import TrainResult
 
 _PLAIN_SECONDS = 5.0
 

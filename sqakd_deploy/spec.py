@@ -112,6 +112,9 @@ class DistillConfig(Spec):
         calibration_images: unlabelled images that set the initial ranges.
         bn_images: unlabelled images that re-estimate BatchNorm at the end.
         seed: of everything random.
+        compile: ``auto`` compiles student and teacher where the steps ahead make up for it.
+        precision: ``auto`` takes bfloat16 for convolutions where compiled and the device gains.
+        save_seconds: least time between two saves for ``--resume``.
     """
 
     loss: Literal["kl", "ce", "kl+ce"] = "kl"
@@ -127,6 +130,9 @@ class DistillConfig(Spec):
     calibration_images: Annotated[int, Field(ge=1)] = 512
     bn_images: Annotated[int, Field(ge=1)] = 4096
     seed: Annotated[int, Field(ge=0)] = 0
+    compile: Literal["auto", "on", "off"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    save_seconds: Annotated[float, Field(ge=0)] = 30.0
 
 
 _BITS = re.compile(r"(?:w(?P<w>\d+)a(?P<a>\d+)|(?P<both>\d+))", re.IGNORECASE)

@@ -2,36 +2,56 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sqakd_deploy.acceleration import decide
 from sqakd_deploy.config import TeacherConfig
-from sqakd_deploy.distillation import Loader, Step
-from sqakd_deploy.errors import TrainingError
+from sqakd_deploy.fitting import Epoch, Fit, Loader, Step, one_cycle
+from sqakd_deploy.processes import start, synchronised_batch_norm
+from sqakd_deploy.saves import Saves
+from sqakd_deploy.spec import DistillConfig
+from sqakd_deploy.tracing import first_tensor
 
 
 def train_teacher(
     model: nn.Module,
     batches: Loader,
     config: TeacherConfig,
+    *,
+    acceleration: DistillConfig | None = None,
+    saves: Saves | None = None,
     on_step: Callable[[Step], None] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    message: Callable[[str], None] | None = None,
 ) -> None:
-    """Train with cross-entropy, SGD and a one-cycle schedule (Smith & Topin, 2018).
+    """Train with cross-entropy, SGD and a one-cycle schedule.
 
     Args:
         model: changed in place; ends in evaluation mode.
         batches: pairs of images ``(N, C, H, W)`` and labels ``(N,)``, gone through once an epoch.
         config: epochs, rates.
+        acceleration: its ``compile`` and ``precision`` are used.
+        saves: where training states are saved, and resumed from if there is one.
         on_step: called after each step; its agreement is the training accuracy.
+        on_epoch: called after each epoch.
+        message: told what was decided.
 
     Raises:
         TrainingError: if the loss is not finite.
     """
     device = next(model.parameters()).device
+    accelerator = start(device)
+    example = first_tensor(next(iter(batches))).to(device)
+    steps = config.epochs * len(batches)
+    how = decide(acceleration or DistillConfig(), model, example, steps, device)
+    if message:
+        message(f"training is {how.reason}")
+    how.place(model)
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=config.lr,
@@ -39,39 +59,27 @@ def train_teacher(
         nesterov=True,
         weight_decay=config.weight_decay,
     )
-    steps = len(batches)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.lr, total_steps=max(2, config.epochs * steps), pct_start=0.2
-    )
-    for epoch in range(config.epochs):
-        set_epoch = getattr(batches, "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(epoch)
-        model.train()
-        start, seen = time.perf_counter(), 0
-        loss_sum = correct = 0.0
-        for step, (images, labels) in enumerate(batches):
-            rate = float(schedule.get_last_lr()[0])
-            loss, hits = _step(model, optimizer, images.to(device), labels.to(device))
-            schedule.step()
-            seen, loss_sum, correct = seen + len(images), loss_sum + loss, correct + hits
-            if on_step:
-                speed = seen / (time.perf_counter() - start)
-                means = loss_sum / (step + 1), 100 * correct / seen
-                on_step(Step(epoch, step, config.epochs, steps, *means, rate, speed, "top-1"))
+    with synchronised_batch_norm(model, accelerator):
+        ready = accelerator.prepare_model(how.compiled(model, whole=False))
+
+        def objective(batch: Any) -> tuple[Tensor, Tensor]:
+            images, labels = how.images(batch[0].to(device)), batch[1].to(device)
+            with how.autocast(device):
+                logits = ready(images).float()
+            hits = (logits.detach().argmax(dim=1) == labels).float().mean()
+            return F.cross_entropy(logits, labels), hits
+
+        Fit(
+            model=model,
+            objective=objective,
+            optimizer=optimizer,
+            schedule=one_cycle,
+            batches=batches,
+            epochs=config.epochs,
+            accelerator=accelerator,
+            saves=saves,
+            on_step=on_step,
+            on_epoch=on_epoch,
+            target="top-1",
+        ).run()
     model.eval()
-
-
-def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
-) -> tuple[float, float]:
-    """One update; returns the loss and the count of right answers."""
-    logits = model(images)
-    loss = F.cross_entropy(logits, labels)
-    value = float(loss.detach())
-    if not value < float("inf"):
-        raise TrainingError(f"the teacher's loss is {value}; lower --teacher-lr")
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return value, float((logits.detach().argmax(dim=1) == labels).sum())

@@ -3,77 +3,50 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from sqakd_deploy.checkpoint import STUDENT, TEACHER, Run, create_run
+from sqakd_deploy.acceleration import fitting_threads
+from sqakd_deploy.checkpoint import (
+    LAST,
+    STUDENT,
+    TEACHER,
+    Run,
+    create_run,
+    load_weights,
+    open_run,
+)
 from sqakd_deploy.config import RunConfig
-from sqakd_deploy.data import ImageData, ImageSplit, load_data
+from sqakd_deploy.data import ImageData, load_data
 from sqakd_deploy.data.batches import Batches, LabelledBatches
-from sqakd_deploy.distillation import Epoch, distill
+from sqakd_deploy.distillation import distill
 from sqakd_deploy.errors import SpecError, SqakdError
-from sqakd_deploy.evaluate import Logits, accuracy, agreement, divergence, predict
 from sqakd_deploy.exporting import get_exporter
-from sqakd_deploy.integer import lower
-from sqakd_deploy.listening import Listener
+from sqakd_deploy.integer import snap_biases
+from sqakd_deploy.listening import Listener, Watch
 from sqakd_deploy.models import build_model
 from sqakd_deploy.models import load_weights as load_foreign_weights
-from sqakd_deploy.parity import expected_size, float_size, information_size
-from sqakd_deploy.quantization import count_quantizers, quantize
+from sqakd_deploy.processes import start
+from sqakd_deploy.quantization import is_calibrated, quantize
 from sqakd_deploy.quantizers import METHODS
+from sqakd_deploy.results import TrainResult, score
 from sqakd_deploy.runs import still_batches
+from sqakd_deploy.saves import Saves
 from sqakd_deploy.teacher import train_teacher
 
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run came to.
-
-    Attributes:
-        run: the folder.
-        label: bits and method, for instance ``w4a4 lsq``.
-        teacher_trained: the teacher was trained here, with labels.
-        images: training images.
-        test_images: held-out images that the figures below are on.
-        teacher_top1: percent, None without labels.
-        student_top1: percent, None without labels.
-        agreement: of student and teacher on the top-1 answer (percent).
-        divergence: mean KL from teacher to student (nats).
-        quantizers: how many quantizers there are, by bits.
-        float_size: of the teacher's weights (bytes).
-        file_size: expected of the exported file's weights, scales and biases (bytes).
-        information_size: the same with each weight at its own bits (bytes).
-        seconds: by part of the job.
-    """
-
-    run: Path
-    label: str
-    teacher_trained: bool
-    images: int
-    test_images: int
-    teacher_top1: float | None
-    student_top1: float | None
-    agreement: float
-    divergence: float
-    quantizers: dict[str, dict[int, int]]
-    float_size: int
-    file_size: int
-    information_size: int
-    seconds: dict[str, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for json."""
-        return asdict(self) | {"run": str(self.run)}
+T = TypeVar("T")
 
 
 def train(
     config: RunConfig | None = None,
     *,
     output: Path | None = None,
+    resume: Path | None = None,
     listener: Listener | None = None,
 ) -> TrainResult:
     """Distil a student as a config says, into a run folder.
@@ -81,14 +54,29 @@ def train(
     Args:
         config: the default trains ResNet-20 on the embedded digits at 4 bits.
         output: the run folder; None picks a free name under ``runs/``.
+        resume: a run folder to go on with, by its own config; excludes the two above.
         listener: hears of the progress.
 
     Raises:
         SqakdError: of the kind that says what is wrong; nothing but the run folder is written.
     """
+    if resume is not None:
+        return _resume(resume, config, output, listener or Listener())
     config = config or RunConfig()
     _check(config)
-    return _Job(config, output, listener or Listener()).run_all()
+    job = _Job(config, listener or Listener())
+    return job.run_all(lambda: create_run(config, output))
+
+
+def _resume(
+    folder: Path, config: RunConfig | None, output: Path | None, listener: Listener
+) -> TrainResult:
+    if config is not None or output is not None:
+        raise SpecError("resume: a run goes on with its own config and folder; give no others")
+    run = open_run(folder)
+    if run.status == "complete":
+        raise SpecError(f"resume: {folder} is complete; train a new run, or export this one")
+    return _Job(run.config, listener).run_all(lambda: run)
 
 
 def _check(config: RunConfig) -> None:
@@ -100,91 +88,148 @@ def _check(config: RunConfig) -> None:
 
 
 class _Job:
-    def __init__(self, config: RunConfig, output: Path | None, listener: Listener) -> None:
+    """One process's part in a run; alone, all of it."""
+
+    def __init__(self, config: RunConfig, listener: Listener) -> None:
         self.config = config
-        self.output = output
-        self.listener = listener
+        self.accelerator = start(pick_device(config.device))
+        self.device = self.accelerator.device
+        self.main = self.accelerator.is_main_process
+        self.listener = listener if self.main else Listener()
         self.seconds: dict[str, float] = {}
-        self.device = pick_device(config.device)
         self.seed = config.distillation.seed
 
-    def run_all(self) -> TrainResult:
+    def run_all(self, open_folder: Callable[[], Run]) -> TrainResult:
+        """The whole job; ``open_folder`` is called once everything that can be refused was."""
         torch.manual_seed(self.seed)
         data = _load(self.config, self.listener)
         model = _build(self.config, data).to(self.device)
-        trained_here = self._will_train_teacher(data)
-        if not trained_here:
-            load_foreign_weights(model, Path(str(self.config.model.weights)))
+        preprocessing, batch = data.preprocessing, self.config.distillation.batch_size
+        shape = (batch, preprocessing.channels, *preprocessing.input_size)
+        with fitting_threads(model, torch.zeros(shape, device=self.device)):
+            return self._run(model, data, open_folder)
+
+    def _run(
+        self, model: nn.Module, data: ImageData, open_folder: Callable[[], Run]
+    ) -> TrainResult:
+        self._check_teacher(model, data)
         self._quantize(model, data)  # a model that cannot be quantised is refused before any work
-        run = create_run(self.config, self.output)
-        run.update(data=_data_facts(data, self.config))
+        run = self._from_main(open_folder)
+        run.writable = self.main
+        run.update(status="running", data=_data_facts(data, self.config))
         student: nn.Module | None = None
         try:
-            if trained_here:
-                self._train_teacher(model, data)
-            run.save(model.eval(), TEACHER)
+            self._teacher(model, data, run)
+            torch.manual_seed(self.seed)  # a resumed run may not have trained its teacher
             student = self._quantize(model, data)
             self._distill(student, model, data, run)
             run.save(student, STUDENT)
-            result = self._result(student, model, data, run, trained_here)
+            with self._timed("evaluation"):
+                scores = score(student, model, data)
+            facts = (run.path, len(data.train.images), self._trains_teacher, self.seconds)
+            result = TrainResult(*facts, **scores)
         except KeyboardInterrupt:
-            if student is not None:
+            if student is not None and is_calibrated(student):
+                snap_biases(student)  # an exact export needs it, however far training came
                 run.save(student, STUDENT)
             run.update(status="interrupted", seconds=self.seconds)
-            self.listener.message(f"interrupted; what there is stays in {run.path}")
+            self.listener.message(
+                f"interrupted; what there is stays in {run.path}: export it as it is, or go on "
+                f"with --resume {run.path}"
+            )
             raise
         except SqakdError as error:
             run.update(status="failed", error=str(error), seconds=self.seconds)
             raise
         run.update(status="complete", results=result.to_dict())
+        if self.main:
+            Saves(run.path / LAST).clear()
         return result
+
+    def _from_main(self, make: Callable[[], T]) -> T:
+        """What the first process makes, or the error it raised, in every process."""
+        box: list[Any] = [None]
+        if self.main:
+            try:
+                box[0] = make()
+            except SqakdError as error:
+                box[0] = error
+        broadcast_object_list(box)
+        if isinstance(box[0], SqakdError):
+            raise box[0]
+        made: T = box[0]
+        return made
 
     def _quantize(self, model: nn.Module, data: ImageData) -> nn.Module:
         shape = (data.preprocessing.channels, *data.preprocessing.input_size)
         return quantize(model, self.config.quantization, example=shape)
 
-    def _will_train_teacher(self, data: ImageData) -> bool:
+    @property
+    def _trains_teacher(self) -> bool:
+        return self.config.model.weights is None
+
+    def _check_teacher(self, model: nn.Module, data: ImageData) -> None:
         if self.config.model.weights is not None:
-            return False
-        if data.train.labels is None:
+            load_foreign_weights(model, Path(self.config.model.weights))
+        elif data.train.labels is None:
             raise SpecError(
                 f"no teacher: {self.config.data.source} has no labels to train one with; "
                 "name a file of trained weights with --weights"
             )
-        return True
 
-    def _train_teacher(self, model: nn.Module, data: ImageData) -> None:
+    def _teacher(self, model: nn.Module, data: ImageData, run: Run) -> None:
+        if (run.path / TEACHER).exists():  # resumed
+            load_weights(model, run.path / TEACHER)
+        elif self._trains_teacher:
+            self._train_teacher(model, data, run)
+        run.save(model.eval(), TEACHER)
+        self.accelerator.wait_for_everyone()
+
+    def _train_teacher(self, model: nn.Module, data: ImageData, run: Run) -> None:
         self.listener.message(
             "no teacher given (--weights): training one in full precision first. "
             "Labels are used for this step only."
         )
-        with self._timed("teacher"):
-            config = self.config.teacher
-            batches = self._labelled(data, config.batch_size)
+        config = self.config.teacher
+        batches = self._labelled(data, config.batch_size)
+        with self._timed("teacher"), Watch(self.listener, run, "teacher") as watch:
             self.listener.start("teacher", config.epochs * len(batches))
-            train_teacher(model, batches, config, self.listener.on_step)
-            self.listener.finish()
+            train_teacher(
+                model,
+                batches,
+                config,
+                acceleration=self.config.distillation,
+                saves=self._saves(run, "teacher"),
+                on_step=watch.on_step,
+                on_epoch=watch.on_epoch,
+                message=self.listener.message,
+            )
 
     def _distill(self, student: nn.Module, teacher: nn.Module, data: ImageData, run: Run) -> None:
         config = self.config.distillation
         labelled = None if config.loss == "kl" else self._labelled(data, config.batch_size)
         batches = self._batches(data, config.batch_size)
-        with self._timed("student"):
-            if config.epochs:
-                self.listener.start("student", config.epochs * len(batches))
-            else:
-                self.listener.message("0 epochs: the student is calibrated, not trained")
+        if not config.epochs:
+            self.listener.message("0 epochs: the student is calibrated, not trained")
+        with self._timed("student"), Watch(self.listener, run, "student") as watch:
+            self.listener.start("student", config.epochs * len(batches))
             distill(
                 student,
                 batches,
                 teacher=teacher,
                 config=config,
+                # every process calibrates on the same images, so that all find the same ranges
                 calibration=still_batches(data.train, data.preprocessing, shuffle_seed=self.seed),
                 labelled=labelled,
-                on_step=self.listener.on_step,
-                on_epoch=lambda epoch: _record(run, epoch),
+                saves=self._saves(run, "student"),
+                on_step=watch.on_step,
+                on_epoch=watch.on_epoch,
+                message=self.listener.message,
             )
-            self.listener.finish()
+
+    def _saves(self, run: Run, part: str) -> Saves:
+        seconds = self.config.distillation.save_seconds
+        return Saves(run.path / LAST / part, seconds, self.listener.message)
 
     def _batches(self, data: ImageData, batch_size: int) -> Batches:
         return Batches(
@@ -193,42 +238,13 @@ class _Job:
             batch_size,
             seed=self.seed,
             augmentation=data.augmentation,
+            drop_last=True,  # one shape for compiled graphs, equal parts for processes
             device=self.device,
+            shard=(self.accelerator.process_index, self.accelerator.num_processes),
         )
 
     def _labelled(self, data: ImageData, batch_size: int) -> LabelledBatches:
         return LabelledBatches(self._batches(data, batch_size), data.train.need_labels())
-
-    def _result(
-        self,
-        student: nn.Module,
-        teacher: nn.Module,
-        data: ImageData,
-        run: Run,
-        trained_here: bool,
-    ) -> TrainResult:
-        with self._timed("evaluation"):
-            ours = predict(student, still_batches(data.test, data.preprocessing))
-            theirs = predict(teacher, still_batches(data.test, data.preprocessing))
-        graph = lower(student.cpu())
-        spec = self.config.quantization
-        methods = dict.fromkeys([spec.weights.method, spec.activations.method])
-        return TrainResult(
-            run=run.path,
-            label=f"{spec.label} {'/'.join(methods)}",
-            teacher_trained=trained_here,
-            images=len(data.train.images),
-            test_images=len(data.test.images),
-            teacher_top1=_top1(theirs, data.test),
-            student_top1=_top1(ours, data.test),
-            agreement=agreement(ours, theirs),
-            divergence=divergence(ours, theirs),
-            quantizers=count_quantizers(student),
-            float_size=float_size(graph),
-            file_size=expected_size(graph),
-            information_size=information_size(graph),
-            seconds=self.seconds,
-        )
 
     def _timed(self, part: str) -> _Timer:
         return _Timer(self.seconds, part)
@@ -257,14 +273,6 @@ def pick_device(name: str) -> torch.device:
         raise SpecError("device: wanted cuda, but torch sees no GPU; use --device cpu")
     use_gpu = name == "cuda" or (name == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if use_gpu else "cpu")
-
-
-def _record(run: Run, epoch: Epoch) -> None:
-    run.append_metrics(asdict(epoch))
-
-
-def _top1(logits: Logits, split: ImageSplit) -> float | None:
-    return None if split.labels is None else accuracy(logits, split.labels)
 
 
 def _load(config: RunConfig, listener: Listener) -> ImageData:

@@ -7,8 +7,9 @@ import torch
 from networks import CLASSES, SHAPE, images, network
 from torch import Tensor, nn
 
-from sqakd_deploy.distillation import Epoch, Step, TensorBatches, distill, parameter_groups
+from sqakd_deploy.distillation import TensorBatches, distill, parameter_groups
 from sqakd_deploy.errors import SpecError, TrainingError
+from sqakd_deploy.fitting import Epoch, Step
 from sqakd_deploy.hessian import update_deltas
 from sqakd_deploy.losses import distillation_loss
 from sqakd_deploy.quantization import (
@@ -153,8 +154,20 @@ def test_steps_and_epochs_are_reported() -> None:
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     bad = images(64)
     bad[40] = float("inf")
-    with pytest.raises(TrainingError, match=r"the loss is nan: training stopped before this step"):
+    with pytest.raises(TrainingError, match="the loss is nan: the images themselves are not fin"):
         trained(bad, calibration=images(64))
+
+
+def test_the_first_layer_that_is_not_finite_is_named() -> None:
+    teacher = network("residual")
+    student = quantize(teacher, spec("lsq"), example=SHAPE)
+
+    def poison(step: Step) -> None:
+        if step.epoch == 1:
+            student.get_parameter("norm2.bias").data[3] = float("nan")
+
+    with pytest.raises(TrainingError, match=r"layer 'norm2' \(BatchNorm2d\) is the first not fin"):
+        distill(student, images(64), teacher=teacher, config=SHORT, on_step=poison)
 
 
 def test_a_small_last_batch_is_dropped() -> None:

@@ -35,6 +35,8 @@ class Batches:
         augmentation: random changes; None makes none.
         drop_last: drop a short last batch, so that all have one shape.
         device: where the batches are made.
+        shard: (k, n) yields the k-th of n equal parts of each batch, for the k-th of n processes;
+            what does not divide is left out.
 
     Raises:
         DataError: if the images have another shape than the preprocessing says, if there are
@@ -53,6 +55,7 @@ class Batches:
         augmentation: Augmentation | None = None,
         drop_last: bool = False,
         device: torch.device | str = "cpu",
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         preprocessing.check(images)
         if len(images) < (2 if shuffle else 1):
@@ -64,7 +67,8 @@ class Batches:
         self.seed = seed
         self.epoch = 0
         self.device = torch.device(device)
-        self._bounds = batch_bounds(len(images), batch_size, drop_last=drop_last)
+        whole = batch_bounds(len(images), batch_size, drop_last=drop_last)
+        self._bounds = [_part(bounds, *shard) for bounds in whole]
         self._normalise = _Normalise(preprocessing, self.device)
 
     def __len__(self) -> int:
@@ -179,6 +183,14 @@ def batch_bounds(count: int, batch_size: int, *, drop_last: bool) -> list[tuple[
         elif tail == 1:
             starts.pop()  # so the batch before it goes on to the end
     return list(zip(starts, [*starts[1:], end], strict=True))
+
+
+def _part(bounds: tuple[int, int], number: int, parts: int) -> tuple[int, int]:
+    start, stop = bounds
+    size = (stop - start) // parts
+    if size == 0:
+        raise SpecError(f"batch size: wanted at least {parts}, one image a process")
+    return start + number * size, start + (number + 1) * size
 
 
 def mixed_seed(seed: int, epoch: int) -> int:

@@ -1,0 +1,47 @@
+"""Which layer first put out a number that is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def first_non_finite(model: nn.Module, images: Tensor) -> str:
+    """Run a batch again and name the first layer whose output is not finite.
+
+    Args:
+        model: as trained, not compiled; its mode and statistics are left as they are.
+        images: the batch that gave the loss ``(N, C, H, W)``.
+
+    Returns:
+        A phrase for an error message.
+    """
+    if not bool(torch.isfinite(images).all()):
+        return "the images themselves are not finite"
+    found: list[str] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            tensor = output[0] if isinstance(output, tuple) else output
+            if not found and isinstance(tensor, Tensor) and not bool(tensor.isfinite().all()):
+                found.append(f"layer '{name}' ({type(module).__name__}) is the first not finite")
+
+        return hook
+
+    state = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    leaves = [(n, m) for n, m in model.named_modules() if n and not any(True for _ in m.children())]
+    handles = [m.register_forward_hook(watch(n)) for n, m in leaves]
+    try:
+        with torch.no_grad():
+            output = model(images)
+            if not found and not bool(output.isfinite().all()):
+                found.append("the output is not finite, though every layer's is")
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, buffer in model.named_buffers():
+            with torch.no_grad():
+                buffer.copy_(state[name])
+    return found[0] if found else "every layer's output is finite: the loss itself overflowed"

@@ -1,0 +1,90 @@
+"""Several processes, one run: devices and groups through Accelerate, and BatchNorm in step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as collective
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+
+def start(device: torch.device) -> Accelerator:
+    """Join the processes that ``accelerate launch`` or ``torchrun`` started; alone, be the one.
+
+    Buffers are not broadcast at each step: BatchNorm is synchronised where it computes, and the
+    quantizers' buffers are the same everywhere.
+    """
+    handler = DistributedDataParallelKwargs(broadcast_buffers=False)
+    return Accelerator(cpu=device.type == "cpu", kwargs_handlers=[handler])
+
+
+class _Synced(nn.modules.batchnorm._BatchNorm):
+    """Normalises by the mean and variance over all processes' batches.
+
+    torch's own SyncBatchNorm needs a GPU; this one also runs under gloo on CPUs.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        axes = [axis for axis in range(input.dim()) if axis != 1]
+        x = input.float()
+        world = dist.get_world_size()
+        count = x.numel() // x.shape[1] * world
+        mean = collective.all_reduce(x.sum(axes)) / count
+        shape = (1, -1, *[1] * (input.dim() - 2))
+        centred = x - mean.reshape(shape)
+        variance = collective.all_reduce((centred**2).sum(axes)) / count
+        self._remember(mean.detach(), variance.detach(), count)
+        y = centred * torch.rsqrt(variance + self.eps).reshape(shape)
+        if self.affine:
+            y = y * self.weight.reshape(shape) + self.bias.reshape(shape)
+        return y.to(input.dtype)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        if self.running_mean is None or self.running_var is None:
+            return
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        tracked = float(self.num_batches_tracked) if self.num_batches_tracked is not None else 1.0
+        weight = 1.0 / tracked if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, weight)
+        self.running_var.lerp_(variance * count / max(1, count - 1), weight)
+
+
+class _Synced1d(_Synced, nn.BatchNorm1d):
+    pass
+
+
+class _Synced2d(_Synced, nn.BatchNorm2d):
+    pass
+
+
+@contextmanager
+def synchronised_batch_norm(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
+    """While the context lasts, BatchNorm sees the batches of all processes as one."""
+    if accelerator.num_processes == 1:
+        yield
+        return
+    kinds: dict[type, type] = {nn.BatchNorm1d: _Synced1d, nn.BatchNorm2d: _Synced2d}
+    norms = [(module, type(module)) for module in model.modules() if type(module) in kinds]
+    for norm, kind in norms:
+        norm.__class__ = kinds[kind]  # the same state behind another forward
+    try:
+        yield
+    finally:
+        for norm, kind in norms:
+            norm.__class__ = kind
+
+
+def averaged(values: Tensor, accelerator: Accelerator) -> Tensor:
+    """Mean of a tensor over the processes."""
+    if accelerator.num_processes == 1:
+        return values
+    mean: Tensor = accelerator.reduce(values, reduction="mean")
+    return mean

@@ -1,0 +1,184 @@
+"""A run that was killed ends with the weights of one that was not."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from networks import SHAPE, images, network
+from torch import nn
+
+from sqakd_deploy.distillation import distill
+from sqakd_deploy.fitting import Step
+from sqakd_deploy.quantization import quantize
+from sqakd_deploy.saves import Position, Saves
+from sqakd_deploy.spec import DistillConfig
+
+COMMAND = [sys.executable, "-m", "sqakd_deploy", "train"]
+SETTINGS = ["--bits", "2", "--method", "ewgs", "--epochs", "4", "--teacher-epochs", "3"]
+SETTINGS += ["--save-every", "0", "--delta", "hessian", "--compile", "off"]
+
+
+def finish(folder: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, "--resume", str(folder)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def kill_at_random(folder: Path, chance: random.Random, resume: bool) -> None:
+    arguments = ["--resume", str(folder)] if resume else [*SETTINGS, "--output", str(folder)]
+    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.DEVNULL)
+    time.sleep(chance.uniform(2.5, 7.0))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def check_kills(tmp_path: Path, kills: int, seed: int) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run([*COMMAND, *SETTINGS, "--output", str(whole)], check=True, capture_output=True)
+    chance = random.Random(seed)
+    for _ in range(kills):
+        exists = (broken / "config.yaml").exists()
+        if exists and json.loads((broken / "run.json").read_text())["status"] == "complete":
+            shutil.rmtree(broken)  # finished before it was killed: start over
+            exists = False
+        kill_at_random(broken, chance, resume=exists)
+    if not (broken / "run.json").exists():
+        pytest.skip("killed before the run folder was made")
+    if json.loads((broken / "run.json").read_text())["status"] != "complete":
+        finish(broken)
+    for file in ("teacher.safetensors", "student.safetensors"):
+        assert (whole / file).read_bytes() == (broken / file).read_bytes()
+    epochs = [json.loads(line) for line in (broken / "metrics.jsonl").read_text().splitlines()]
+    expected = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    for ours, theirs in zip(epochs, expected, strict=True):
+        assert ours | {"seconds": 0} == theirs | {"seconds": 0}
+    assert not (broken / "last").exists()
+
+
+def test_killed_twice_and_resumed(tmp_path: Path) -> None:
+    check_kills(tmp_path, kills=2, seed=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_twenty_times_and_resumed(tmp_path: Path, seed: int) -> None:
+    check_kills(tmp_path, kills=5, seed=seed)
+
+
+# -- in one process ------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+CONFIG = DistillConfig(epochs=3, batch_size=16, seed=1)
+
+
+def run(folder: Path | None, stop_at: int | None = None, seconds: float = 0.0) -> nn.Module:
+    """Distil; every call starts from the same fresh student, as a new process does."""
+    teacher = network("mixed")  # has dropout, so that torch's generator counts
+    student = quantize(teacher, example=SHAPE)
+    torch.manual_seed(11)
+
+    def watch(step: Step) -> None:
+        if stop_at is not None and step.epoch * step.steps + step.step == stop_at:
+            raise Killed
+
+    saves = None if folder is None else Saves(folder, seconds)
+    distill(student, Epochs(), teacher=teacher, config=CONFIG, saves=saves, on_step=watch)
+    return student
+
+
+class Epochs:
+    """Batches whose order depends on the epoch alone."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return 4
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        order = torch.randperm(64, generator=torch.Generator().manual_seed(self.epoch))
+        return iter(images(64)[order].split(16))
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(values(first), values(second), strict=True))
+
+
+def values(model: nn.Module) -> list[torch.Tensor]:
+    return list(model.state_dict().values())
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 7, 11])
+def test_resumed_at_any_step_the_result_is_the_same(stop_at: int, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path, stop_at)
+    assert same(run(tmp_path), run(None))
+
+
+def newest(folder: Path) -> Path:
+    return sorted(folder.glob("save-*"))[-1]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "position.json"])
+def test_a_damaged_save_falls_back_to_the_one_before(file: str, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path, 7)
+    assert len(list(tmp_path.glob("save-*"))) == 2
+    damaged = newest(tmp_path) / file
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    damaged.write_bytes(bytes(content))
+    said: list[str] = []
+    teacher = network("mixed")
+    student = quantize(teacher, example=SHAPE)
+    torch.manual_seed(11)
+    saves = Saves(tmp_path, 0.0, said.append)
+    distill(student, Epochs(), teacher=teacher, config=CONFIG, saves=saves)
+    assert any("is damaged" in text and "going back to the one before" in text for text in said)
+    assert same(student, run(None))
+
+
+def test_a_save_cut_short_is_never_seen(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path, 5)
+    partial = tmp_path / ".save-000000999.partial"
+    partial.mkdir()
+    (partial / "model.safetensors").write_bytes(b"half")
+    assert same(run(tmp_path), run(None))
+
+
+def test_a_full_disk_costs_one_save_and_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, said = nn.Linear(2, 2), []
+    optimizer = torch.optim.Adam(model.parameters())
+    saves = Saves(tmp_path, 0.0, said.append)
+    saves.write(1, Position(step=1), model, optimizer)
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sqakd_deploy.saves.save_file", full)
+    saves.write(2, Position(step=2), model, optimizer)
+    assert said == [
+        f"could not save to {tmp_path / 'save-000000002'}: [Errno 28] No space left on device; "
+        "the save before it is kept"
+    ]
+    assert saves.restore(model, optimizer) == Position(step=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["save-000000001"]
