@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as collective
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 
 def start(device: torch.device) -> Accelerator:
-    """Join the processes that ``accelerate launch`` or ``torchrun`` started; alone, be the one.
+    """Join the processes that ``accelerate launch`` or ``torchrun`` started; alone, be the one."""
+    return Accelerator(cpu=device.type == "cpu")
 
-    Buffers are not broadcast at each step: BatchNorm is synchronised where it computes, and the
-    quantizers' buffers are the same everywhere.
-    """
-    handler = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(cpu=device.type == "cpu", kwargs_handlers=[handler])
+
+class _Sum(torch.autograd.Function):
+    """Sum over the processes; so is its gradient, since every process's loss depends on it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
 
 
 class _Synced(nn.modules.batchnorm._BatchNorm):
@@ -35,10 +46,10 @@ class _Synced(nn.modules.batchnorm._BatchNorm):
         x = input.float()
         world = dist.get_world_size()
         count = x.numel() // x.shape[1] * world
-        mean = collective.all_reduce(x.sum(axes)) / count
+        mean = _Sum.apply(x.sum(axes)) / count
         shape = (1, -1, *[1] * (input.dim() - 2))
         centred = x - mean.reshape(shape)
-        variance = collective.all_reduce((centred**2).sum(axes)) / count
+        variance = _Sum.apply((centred**2).sum(axes)) / count
         self._remember(mean.detach(), variance.detach(), count)
         y = centred * torch.rsqrt(variance + self.eps).reshape(shape)
         if self.affine:
