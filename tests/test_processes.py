@@ -58,6 +58,7 @@ def movement(start: dict[str, Tensor], one: Path, two: Path) -> float:
     )
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_teacher(tmp_path: Path) -> None:
     settings = ("--epochs", "0", "--teacher-epochs", "1", "--teacher-lr", "1e-4")
     for count, name in ((1, "one"), (2, "two")):
