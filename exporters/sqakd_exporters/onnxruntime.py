@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -17,7 +15,10 @@ from sqakd_deploy.exporting import Artifact, Coverage, ExportOptions, PlacementR
 from sqakd_deploy.graph import IntegerGraph
 from sqakd_deploy.spec import QuantSpec
 from sqakd_exporters.coverage import measure
+from sqakd_exporters.pooling import with_padding_apart
 from sqakd_exporters.qdq import build_model
+from sqakd_exporters.saving import save_checked
+from sqakd_exporters.unsigned import as_unsigned
 
 _ERRORS_ONLY = 3  # ONNX Runtime's severity scale
 
@@ -37,30 +38,11 @@ class OnnxRuntimeExporter:
         """Write the file, checked by onnx, whole or not at all.
 
         Raises:
-            ExportError: if a node cannot be written or the model does not pass onnx's checker.
+            ExportError: if a node cannot be written, naming it; if the model does not pass onnx's
+                checker; if the file cannot be written.
         """
-        proto = ir.to_proto(build_model(graph, options))
-        try:
-            onnx.checker.check_model(proto, full_check=True)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            raise ExportError(f"{path}: the model is not valid ONNX: {error}") from error
-        size = _write(proto.SerializeToString(), path)
+        size = save_checked(build_model(with_padding_apart(as_unsigned(graph)), options), path)
         return Artifact(path, self.name, size)
-
-
-def _write(content: bytes, path: Path) -> int:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise ExportError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return len(content)
 
 
 class OnnxRuntime:
@@ -91,8 +73,12 @@ class OnnxRuntimeSession:
         self.path = path
         self._optimize = optimize
         self._session = _open(path, _options(optimize, threads))
-        (self._input,) = self._session.get_inputs()
-        (self._output,) = self._session.get_outputs()
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if (len(inputs), len(outputs)) != (1, 1):
+            raise ExportError(
+                f"{path}: wanted one input and one output, got {len(inputs)} and {len(outputs)}"
+            )
+        self._input, self._output = inputs[0], outputs[0]
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits ``(N, K)`` of preprocessed images ``(N, C, H, W)``.
@@ -108,7 +94,10 @@ class OnnxRuntimeSession:
         if not fits:
             raise ExportError(f"{self.path}: wanted images {wanted}, got {list(images.shape)}")
         feed = {self._input.name: np.ascontiguousarray(images, np.float32)}
-        (logits,) = self._session.run([self._output.name], feed)
+        try:
+            (logits,) = self._session.run([self._output.name], feed)
+        except Exception as error:  # see _open
+            raise ExportError(f"ONNX Runtime cannot run {self.path}: {error}") from error
         result: NDArray[np.float32] = logits
         return result
 
@@ -119,7 +108,7 @@ class OnnxRuntimeSession:
             options = _options(self._optimize, threads=1)
             options.optimized_model_filepath = str(optimised)
             _open(self.path, options)
-            return measure(onnx.load(self.path), onnx.load(optimised))
+            return measure(onnx.load(self.path), onnx.load(optimised), fusing=self._optimize)
 
 
 def _options(optimize: bool, threads: int | None) -> ort.SessionOptions:

@@ -1,0 +1,76 @@
+"""Average pools in a form whose integer kernels are right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from sqakd_deploy import graph as g
+from sqakd_deploy.errors import ExportError
+
+
+def with_padding_apart(graph: g.IntegerGraph) -> g.IntegerGraph:
+    """Write average pools with ``ceil_mode`` and ``count_include_pad`` another way.
+
+    ONNX Runtime 1.32 fuses such a pool, and its integer kernel divides the windows that hang over
+    the edge by a wrong count: 75 steps off where it was measured. Where windows hang over, the
+    image is padded apart and the pool no longer counts padding; a window's divisor is then what of
+    it lies in the padded image, which is what it was.
+
+    Args:
+        graph: not changed.
+
+    Returns:
+        The same function, without pools that have both.
+
+    Raises:
+        ExportError: if a pool has no such form, naming it.
+    """
+    nodes: list[g.Node] = []
+    values = dict(graph.values)
+    for node in graph.nodes:
+        if isinstance(node, g.AveragePool) and node.ceil_mode and node.count_include_pad:
+            nodes += _rewritten(node, values)
+        else:
+            nodes.append(node)
+    return replace(graph, nodes=tuple(nodes), values=values)
+
+
+def _rewritten(node: g.AveragePool, values: dict[str, g.Value]) -> list[g.Node]:
+    wanted = values[node.output].shape[2:]
+    axes = list(zip(_padded(node, values), node.kernel, node.stride, strict=True))
+    if wanted == tuple((extent - size) // step + 1 for extent, size, step in axes):
+        return [replace(node, ceil_mode=False)]  # no window hangs over
+    if wanted != tuple(_rounded_up(*axis) for axis in axes):
+        raise ExportError(
+            f"node {node.name!r}: AveragePool with ceil_mode, count_include_pad and padding "
+            f"{node.padding} has no exact form here; set ceil_mode or count_include_pad to False"
+        )
+    if not any(node.padding):
+        return [replace(node, count_include_pad=False)]
+    pad = _pad(node, values)
+    pool = replace(node, inputs=(pad.output,), padding=(0, 0, 0, 0), count_include_pad=False)
+    return [pad, pool]
+
+
+def _pad(node: g.AveragePool, values: dict[str, g.Value]) -> g.Pad:
+    """The pool's padding as a node of its own; its value is added to ``values``."""
+    source = values[node.inputs[0]]
+    output = f"{node.output}/padded"
+    values[output] = g.Value(output, (*source.shape[:2], *_padded(node, values)), source.grid)
+    top, left, bottom, right = node.padding
+    return g.Pad(f"{node.name}/pad", node.inputs, output, (0, 0, top, left), (0, 0, bottom, right))
+
+
+def _padded(node: g.AveragePool, values: Mapping[str, g.Value]) -> tuple[int, int]:
+    rows, columns = values[node.inputs[0]].shape[2:]
+    if rows is None or columns is None:
+        raise ExportError(f"node {node.name!r}: only the batch may be dynamic")
+    top, left, bottom, right = node.padding
+    return rows + top + bottom, columns + left + right
+
+
+def _rounded_up(extent: int, size: int, step: int) -> int:
+    """Windows of an unpadded pool in ceil mode; each starts inside the image."""
+    count = -(-(extent - size) // step) + 1
+    return count if (count - 1) * step < extent else count - 1

@@ -1,0 +1,224 @@
+"""Builds an ONNX model node by node from an integer graph.
+
+The writer knows values, constants and names; what each kind of node becomes is said by emitters
+(:mod:`sqakd_exporters.qdq`). Rule numbers are those of ``docs/runtime-rules.md``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from sqakd_deploy import __version__
+from sqakd_deploy import graph as g
+from sqakd_deploy.errors import ExportError
+from sqakd_deploy.exporting import ExportOptions
+
+Array: TypeAlias = NDArray[Any]
+Emitter: TypeAlias = Callable[["Writer", Any], None]
+Emitters: TypeAlias = Mapping[type[g.Node], Emitter]
+
+_IR_VERSIONS = {13: 7, 15: 8, 19: 9, 21: 10, 23: 11, 24: 12, 25: 13}
+"""The IR version that ONNX released with an opset; older runtimes refuse newer ones."""
+
+
+class Writer:
+    """Writes each node once, in order; keeps the ONNX value that holds each graph value.
+
+    A value on a grid is held as its integers. :meth:`real` dequantises it anew for every reader: a
+    DequantizeLinear with one reader is the form that every runtime's fusions know (rules 1, 8).
+
+    Args:
+        graph: the integers.
+        options: names of the input and output.
+        opset: of the model.
+        emitters: what writes each kind of node.
+
+    Attributes:
+        graph: as given.
+    """
+
+    def __init__(
+        self, graph: g.IntegerGraph, options: ExportOptions, opset: int, emitters: Emitters
+    ) -> None:
+        if options.input_name == options.output_name:
+            raise ExportError(f"input and output are both named {options.input_name!r}")
+        self.graph = graph
+        self._opset = opset
+        self._emitters = emitters
+        self._output_name = options.output_name
+        self._taken = {options.input_name, options.output_name}
+        self._nodes: list[ir.Node] = []
+        self._constants: dict[str, ir.Value] = {}
+        self._readers: Counter[str] = Counter()
+        shape = _dims(graph.values[graph.input].shape)
+        self._input = ir.val(options.input_name, ir.DataType.FLOAT, shape)
+        self._held = {graph.input: self._input}
+
+    def model(self) -> ir.Model:
+        """Write every node and return the finished model.
+
+        Raises:
+            ExportError: if a node cannot be written, naming it.
+        """
+        for node in self.graph.nodes:
+            emitter = self._emitters.get(type(node))
+            if emitter is None:
+                kind = type(node).__name__
+                raise ExportError(f"node {node.name!r}: {kind} has no form in this exporter")
+            emitter(self, node)
+        graph = ir.Graph(
+            [self._input],
+            [self._output()],
+            nodes=self._nodes,
+            initializers=list(self._constants.values()),
+            opset_imports={"": self._opset},
+            name=self.graph.name,
+        )
+        version = max(v for opset, v in _IR_VERSIONS.items() if opset <= self._opset)
+        model = ir.Model(
+            graph, ir_version=version, producer_name="sqakd-deploy", producer_version=__version__
+        )
+        model.metadata_props.update(self.graph.metadata)
+        return model
+
+    def _output(self) -> ir.Value:
+        """The graph's output in float, under the name asked for."""
+        value = self.graph.values[self.graph.output]
+        if value.name not in self._held:
+            raise ExportError(f"no node writes the graph's output {value.name!r}")
+        output = self._real(value.name)
+        if output is self._input:
+            output = self.op("Identity", [output], value.name)
+        output.name = self._output_name
+        output.shape = ir.Shape(_dims(value.shape))
+        output.type = ir.TensorType(ir.DataType.FLOAT)
+        return output
+
+    # -- values ------------------------------------------------------------------------------
+
+    def held(self, node: g.Node, position: int = 0) -> ir.Value:
+        """What holds an input of a node: integers if it is on a grid, else floats."""
+        self._check_written(node, node.inputs[position])
+        return self._held[node.inputs[position]]
+
+    def grid(self, node: g.Node) -> g.Grid | None:
+        """The grid of a node's first input."""
+        return self.graph.values[node.inputs[0]].grid
+
+    def real(self, node: g.Node) -> list[ir.Value]:
+        """All inputs of a node as floats, each for this reader alone."""
+        for name in node.inputs:
+            self._check_written(node, name)
+        return [self._real(name) for name in node.inputs]
+
+    def hold(self, node: g.Node, value: ir.Value, grid: g.Grid | None) -> None:
+        """Record what holds a node's output.
+
+        Raises:
+            ExportError: if the graph puts the output on another grid than the one written.
+        """
+        stated = self.graph.values[node.output].grid
+        if stated != grid:
+            raise ExportError(
+                f"node {node.name!r}: {type(node).__name__} leaves its output on {grid}, "
+                f"but the graph says {stated}; only Quantize changes the grid"
+            )
+        self._held[node.output] = value
+
+    def _real(self, name: str) -> ir.Value:
+        value, held = self.graph.values[name], self._held[name]
+        if value.grid is None:
+            return held
+        constants = self.grid_constants(f"{name}/dq", value.grid.scale, value.grid)
+        self._readers[name] += 1
+        label = f"{name}/real{self._readers[name]}"
+        return self.op("DequantizeLinear", [held, *constants], label)
+
+    def _check_written(self, node: g.Node, name: str) -> None:
+        if name not in self._held:
+            raise ExportError(f"node {node.name!r} reads {name!r}, which no node before it writes")
+
+    # -- building blocks ---------------------------------------------------------------------
+
+    def op(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        output: str,
+        name: str | None = None,
+        **attributes: Any,
+    ) -> ir.Value:
+        """Append an ONNX node.
+
+        Args:
+            op_type: its operator.
+            inputs: its inputs.
+            output: what its output should be called; a number is added where that is taken.
+            name: its own name; None makes one of the output and the operator.
+            **attributes: ONNX attributes.
+
+        Returns:
+            The output.
+        """
+        free = self._free(output)
+        node = ir.node(
+            op_type,
+            inputs=inputs,
+            attributes=attributes,
+            name=name or f"{free}/{op_type}",
+            outputs=[ir.Value(name=free)],
+        )
+        self._nodes.append(node)
+        return node.outputs[0]
+
+    def constant(self, name: str, array: Array) -> ir.Value:
+        """An initializer; a second call with a name returns the one that is there."""
+        if name not in self._constants:
+            label = self._free(name)
+            tensor = ir.tensor(array, name=label)
+            self._constants[name] = ir.Value(
+                name=label,
+                shape=ir.Shape(array.shape),
+                type=ir.TensorType(tensor.dtype),
+                const_value=tensor,
+            )
+        return self._constants[name]
+
+    def integers(self, name: str, values: Sequence[int]) -> ir.Value:
+        """An int64 initializer, for shapes and axes."""
+        return self.constant(name, np.array(values, np.int64))
+
+    def grid_constants(self, name: str, scale: np.float32, grid: g.Grid) -> list[ir.Value]:
+        """Scale and zero-point, both rank 0 (rule 4), the zero-point explicit (rule 5)."""
+        zero = np.array(grid.zero_point, dtype=grid.dtype)
+        return [
+            self.constant(f"{name}/scale", np.array(scale, np.float32)),
+            self.constant(f"{name}/zero_point", zero),
+        ]
+
+    def per_channel(self, name: str, codes: Array, scale: NDArray[np.float32]) -> ir.Value:
+        """Constant integers ``(O, …)`` with one scale per output channel, on axis 0 (rule 13)."""
+        inputs = [
+            self.constant(name, codes),
+            self.constant(f"{name}/scale", scale),
+            self.constant(f"{name}/zero_point", np.zeros(len(scale), codes.dtype)),
+        ]
+        return self.op("DequantizeLinear", inputs, f"{name}/real", axis=0)
+
+    def _free(self, name: str) -> str:
+        """The name, or the name with a number where something else has it."""
+        free, number = name, 1
+        while free in self._taken:
+            free, number = f"{name}_{number}", number + 1
+        self._taken.add(free)
+        return free
+
+
+def _dims(shape: g.Shape) -> list[int | str]:
+    return ["N" if extent is None else extent for extent in shape]

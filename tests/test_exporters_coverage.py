@@ -1,0 +1,417 @@
+"""Why layers stay in float: each rule, by a fault planted in a file that fuses.
+
+The files are made by hand, so that the reasons hold for any QDQ file and not for ours alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+from sqakd_exporters.onnxruntime import OnnxRuntime
+
+from sqakd_deploy.errors import ExportError
+from sqakd_deploy.exporting import Coverage
+
+RANDOM = np.random.default_rng(0)
+CHANNELS = 16  # as many as make ONNX Runtime rewrite float layers for its blocked layout (nchwc)
+
+
+@dataclass
+class File:
+    """Nodes and constants of a model that a test may change before it is written."""
+
+    shape: tuple[int, ...] = (CHANNELS, 6, 6)
+    opset: int = 13
+    nodes: list[NodeProto] = field(default_factory=list)
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
+    outputs: list[str] = field(default_factory=lambda: ["y"])
+
+    def op(self, op_type: str, inputs: str, output: str, **attributes: Any) -> NodeProto:
+        name = attributes.pop("name", f"the {op_type}")
+        node = helper.make_node(op_type, inputs.split(), [output], name=name, **attributes)
+        self.nodes.append(node)
+        return node
+
+    def grid(self, name: str, scale: float, zero: int, dtype: str = "uint8") -> str:
+        self.constants[f"{name}_s"] = np.array(scale, np.float32)
+        self.constants[f"{name}_z"] = np.array(zero, dtype)
+        return f"{name}_s {name}_z"
+
+    def pair(self, source: str, output: str, grid: str) -> None:
+        """QuantizeLinear and DequantizeLinear."""
+        self.op("QuantizeLinear", f"{source} {grid}", f"{output}_q", name=f"Q {output}")
+        self.op("DequantizeLinear", f"{output}_q {grid}", output, name=f"DQ {output}")
+
+    def layer(self, op_type: str, codes: np.ndarray, input_scale: float, **attributes: Any) -> None:
+        """A Conv or Gemm ``c`` on ``d`` with integer weights ``W`` and bias ``b``."""
+        scale = RANDOM.uniform(0.01, 0.02, len(codes)).astype(np.float32)
+        zeros = {"W": np.zeros(len(codes), np.int8), "b": np.zeros(len(codes), np.int32)}
+        self.constants |= {"W": codes, "W_s": scale, "W_z": zeros["W"]}
+        self.constants |= {"b": RANDOM.integers(-99, 99, len(codes)).astype(np.int32)}
+        self.constants |= {"b_s": np.float32(input_scale) * scale, "b_z": zeros["b"]}
+        for name in ("W", "b"):
+            inputs = f"{name} {name}_s {name}_z"
+            self.op("DequantizeLinear", inputs, f"{name}_d", axis=0, name=f"DQ {name}")
+        self.op(op_type, "d W_d b_d", "c", **attributes)
+
+    def find(self, op_type: str) -> NodeProto:
+        return next(node for node in self.nodes if node.op_type == op_type)
+
+    def by_output(self, output: str) -> NodeProto:
+        return next(node for node in self.nodes if node.output[0] == output)
+
+    def without(self, *outputs: str) -> None:
+        self.nodes = [node for node in self.nodes if node.output[0] not in outputs]
+
+    def write(self, path: Path) -> Path:
+        def value(name: str, shape: object) -> onnx.ValueInfoProto:
+            return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+        graph = helper.make_graph(
+            self.nodes,
+            "g",
+            [value("x", ["N", *self.shape])],
+            [value(name, None) for name in self.outputs],
+            [numpy_helper.from_array(array, name) for name, array in self.constants.items()],
+        )
+        imports = [helper.make_opsetid("", self.opset)]
+        onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=8), path)
+        return path
+
+
+def conv() -> File:
+    """x → Q → DQ → Conv → Relu → Q → DQ → y."""
+    file = File()
+    file.pair("x", "d", file.grid("in", 0.02, 128))
+    codes = RANDOM.integers(-9, 9, size=(CHANNELS, CHANNELS, 3, 3)).astype(np.int8)
+    file.layer("Conv", codes, 0.02, pads=[1] * 4)
+    file.op("Relu", "c", "r")
+    file.pair("r", "y", file.grid("out", 0.03, 0))
+    return file
+
+
+def gemm() -> File:
+    """x → Q → DQ → Gemm → y, which needs no quantizer behind it."""
+    file = File(shape=(CHANNELS,))
+    file.pair("x", "d", file.grid("in", 0.02, 128))
+    file.layer("Gemm", RANDOM.integers(-9, 9, size=(5, CHANNELS)).astype(np.int8), 0.02, transB=1)
+    file.nodes[-1].output[0] = "y"
+    return file
+
+
+def join(op_type: str, **attributes: Any) -> File:
+    """Two quantised copies of x, joined and quantised."""
+    file = File()
+    file.pair("x", "a", file.grid("a", 0.02, 128))
+    file.pair("x", "b", file.grid("b", 0.03, 120))
+    file.op(op_type, "a b", "c", **attributes)
+    file.pair("c", "y", file.grid("out", 0.05, 128))
+    return file
+
+
+def pool(op_type: str) -> File:
+    file = File()
+    file.pair("x", "d", file.grid("in", 0.02, 128))
+    window = {} if op_type.startswith("Global") else {"kernel_shape": [2, 2], "strides": [2, 2]}
+    file.op(op_type, "d", "c", **window)
+    file.pair("c", "y", file.grid("out", 0.02, 128))
+    return file
+
+
+def coverage(file: File, folder: Path) -> Coverage:
+    return OnnxRuntime().open(file.write(folder / "file.onnx")).coverage()
+
+
+@pytest.mark.parametrize(
+    ("file", "layer"),
+    [
+        (conv(), "Conv"),
+        (gemm(), "Gemm"),
+        (join("Add"), "Add"),
+        (join("Concat", axis=1), "Concat"),
+        (pool("AveragePool"), "AveragePool"),
+        (pool("GlobalAveragePool"), "GlobalAveragePool"),
+        (pool("MaxPool"), "MaxPool"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_without_a_fault_all_is_integer(file: File, layer: str, tmp_path: Path) -> None:
+    found = coverage(file, tmp_path)
+    assert (found.integer, found.total, found.fallbacks) == ({layer: 1}, {layer: 1}, ())
+
+
+FAULTS: list[tuple[str, str]] = []  # (name, reason); filled by `fault`
+PLANT: dict[str, Callable[[], File]] = {}
+
+
+def fault(reason: str) -> Callable[[Callable[[], File]], Callable[[], File]]:
+    """Register a function that makes a file with a fault, and the reason that must be found."""
+
+    def register(plant: Callable[[], File]) -> Callable[[], File]:
+        FAULTS.append((plant.__name__, reason))
+        PLANT[plant.__name__] = plant
+        return plant
+
+    return register
+
+
+@fault("output 'y' is a float output of the model (rule 1)")
+def no_quantizer_behind() -> File:
+    file = conv()
+    file.without("y_q", "y")
+    file.find("Relu").output[0] = "y"
+    return file
+
+
+@fault("output 'r' is not quantised but read by Sigmoid (rule 1)")
+def another_reader() -> File:
+    file = conv()
+    file.without("y_q", "y")
+    file.op("Sigmoid", "r", "y")
+    return file
+
+
+@fault("input 'x' is not quantised (rule 1)")
+def no_quantizer_before() -> File:
+    file = conv()
+    file.find("Conv").input[0] = "x"
+    file.without("d_q", "d")
+    return file
+
+
+@fault("weights are float (rule 1)")
+def float_weights() -> File:
+    file = conv()
+    file.constants["W_f"] = file.constants["W"].astype(np.float32)
+    file.find("Conv").input[1] = "W_f"
+    return file
+
+
+@fault("ReLU before a quantizer with zero-point 0, not -128 (rule 2)")
+def int8_behind_relu() -> File:
+    file = conv()
+    file.grid("out", 0.03, 0, "int8")
+    return file
+
+
+@fault("ReLU before a quantizer with zero-point 128, not 0 (rule 2)")
+def zero_point_behind_relu() -> File:
+    file = conv()
+    file.grid("out", 0.03, 128)
+    return file
+
+
+@fault("Clip to [0, 6] before a quantizer with the wider range [0, 7.65] (rule 3)")
+def narrow_clip() -> File:
+    file = conv()
+    file.constants |= {"low": np.array(0, np.float32), "high": np.array(6, np.float32)}
+    file.nodes[file.nodes.index(file.find("Relu"))] = helper.make_node(
+        "Clip", ["c", "low", "high"], ["r"], name="the clip"
+    )
+    return file
+
+
+@fault("output 'c' goes into a BatchNormalization, which should be folded (rule 6)")
+def unfolded_batch_norm() -> File:
+    file = conv()
+    file.constants |= {"one": np.ones(CHANNELS, np.float32), "no": np.zeros(CHANNELS, np.float32)}
+    file.nodes[file.nodes.index(file.find("Relu"))] = helper.make_node(
+        "BatchNormalization", ["c", "one", "no", "no", "one"], ["r"], name="the norm"
+    )
+    return file
+
+
+@fault("output 'c' has 2 readers, not one quantizer (rule 7)")
+def two_quantizers() -> File:
+    file = conv()
+    file.pair("c", "unused", file.grid("other", 0.04, 128))
+    file.pair("unused", "y2", "other_s other_z")
+    file.op("Add", "y unused", "sum", name="late")
+    file.outputs = ["sum"]
+    return file
+
+
+@fault("bias scale is not input scale × weight scale (rule 12)")
+def bias_scale() -> File:
+    file = conv()
+    file.constants["b_s"] = file.constants["b_s"] * np.float32(1.1)
+    return file
+
+
+@fault("bias 'bias' is float and the output is not quantised (rule 11)")
+def float_bias_of_a_bare_gemm() -> File:
+    file = gemm()
+    file.constants["bias"] = np.ones(5, np.float32)
+    file.find("Gemm").input[2] = "bias"
+    return file
+
+
+@fault("bias 'bias' is float and the output is not quantised (rule 11)")
+def float_bias_behind_matmul() -> File:
+    file = gemm()
+    file.without("y", "b_d")
+    file.constants |= {"bias": np.ones(5, np.float32), "W": file.constants["W"].T.copy()}
+    file.nodes[-1].attribute[0].i = 1  # MatMul's output channels are on axis 1
+    file.op("MatMul", "d W_d", "c")
+    file.op("Add", "c bias", "y", name="bias add")
+    return file
+
+
+@fault("ReLU before a quantizer with zero-point 128, not 0 (rule 2)")
+def relu_behind_gemm() -> File:
+    file = gemm()
+    file.nodes[-1].output[0] = "c"
+    file.op("Relu", "c", "r")
+    file.pair("r", "y", file.grid("out", 0.03, 128))
+    return file
+
+
+@fault("input 'x' is not quantised (rule 8)")
+def add_of_a_float() -> File:
+    file = join("Add")
+    file.find("Add").input[1] = "x"
+    return file
+
+
+@fault("output 'y' is a float output of the model (rule 1)")
+def bare_add() -> File:
+    file = join("Add")
+    file.without("y_q", "y")
+    file.find("Add").output[0] = "y"
+    return file
+
+
+@fault("'a_s' has shape (1,), not () (rule 4)")
+def scale_of_rank_1() -> File:
+    file = join("Add")
+    file.constants["a_s"] = file.constants["a_s"].reshape(1)
+    file.constants["a_z"] = file.constants["a_z"].reshape(1)
+    return file
+
+
+@fault("input 'a' is neither int8 nor uint8 (rule 15)")
+def sixteen_bits() -> File:
+    file = join("Add")
+    file.opset = 21
+    for name in ("a", "b", "out"):
+        file.grid(name, 0.001, 30000, "uint16")
+    return file
+
+
+@fault("scale or zero-point differ before and after it (rule 9)")
+def max_pool_between_scales() -> File:
+    file = pool("MaxPool")
+    file.grid("out", 0.03, 128)
+    return file
+
+
+@fault("output 'y' is a float output of the model (rule 1)")
+def bare_average_pool() -> File:
+    file = pool("AveragePool")
+    file.without("y_q", "y")
+    file.find("AveragePool").output[0] = "y"
+    return file
+
+
+@fault("the runtime has no integer ConvTranspose (rule 10)")
+def transposed_conv() -> File:
+    file = conv()
+    file.find("Conv").op_type = "ConvTranspose"
+    return file
+
+
+@fault("activations are int8; on x86 the runtime makes them uint8 only where")
+def int8_codes_that_are_clipped() -> File:
+    file = conv()
+    file.grid("in", 0.02, 0, "int8")
+    file.grid("out", 0.03, -8, "int8")
+    file.constants |= {"low": np.array(-8, np.int8), "high": np.array(7, np.int8)}
+    file.without("r")
+    quantizer, dequantizer = file.by_output("y_q"), file.by_output("y")
+    quantizer.input[0] = "c"
+    clip = helper.make_node("Clip", ["y_q", "low", "high"], ["y_c"], name="codes")
+    file.nodes.insert(file.nodes.index(dequantizer), clip)
+    dequantizer.input[0] = "y_c"
+    return file
+
+
+@pytest.mark.parametrize(("name", "reason"), FAULTS, ids=[name for name, _ in FAULTS])
+def test_a_planted_fault_is_found(name: str, reason: str, tmp_path: Path) -> None:
+    file = PLANT[name]()
+    layers = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "MaxPool", "AveragePool")
+    layer = next(node for node in file.nodes if node.op_type in layers)
+    found = coverage(file, tmp_path)
+    reasons = {fallback.node: fallback.reason for fallback in found.fallbacks}
+    assert reason in reasons[layer.name]
+    assert {fallback.op_type for fallback in found.fallbacks} >= {layer.op_type}
+
+
+@pytest.mark.parametrize("name", [name for name, _ in FAULTS])
+def test_without_names_a_layer_is_called_by_its_output(name: str, tmp_path: Path) -> None:
+    named = PLANT[name]()
+    file = PLANT[name]()
+    for node in file.nodes:
+        node.name = ""
+    by_name = {f.node: f.reason for f in coverage(named, tmp_path).fallbacks}
+    outputs = {node.output[0]: node.name for node in named.nodes}
+    for fallback in coverage(file, tmp_path).fallbacks:
+        assert by_name[outputs[fallback.node]] == fallback.reason
+
+
+def test_a_bias_scale_within_the_runtimes_tolerance_is_fused(tmp_path: Path) -> None:
+    """And computed as if it were right: why the writer refuses it (rule 12)."""
+    for factor, fused in ((1.009, True), (1.014, False)):
+        file = conv()
+        file.constants["b_s"] = file.constants["b_s"] * np.float32(factor)
+        assert coverage(file, tmp_path).integer.get("Conv", 0) == fused
+
+
+def test_a_scale_of_rank_1_keeps_an_average_pool_from_loading(tmp_path: Path) -> None:
+    file = pool("AveragePool")
+    file.constants["in_s"] = file.constants["in_s"].reshape(1)
+    file.constants["in_z"] = file.constants["in_z"].reshape(1)
+    with pytest.raises(ExportError, match=r"cannot load .*file\.onnx: .*must be a scalar"):
+        coverage(file, tmp_path)
+
+
+def test_an_add_that_a_float_conv_swallows_is_counted(tmp_path: Path) -> None:
+    file = File()
+    file.constants["W"] = RANDOM.normal(size=(CHANNELS, CHANNELS, 3, 3)).astype(np.float32)
+    file.op("Conv", "x W", "c", pads=[1] * 4, name="conv")
+    file.op("Add", "c x", "a", name="add")
+    file.op("Relu", "a", "y", name="relu")
+    found = coverage(file, tmp_path)
+    assert dict(found.total) == {"Conv": 1, "Add": 1}
+    assert {fallback.node for fallback in found.fallbacks} == {"conv", "add"}
+
+
+def test_arithmetic_on_shapes_and_weights_is_no_layer(tmp_path: Path) -> None:
+    """Weights restored from packed codes (rule 17) and shapes computed from the batch."""
+    file = gemm()
+    file.opset = 21
+    odd = (2 * RANDOM.integers(-4, 4, size=(5, CHANNELS)) + 1).astype(np.int8)
+    file.constants |= {"k": (odd - 1) // np.int8(2), "one": np.array(1, np.int8)}
+    restore = [
+        helper.make_node("Add", ["k", "k"], ["k2"], name="double"),
+        helper.make_node("Add", ["k2", "one"], ["restored"], name="plus one"),
+    ]
+    file.nodes[:0] = restore
+    file.by_output("W_d").input[0] = "restored"
+    file.nodes[-1].output[0] = "c"
+    file.constants |= {"zero": np.array([0]), "five": np.array([5]), "none": np.array([0])}
+    file.op("Shape", "x", "shape", name="shape")
+    file.op("Gather", "shape zero", "batch", name="batch")
+    file.op("Add", "batch none", "same", name="same batch")
+    file.op("Concat", "same five", "sizes", axis=0, name="sizes")
+    file.op("Reshape", "c sizes", "y", name="reshape")
+    for optimize in (True, False):
+        path = file.write(tmp_path / "file.onnx")
+        found = OnnxRuntime().open(path, optimize=optimize).coverage()
+        assert dict(found.total) == {"Gemm": 1}

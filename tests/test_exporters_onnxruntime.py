@@ -1,0 +1,323 @@
+"""Hand-made graphs through three arithmetics: integers in numpy, ONNX Runtime off and on."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from integer_graphs import CASES, UINT8, Builder, Case, images, vector
+from onnx import TensorProto, helper
+from reference_executor import logits
+from sqakd_exporters.onnxruntime import OnnxRuntime, OnnxRuntimeExporter
+from sqakd_exporters.pooling import with_padding_apart
+from sqakd_exporters.qdq import EMITTERS, OPSETS
+from sqakd_exporters.unsigned import as_unsigned
+
+from sqakd_deploy import graph as g
+from sqakd_deploy.errors import ExportError
+from sqakd_deploy.exporting import Exporter, ExportOptions, Runtime, Session
+from sqakd_deploy.spec import QuantSpec
+
+# Rule 20 allows one step. These graphs are small and their scales keep sums off rounding
+# boundaries, so the three arithmetics give the same codes; what is left is one float32 product.
+SAME_CODE = 1e-4
+
+
+def write(graph: g.IntegerGraph, folder: Path, **options: object) -> Path:
+    path = folder / f"{graph.name}.onnx"
+    return OnnxRuntimeExporter().export(graph, path, ExportOptions(**options)).path  # type: ignore[arg-type]
+
+
+def step_of(graph: g.IntegerGraph, reference: np.ndarray) -> float:
+    grid = graph.values[graph.output].grid
+    return float(grid.scale) if grid else float(np.ptp(reference)) / 255
+
+
+def error_in_steps(graph: g.IntegerGraph, path: Path, optimize: bool, count: int = 48) -> float:
+    array = images(count, graph.values[graph.input].shape[1:], seed=5)  # type: ignore[arg-type]
+    reference = logits(graph, array)
+    got = OnnxRuntime().open(path, optimize=optimize).run(array)
+    assert got.dtype == np.float32
+    assert got.shape == reference.shape
+    return float(np.abs(got - reference).max()) / step_of(graph, reference)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_three_arithmetics_agree(name: str, tmp_path: Path) -> None:
+    graph = CASES[name]().graph
+    path = write(graph, tmp_path)
+    # `floats` sums hundreds of float32 products before it is compared with float64
+    allowed = 0.01 if name == "floats" else SAME_CODE
+    assert error_in_steps(graph, path, optimize=False) <= allowed
+    assert error_in_steps(graph, path, optimize=True) <= allowed
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_what_fuses(name: str, tmp_path: Path) -> None:
+    case: Case = CASES[name]()
+    coverage = OnnxRuntime().open(write(case.graph, tmp_path)).coverage()
+    assert dict(coverage.integer) == dict(case.integer)
+    assert {fallback.node for fallback in coverage.fallbacks} == case.floats
+    assert all("rule" in fallback.reason for fallback in coverage.fallbacks)
+    assert sum(coverage.total.values()) == sum(case.integer.values()) + len(case.floats)
+
+
+def test_the_cases_use_every_node_and_kind_of_grid() -> None:
+    graphs = [make().graph for make in CASES.values()]
+    kinds = {type(node) for graph in graphs for node in graph.nodes}
+    assert kinds == set(EMITTERS)
+    grids = [value.grid for graph in graphs for value in graph.values.values() if value.grid]
+    assert {grid.bits for grid in grids} >= {1, 2, 3, 4, 5, 8}
+    assert {grid.dtype for grid in grids} == {"uint8", "int8"}
+
+
+def test_a_float_bias_is_rounded_by_the_runtime(tmp_path: Path) -> None:
+    """ONNX Runtime makes an int32 of a float bias: half an accumulator step, here one code."""
+    graph = vector()
+    path = write(graph, tmp_path)
+    assert error_in_steps(graph, path, optimize=False) <= SAME_CODE
+    assert error_in_steps(graph, path, optimize=True) <= 1 + SAME_CODE
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+def test_every_opset_runs_and_fuses(opset: int, tmp_path: Path) -> None:
+    case = CASES["residual"]()
+    path = write(case.graph, tmp_path, opset=opset)
+    model = onnx.load(path)
+    assert [(i.domain, i.version) for i in model.opset_import] == [("", opset)]
+    least = helper.find_min_ir_version_for([helper.make_opsetid("", opset)])
+    assert model.ir_version == least
+    assert error_in_steps(case.graph, path, optimize=True) <= SAME_CODE
+    assert dict(OnnxRuntime().open(path).coverage().integer) == dict(case.integer)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_the_batch_is_dynamic(batch: int, tmp_path: Path) -> None:
+    session = OnnxRuntime().open(write(CASES["shuffle"]().graph, tmp_path), threads=1)
+    array = images(8)
+    np.testing.assert_array_equal(session.run(array[:batch]), session.run(array)[:batch])
+
+
+def test_they_are_what_the_protocols_say(tmp_path: Path) -> None:
+    assert isinstance(OnnxRuntimeExporter(), Exporter)
+    assert isinstance(OnnxRuntime(), Runtime)
+    assert isinstance(OnnxRuntime().open(write(vector(), tmp_path)), Session)
+    OnnxRuntimeExporter().check(QuantSpec())
+    artifact = OnnxRuntimeExporter().export(vector(), tmp_path / "again.onnx", ExportOptions())
+    assert (artifact.exporter, artifact.size) == ("onnxruntime", artifact.path.stat().st_size)
+
+
+# -- forms that ONNX Runtime computes wrongly, and how they are avoided ------------------------
+
+
+def requantised(first: tuple[int, int], second: tuple[int, int]) -> g.IntegerGraph:
+    builder = Builder(shape=(40,))
+    codes = builder.quantize("first", "x", first, 100)
+    return builder.graph(builder.quantize("second", codes, second, 128))
+
+
+def test_a_requantisation_keeps_its_two_grids(tmp_path: Path) -> None:
+    """Left alone, ONNX Runtime makes one grid of two: a fifth of the codes moves."""
+    graph = requantised(UINT8, UINT8)
+    path = write(graph, tmp_path)
+    assert error_in_steps(graph, path, optimize=True) <= SAME_CODE
+    model = onnx.load(path)
+    (clip,) = [node for node in model.graph.node if node.op_type == "Clip"]
+    (source,) = [node for node in model.graph.node if clip.input[0] in node.output]
+    source.output[0] = clip.output[0]
+    model.graph.node.remove(clip)
+    onnx.save(model, path)
+    assert error_in_steps(graph, path, optimize=False) <= SAME_CODE
+    assert error_in_steps(graph, path, optimize=True) >= 0.5
+
+
+def test_only_full_grids_behind_full_grids_need_the_clip(tmp_path: Path) -> None:
+    counts = {}
+    for bounds in ((UINT8, UINT8), ((0, 200), UINT8)):
+        model = onnx.load(write(requantised(*bounds), tmp_path))
+        counts[bounds] = sum(node.op_type == "Clip" for node in model.graph.node)
+    assert set(counts.values()) == {1}
+
+
+def average(
+    kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int, int, int]
+) -> g.IntegerGraph:
+    builder = Builder()
+    codes = builder.quantize("image", "x", UINT8, 90)
+    mean = builder.append(
+        g.AveragePool,
+        "mean",
+        codes,
+        kernel=kernel,
+        stride=stride,
+        padding=padding,
+        ceil_mode=True,
+        count_include_pad=True,
+    )
+    return builder.graph(builder.quantize("out", mean, UINT8, 60))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [
+        ((3, 3), (2, 2), (0, 0, 0, 0)),  # hangs over
+        ((3, 3), (2, 2), (1, 1, 1, 1)),  # hangs over, padded
+        ((3, 3), (2, 2), (1, 0, 1, 0)),  # hangs over, padded unevenly
+        ((3, 3), (2, 2), (0, 1, 1, 1)),  # fits
+        ((2, 2), (2, 2), (0, 0, 0, 0)),  # fits
+        ((2, 2), (3, 3), (1, 1, 1, 1)),  # hangs over, strides beyond the kernel
+    ],
+)
+def test_average_pools_that_round_up_and_count_padding(
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    tmp_path: Path,
+) -> None:
+    graph = average(kernel, stride, padding)
+    path = write(graph, tmp_path)
+    assert error_in_steps(graph, path, optimize=False) <= SAME_CODE
+    assert error_in_steps(graph, path, optimize=True) <= SAME_CODE
+    assert OnnxRuntime().open(path).coverage().fallbacks == ()
+
+
+def test_a_pool_without_an_exact_form_is_refused(tmp_path: Path) -> None:
+    graph = average((2, 3), (3, 2), (1, 1, 1, 1))
+    with pytest.raises(ExportError, match=r"node 'mean': AveragePool with ceil_mode, .* no exact"):
+        write(graph, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_passes_leave_other_graphs_alone() -> None:
+    graph = CASES["residual"]().graph
+    assert with_padding_apart(graph) == graph
+    assert as_unsigned(graph) == graph
+
+
+def test_signed_grids_become_unsigned() -> None:
+    graph = CASES["signed"]().graph
+    shifted = as_unsigned(graph)
+    for name, value in graph.values.items():
+        other = shifted.values[name].grid
+        if value.grid is None:
+            assert other is None
+            continue
+        assert other is not None
+        assert (other.dtype, other.scale) == ("uint8", value.grid.scale)
+        assert other.zero_point - other.qmin == value.grid.zero_point - value.grid.qmin
+        assert other.bits == value.grid.bits
+    array = images(8)
+    np.testing.assert_array_equal(logits(shifted, array), logits(graph, array))
+
+
+# -- files ------------------------------------------------------------------------------------
+
+
+def test_a_write_that_fails_leaves_the_file_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(vector(), tmp_path)
+    before = path.read_bytes()
+
+    def full(self: Path, content: bytes) -> int:
+        with self.open("wb") as stream:
+            stream.write(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ExportError, match=r"cannot write .*made\.onnx: No space left on device"):
+        write(vector(), tmp_path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match=r"cannot write .*file/made\.onnx: Not a directory"):
+        write(vector(), tmp_path / "file")
+
+
+def test_an_invalid_model_is_not_written(tmp_path: Path) -> None:
+    graph = CASES["floats"]().graph
+    nodes = tuple(
+        replace(node, bias=node.bias.astype(np.float64))
+        if isinstance(node, g.Linear) and isinstance(node.bias, np.ndarray)
+        else node
+        for node in graph.nodes
+    )
+    with pytest.raises(ExportError, match="not valid ONNX"):
+        write(replace(graph, nodes=nodes), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"no model"])
+def test_what_the_runtime_refuses_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ExportError, match=r"ONNX Runtime cannot load .*broken\.onnx"):
+        OnnxRuntime().open(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"ONNX Runtime cannot load .*nowhere\.onnx"):
+        OnnxRuntime().open(tmp_path / "nowhere.onnx")
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 8, 8), (2, 3, 8, 9), (3, 8, 8)])
+def test_a_wrong_shape_is_explained(shape: tuple[int, ...], tmp_path: Path) -> None:
+    session = OnnxRuntime().open(write(CASES["plain"]().graph, tmp_path))
+    with pytest.raises(ExportError, match=r"wanted images \['N', 3, 8, 8\], got \["):
+        session.run(np.zeros(shape, np.float32))
+
+
+def small(path: Path, nodes: list[onnx.NodeProto], inputs: list[str], shape: list[object]) -> Path:
+    def value(name: str, dims: list[object] | None) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
+
+    graph = helper.make_graph(
+        nodes, "g", [value(name, shape) for name in inputs], [value("y", None)]
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7), path
+    )
+    return path
+
+
+def test_a_file_with_two_inputs_is_refused(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Add", ["a", "b"], ["y"])]
+    path = small(tmp_path / "two.onnx", nodes, ["a", "b"], ["N", 3])
+    with pytest.raises(ExportError, match=r"two\.onnx: wanted one input and one output, got 2"):
+        OnnxRuntime().open(path)
+
+
+def test_a_run_that_fails_names_the_file(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "x"], ["y"])]
+    path = small(tmp_path / "square.onnx", nodes, ["x"], ["N", "M"])
+    session = OnnxRuntime().open(path)
+    with pytest.raises(ExportError, match=r"ONNX Runtime cannot run .*square\.onnx"):
+        session.run(np.zeros((2, 3), np.float32))
+
+
+def test_the_runtime_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    session = OnnxRuntime().open(write(CASES["floats"]().graph, tmp_path))
+    session.run(images(2))
+    session.coverage()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_optimisations_everything_is_float(tmp_path: Path) -> None:
+    path = write(CASES["plain"]().graph, tmp_path)
+    coverage = OnnxRuntime().open(path, optimize=False).coverage()
+    assert dict(coverage.integer) == {}
+    assert {fallback.node for fallback in coverage.fallbacks} == {
+        "stem",
+        "conv1",
+        "conv2",
+        "pool",
+        "fc",
+    }
+    assert all("runs without optimisations" in f.reason for f in coverage.fallbacks)

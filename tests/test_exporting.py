@@ -1,0 +1,237 @@
+"""How installed exporters and runtimes are found."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import types
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from sqakd_deploy import exporting
+from sqakd_deploy.errors import SpecError
+from sqakd_deploy.exporting import (
+    EXPORTERS,
+    RUNTIMES,
+    Artifact,
+    ExportOptions,
+    PlacementRules,
+    exporters,
+    get_exporter,
+    get_runtime,
+    runtimes,
+)
+from sqakd_deploy.graph import IntegerGraph
+from sqakd_deploy.spec import QuantSpec
+
+ROOT = Path(__file__).parents[1]
+
+
+class Toy:
+    """The least that is an exporter."""
+
+    name = "toy"
+    summary = "nothing"
+    runtime = "onnxruntime"
+    placement = PlacementRules(quantize_edges=False)
+
+    def check(self, spec: QuantSpec) -> None:
+        pass
+
+    def export(self, graph: IntegerGraph, path: Path, options: ExportOptions) -> Artifact:
+        return Artifact(path, self.name, 0)
+
+
+class Player:
+    """The least that is a runtime."""
+
+    name = "player"
+
+    def open(self, path: Path, *, optimize: bool = True, threads: int | None = None) -> None:
+        raise NotImplementedError
+
+
+class Incomplete:
+    name = "incomplete"
+
+
+def fails() -> None:
+    raise RuntimeError("no licence found")
+
+
+@pytest.fixture(autouse=True)
+def _module(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("toy_plugins")
+    for part in (Toy, Player, Incomplete, fails):
+        setattr(module, part.__name__, part)
+    monkeypatch.setitem(sys.modules, "toy_plugins", module)
+
+
+def entry(attribute: str, name: str = "toy", group: str = EXPORTERS) -> EntryPoint:
+    return EntryPoint(name, f"toy_plugins:{attribute}", group)
+
+
+def test_those_that_come_with_the_package_are_installed() -> None:
+    assert exporters()["onnxruntime"].runtime == "onnxruntime"
+    assert runtimes()["onnxruntime"].name == "onnxruntime"
+    assert get_exporter("onnxruntime").placement == PlacementRules()
+    assert get_runtime("onnxruntime").name == "onnxruntime"
+
+
+def test_an_entry_point_is_found_and_built() -> None:
+    found = exporters([entry("Toy")])
+    assert list(found) == ["toy"]
+    assert isinstance(found["toy"], Toy)
+    assert list(runtimes([entry("Player", "player", RUNTIMES)])) == ["player"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "text"),
+    [
+        (entry("fails", "bad"), r"plugin 'bad' \(toy_plugins:fails\) .*: no licence found"),
+        (entry("Nothing", "bad"), r"plugin 'bad' .* failed to load: .*Nothing"),
+        (EntryPoint("bad", "no_such_module_here:Toy", EXPORTERS), "No module named"),
+        (EntryPoint("bad", "toy_plugins", EXPORTERS), "plugin 'bad' .* failed to load"),
+        (entry("Incomplete", "bad"), r"plugin 'bad' .* is not a Exporter: it lacks some"),
+        (entry("Player", "bad"), "plugin 'bad' .* is not a Exporter"),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_broken_one_warns_and_harms_nothing(broken: EntryPoint, text: str, first: bool) -> None:
+    entries = [broken, entry("Toy")] if first else [entry("Toy"), broken]
+    with pytest.warns(UserWarning, match=text) as caught:
+        found = exporters(entries)
+    assert list(found) == ["toy"]
+    assert len(caught) == 1
+
+
+def test_duplicates_are_an_error() -> None:
+    with pytest.raises(SpecError, match="two installed distributions provide 'toy'"):
+        exporters([entry("Toy"), entry("Toy")])
+
+
+def test_a_broken_twin_does_not_count() -> None:
+    with pytest.warns(UserWarning, match="no licence found"):
+        assert list(exporters([entry("fails"), entry("Toy")])) == ["toy"]
+
+
+def test_an_unknown_name_lists_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {
+        EXPORTERS: [entry("Toy"), entry("Toy", "toast")],
+        RUNTIMES: [entry("Player", "player", RUNTIMES)],
+    }
+    monkeypatch.setattr(exporting, "entry_points", lambda group: installed[group])
+    with pytest.raises(
+        SpecError, match=r"unknown target 'toys'\. Did you mean 'toy'\? There are: toast, toy\."
+    ):
+        get_exporter("toys")
+    with pytest.raises(SpecError, match=r"unknown runtime 'x'\. There are: player\."):
+        get_runtime("x")
+    assert isinstance(get_exporter("toast"), Toy)
+
+
+def test_with_nothing_installed_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "entry_points", lambda group: [])
+    with pytest.raises(SpecError, match=r"unknown target 'toy'\. There are: none\."):
+        get_exporter("toy")
+
+
+# -- a distribution of its own ------------------------------------------------------------------
+
+
+def example() -> dict[str, str]:
+    """The files of the example in ``exporters/README.md``, by name."""
+    text = (ROOT / "exporters" / "README.md").read_text(encoding="utf-8")
+    return dict(re.findall(r"```(?:toml|python)\n# (\S+)\n(.*?)```", text, flags=re.DOTALL))
+
+
+def install(folder: Path) -> None:
+    """What ``pip install .`` would leave of the example in ``folder``."""
+    files = example()
+    (folder / "sqakd_reference.py").write_text(files["sqakd_reference.py"], encoding="utf-8")
+    project = configparser.ConfigParser()
+    project.read_string(files["pyproject.toml"])
+    info = folder / "sqakd_reference-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sqakd-reference\nVersion: 1.0\n")
+    lines = []
+    for group in (EXPORTERS, RUNTIMES):
+        lines.append(f"[{group}]")
+        section = project[f'project.entry-points."{group}"']
+        lines += [f"{name} = {value.strip(chr(34))}" for name, value in section.items()]
+    (info / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
+
+
+def run(code: str, *paths: Path) -> subprocess.CompletedProcess[str]:
+    search = os.pathsep.join(str(path) for path in (*paths, ROOT / "tests"))
+    return subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": search},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_example_of_the_readme_is_found_and_used(tmp_path: Path) -> None:
+    """A third party's distribution, told from nothing but what the README says."""
+    install(tmp_path)
+    target = tmp_path / "model.onnx"
+    done = run(
+        f"""
+        from pathlib import Path
+        import numpy as np
+        from integer_graphs import CASES, images
+        from reference_executor import logits
+        from sqakd_deploy.errors import SpecError
+        from sqakd_deploy.exporting import ExportOptions, exporters, get_exporter, get_runtime
+        from sqakd_deploy.spec import QuantSpec, TensorSpec
+
+        assert {{"onnxruntime", "reference"}} <= set(exporters())
+        exporter = get_exporter("reference")
+        exporter.check(QuantSpec())
+        eight = TensorSpec(bits=8)
+        try:
+            exporter.check(QuantSpec(weights=eight, activations=eight))
+        except SpecError as error:
+            assert "wanted fewer than 8 bits" in str(error)
+        graph = CASES["plain"]().graph
+        artifact = exporter.export(graph, Path({str(target)!r}), ExportOptions())
+        session = get_runtime(exporter.runtime).open(artifact.path)
+        step = graph.values[graph.output].grid.scale
+        error = np.abs(session.run(images(4)) - logits(graph, images(4))).max() / step
+        print(round(float(error), 3), dict(session.coverage().total))
+        """,
+        tmp_path,
+    )
+    assert done.stderr == ""
+    assert done.stdout.split(" ", 1)[0] == "0.0"
+    assert "'Conv': 3" in done.stdout
+    assert target.exists()
+
+
+def test_a_broken_distribution_harms_no_other(tmp_path: Path) -> None:
+    install(tmp_path)
+    (tmp_path / "sqakd_reference.py").write_text("raise ImportError('half installed')\n")
+    done = run(
+        """
+        import warnings
+        from sqakd_deploy.exporting import exporters
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            print(sorted(exporters()))
+        print(*(str(warning.message) for warning in caught))
+        """,
+        tmp_path,
+    )
+    assert "onnxruntime" in done.stdout.splitlines()[0]
+    assert "reference" not in done.stdout.splitlines()[0]
+    assert "plugin 'reference'" in done.stdout
+    assert "half installed" in done.stdout
