@@ -334,6 +334,17 @@ def relu6_and_float_logits(b: Builder) -> str:
     return b.linear("fc", b.append(g.Reshape, "flatten", x, shape=(None, 16)), 5)
 
 
+@case(("cut", "one_side"), Conv=1, GlobalAveragePool=1, Gemm=1)
+def clips(b: Builder) -> str:
+    """Clips that are no ReLU: the quantizer's range inside, beyond it, and open to one side."""
+    x = b.quantize("image", "x", UINT8, 128)
+    bounds = {"inside": (-9.0, 9.0, 120), "cut": (-0.5, 0.3, 150), "one_side": (-0.25, None, 130)}
+    for name, (low, high, zero) in bounds.items():
+        active = b.append(g.Clip, f"{name}_clip", b.conv(name, x, 8), low=low, high=high)
+        x = b.quantize(f"{name}_quant", active, (0, 255), zero)
+    return b.pool_and_classify(x)
+
+
 @case(Conv=2, GlobalAveragePool=1, Gemm=1)
 def batch_norm_alone(b: Builder) -> str:
     """A BatchNorm as a depthwise 1×1 convolution with the code 127, signs included."""

@@ -267,7 +267,9 @@ def test_version_and_lists() -> None:
 
 
 def test_an_interrupt_leaves_a_run_that_can_be_looked_at(tmp_path: Path) -> None:
-    arguments = command("train", "--teacher-epochs", "2", "--epochs", "4000", "--compile", "off", "--output", "r")
+    arguments = command(
+        "train", "--teacher-epochs", "2", "--epochs", "4000", "--compile", "off", "--output", "r"
+    )
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "r" / "metrics.jsonl"
     deadline = time.monotonic() + 120

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -215,6 +216,25 @@ def narrow_clip() -> File:
     file.nodes[file.nodes.index(file.find("Relu"))] = helper.make_node(
         "Clip", ["c", "low", "high"], ["r"], name="the clip"
     )
+    return file
+
+
+@fault("Clip to [0.5, inf] before a quantizer with the wider range [0, 7.65] (rule 3)")
+def clip_of_one_side() -> File:
+    file = conv()
+    file.constants["low"] = np.array(0.5, np.float32)
+    file.nodes[file.nodes.index(file.find("Relu"))] = helper.make_node(
+        "Clip", ["c", "low"], ["r"], name="the clip"
+    )
+    return file
+
+
+@fault("weights are not 8-bit integers when they are dequantised (rule 16)")
+def four_bit_weights() -> File:
+    file = conv()
+    file.opset = 21
+    file.constants["W"] = (file.constants["W"] // np.int8(2)).astype(ml_dtypes.int4)
+    file.constants["W_z"] = file.constants["W_z"].astype(ml_dtypes.int4)
     return file
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from integer_graphs import CASES, UINT8, Builder, Case, images, vector
 from onnx import TensorProto, helper
@@ -321,3 +325,64 @@ def test_without_optimisations_everything_is_float(tmp_path: Path) -> None:
         "fc",
     }
     assert all("runs without optimisations" in f.reason for f in coverage.fallbacks)
+
+
+@pytest.mark.parametrize(
+    ("optimize", "threads", "wanted"),
+    [(True, 2, ("ORT_ENABLE_ALL", 2)), (False, None, ("ORT_DISABLE_ALL", 0))],
+)
+def test_settings_reach_the_runtime(
+    optimize: bool,
+    threads: int | None,
+    wanted: tuple[str, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """0 threads leave the number to ONNX Runtime; only the CPU provider is asked for."""
+    seen = []
+
+    class Spy(ort.InferenceSession):  # type: ignore[misc]
+        def __init__(self, path: str, options: ort.SessionOptions, **more: object) -> None:
+            level = options.graph_optimization_level.name
+            seen.append((level, options.intra_op_num_threads, more["providers"]))
+            super().__init__(path, options, **more)
+
+    path = write(vector(), tmp_path)
+    monkeypatch.setattr(ort, "InferenceSession", Spy)
+    OnnxRuntime().open(path, optimize=optimize, threads=threads)
+    assert seen == [(*wanted, ["CPUExecutionProvider"])]
+
+
+def test_threads_change_no_number(tmp_path: Path) -> None:
+    path = write(CASES["residual"]().graph, tmp_path)
+    one, two = (OnnxRuntime().open(path, threads=count).run(images(16)) for count in (1, 2))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
+    path = write(CASES["plain"]().graph, tmp_path)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(ExportError, match=r"ONNX Runtime cannot load .*plain\.onnx"):
+        OnnxRuntime().open(path)
+
+
+def test_two_writes_are_the_same_bytes(tmp_path: Path) -> None:
+    """Whatever the order of Python's sets: each write has a process of its own."""
+    code = (
+        "import sys; from pathlib import Path; from integer_graphs import CASES;"
+        "from test_exporters_onnxruntime import write;"
+        "[write(CASES[name]().graph, Path(sys.argv[1])) for name in sorted(CASES)]"
+    )
+    written = []
+    for seed in ("1", "2"):
+        folder = tmp_path / seed
+        folder.mkdir()
+        environment = {
+            **os.environ,
+            "PYTHONHASHSEED": seed,
+            "PYTHONPATH": str(Path(__file__).parent),
+        }
+        subprocess.run([sys.executable, "-c", code, str(folder)], env=environment, check=True)
+        written.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert len(written[0]) == len(CASES)
+    assert written[0] == written[1]

@@ -1,4 +1,4 @@
-"""What the ONNX writer puts into a model, and what it refuses."""
+"""What the ONNX writer puts into a model, what it refuses, and whether the integers are right."""
 
 from __future__ import annotations
 
@@ -6,20 +6,29 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from integer_graphs import CASES, UINT8, Builder, vector
+from networks import NETWORKS, SHAPE, network
+from networks import images as network_images
 from onnx import numpy_helper
+from reference_executor import Held, Reader, run
 from sqakd_exporters.qdq import EMITTERS, build_model
 from sqakd_exporters.writer import Emitters, Writer
+from torch import fx
 
 import sqakd_deploy
 from sqakd_deploy import graph as g
 from sqakd_deploy.errors import ExportError
 from sqakd_deploy.exporting import ExportOptions
+from sqakd_deploy.integer import lower, snap_biases
+from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
+from sqakd_deploy.spec import QuantSpec, TensorSpec
 
 
 def model_of(graph: g.IntegerGraph, emitters: Emitters | None = None) -> onnx.ModelProto:
@@ -294,3 +303,53 @@ def test_only_the_batch_may_be_dynamic() -> None:
 def test_exporters_are_free_of_torch() -> None:
     code = "import sys, sqakd_exporters.onnxruntime; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# -- what is written is the student ------------------------------------------------------------
+
+# PyTorch adds in float32, some 3e-7 relative off: up to 1e-4 steps at code 255. A value that close
+# to the middle between two codes may get either; in pools of few-bit codes exact middles abound.
+TIE = 1e-4
+
+
+class Recorder(fx.Interpreter):
+    """Keeps the result of every node."""
+
+    def __init__(self, student: fx.GraphModule) -> None:
+        super().__init__(student)
+        self.results: dict[str, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.results[n.name] = super().run_node(n)
+        return self.results[n.name]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("method", ["lsq", "ewgs"])  # one step and scale, or one of each
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.no_grad()
+def test_the_integers_of_a_student_are_the_student(name: str, method: str, bits: int) -> None:
+    """Every quantizer gives PyTorch's codes, each fed with PyTorch's own codes before it."""
+    teacher = network(name)
+    reestimate_batch_norm(teacher, network_images(128))
+    side = TensorSpec(method=method, bits=bits)
+    student = quantize(teacher, QuantSpec(weights=side, activations=side), example=SHAPE)
+    calibrate(student, network_images(128))
+    snap_biases(student)
+    graph, batch = lower(student), network_images(32, seed=5)
+    recorder = Recorder(student)
+    recorder.run(batch)
+    held: dict[str, Held] = {graph.input: batch.double().numpy()}
+    for node in graph.nodes:
+        reader = Reader(graph.values, held)
+        held[node.output] = run(node, reader)
+        grid = graph.values[node.output].grid
+        if isinstance(node, g.Quantize) and grid is not None:
+            steps = reader.real(node.inputs[0]) / np.float64(node.step)
+            got = recorder.results[node.output].numpy().reshape(steps.shape) / grid.scale
+            codes = np.rint(got).astype(np.int64) + grid.zero_point
+            np.testing.assert_allclose(got, codes - grid.zero_point, atol=TIE)  # on the grid
+            differ = held[node.output] != codes
+            assert np.all(np.abs(steps - np.floor(steps) - 0.5)[differ] < TIE), node.name
+            assert np.all(np.abs(held[node.output] - codes) <= 1), node.name
+            held[node.output] = codes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import types
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import onnx
 import pytest
 
 from sqakd_deploy import exporting
@@ -235,3 +237,84 @@ def test_a_broken_distribution_harms_no_other(tmp_path: Path) -> None:
     assert "reference" not in done.stdout.splitlines()[0]
     assert "plugin 'reference'" in done.stdout
     assert "half installed" in done.stdout
+
+
+def install_broken(folder: Path) -> None:
+    """A third distribution, whose module cannot be imported."""
+    (folder / "sqakd_broken.py").write_text("raise ImportError('half installed')\n")
+    info = folder / "sqakd_broken-2.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sqakd-broken\nVersion: 2.0\n")
+    (info / "entry_points.txt").write_text(f"[{EXPORTERS}]\nbroken = sqakd_broken:Exporter\n")
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """A working plugin and a broken one, each in a folder of its own, as a process finds them."""
+    folders = [tmp_path / "third_party", tmp_path / "broken"]
+    for folder, put in zip(folders, (install, install_broken), strict=True):
+        folder.mkdir()
+        put(folder)
+    search = os.pathsep.join(str(path) for path in (*folders, ROOT / "tests"))
+    return {**os.environ, "PYTHONPATH": search}
+
+
+USED = """
+import sys
+from networks import SHAPE, images, network
+from sqakd_deploy import QuantSpec, calibrate, export, quantize, verify
+from sqakd_deploy.errors import SpecError
+
+model = network("mixed")
+student = quantize(model, QuantSpec(target="reference"), example=SHAPE)
+calibrate(student, images(64))
+artifact = export(student, sys.argv[1])
+report = verify(artifact, student, images(16, seed=5))
+print(artifact.exporter, [stage.name for stage in report.stages[1:]])
+print({stage.agreement for stage in report.stages}, report.coverage.fallbacks[0].reason)
+try:
+    quantize(model, QuantSpec.parse({
+        "weights": {"bits": 8}, "activations": {"bits": 8}, "target": "reference"
+    }), example=SHAPE)
+except SpecError as error:
+    print(error)
+"""
+
+
+def test_a_third_party_is_used_from_quantize_to_verify(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    target = tmp_path / "model.onnx"
+    done = subprocess.run(
+        [sys.executable, "-c", USED, str(target)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "reference ['reference, optimisations off', 'reference, optimisations on']",
+        "{100.0} the evaluator fuses nothing",
+        "target 'reference': wanted fewer than 8 bits on one side",
+    ]
+    assert "plugin 'broken' (sqakd_broken:Exporter) failed to load: half installed" in done.stderr
+    assert onnx.load(target).opset_import[0].version == 19  # the first that the example allows
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_command_line_lists_a_third_party(as_json: bool, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sqakd_deploy", "list", "targets", *["--json"] * as_json],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "onnxruntime" in done.stdout
+    assert "QDQ ONNX for onnx's reference evaluator" in done.stdout
+    assert "broken" not in done.stdout
+    assert "plugin 'broken' (sqakd_broken:Exporter) failed to load: half installed" in done.stderr
+    if as_json:
+        json.loads(done.stdout)

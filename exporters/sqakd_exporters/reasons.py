@@ -23,6 +23,8 @@ _POOLS = ("AveragePool", "GlobalAveragePool", "MaxPool")
 # |b - p| ≤ 1e-6 + 1e-2·p, found by bisection; for Gemm it takes any.
 _BIAS_ATOL, _BIAS_RTOL = 1e-6, 1e-2
 
+_OPEN = (np.array(-np.inf), np.array(np.inf))  # bounds that a Clip leaves out
+
 
 def reason(file: GraphView, layer: NodeProto) -> str:
     """Why a runtime left a layer in float.
@@ -206,16 +208,21 @@ def _cut(file: GraphView, activation: NodeProto | None, quantizer: NodeProto) ->
             return None
         return f"ReLU before a quantizer with zero-point {zero}, not {limits.min} (rule 2)"
     low, high = (float(np.max((q - np.float64(zero)) * scale)) for q in (limits.min, limits.max))
-    bounds = [file.constant(name) for name in activation.input[1:] if name]
-    if len(bounds) == 2 and bounds[0] is not None and bounds[1] is not None:
-        below, above = float(bounds[0]), float(bounds[1])
-        if below <= low and high <= above:
-            return None
-        return (
-            f"Clip to [{below:g}, {above:g}] before a quantizer with the wider range "
-            f"[{low:g}, {high:g}] (rule 3)"
-        )
-    return None
+    bounds = _bounds(file, activation)
+    if bounds is None or (bounds[0] <= low and high <= bounds[1]):
+        return None
+    return (
+        f"Clip to [{bounds[0]:g}, {bounds[1]:g}] before a quantizer with the wider range "
+        f"[{low:g}, {high:g}] (rule 3)"
+    )
+
+
+def _bounds(file: GraphView, clip: NodeProto) -> tuple[float, float] | None:
+    """Where a Clip cuts, infinite where it does not, None if it is not known before it runs."""
+    names = [*clip.input[1:], "", ""][:2]
+    pairs = zip(names, _OPEN, strict=True)
+    below, above = (file.constant(name) if name else nothing for name, nothing in pairs)
+    return None if below is None or above is None else (float(below), float(above))
 
 
 def _float_bias(file: GraphView, layer: NodeProto) -> str | None:

@@ -26,7 +26,7 @@ def check_bits(bits: int) -> int:
     Raises:
         SpecError: otherwise.
     """
-    if not isinstance(bits, int) or not 1 <= bits <= 8:
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
         raise SpecError(f"bits: wanted an integer from 1 to 8, got {bits!r}")
     return bits
 

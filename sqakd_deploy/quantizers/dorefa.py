@@ -40,7 +40,7 @@ class DorefaWeight(WeightQuantizer):
         self.gain.fill_(1.0)
         levels = self.rows(self.forward(weight)[0])
         fit = (levels * self.rows(weight)).sum(1) / (levels**2).sum(1).clamp(min=MIN_STEP)
-        self.gain.copy_(self.shaped(torch.where(fit > MIN_STEP, fit, torch.ones_like(fit))))
+        self.gain.copy_(self.shaped(fit.clamp(min=MIN_STEP)))
 
     def operands(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.bits == 1:
@@ -54,7 +54,7 @@ class DorefaWeight(WeightQuantizer):
 
 
 class DorefaActivation(SteActivation):
-    """``round(n·clip(x/r, 0, 1))/n·r`` (DoReFa eq. 6) with nothing learned.
+    """``round(n·clip(x/r, 0, 1))/n·r`` (DoReFa eq. 11) with nothing learned.
 
     Departure: published networks are trained from scratch with r = 1; a student that starts from
     a trained teacher needs the teacher's range, so r is calibrated, then frozen.

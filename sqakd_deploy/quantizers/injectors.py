@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from brevitas.inject import ExtendedInjector, value
 from brevitas.proxy import ActQuantProxyFromInjector, WeightQuantProxyFromInjector
-from torch import Tensor
+from torch import Tensor, nn
 
 from sqakd_deploy.quantizers.base import check_bits
 from sqakd_deploy.quantizers.methods import METHODS
@@ -30,8 +30,16 @@ class _WeightQuant(ExtendedInjector):
         return tracked_parameter_list[0]
 
 
+class _UnsignedCodes(ActQuantProxyFromInjector):
+    """Codes are 0 … 2^b − 1 whatever the sign of the tensor: the zero-point moves them."""
+
+    def __init__(self, quant_layer: nn.Module, quant_injector: ExtendedInjector) -> None:
+        super().__init__(quant_layer, quant_injector)
+        self.is_signed = False
+
+
 class _ActQuant(ExtendedInjector):
-    proxy_class = ActQuantProxyFromInjector
+    proxy_class = _UnsignedCodes
     act_impl = None
     limit = None
 

@@ -15,7 +15,8 @@ class PactWeight(DorefaWeight):
 
 
 class PactActivation(ActivationQuantizer):
-    """``α·round(n·clip(x/α, 0, 1))/n``; ∂x̂/∂α is 1 for x ≥ α and 0 below (PACT eq. 3).
+    """``α·round(n·clip(x/α, 0, 1))/n``; ∂x̂/∂α is 1 for x > α and 0 below (PACT eq. 3;
+    x = α counts as inside, as in SQAKD §3.1).
 
     Signed inputs get a lower bound that learns in the same way. α decays like a weight (PACT
     §3.2).

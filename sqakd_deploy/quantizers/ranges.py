@@ -62,7 +62,7 @@ def search_step(w: Tensor, low: float, high: float, offset: float) -> Tensor:
         offset: of the rounding (see :class:`~sqakd_deploy.quantizers.unified.Rule`).
 
     Returns:
-        Steps ``(C,)``; 1 for an all-zero row.
+        Steps ``(C,)``; for an all-zero row 1, or the smallest step on a grid without zero.
     """
     rows = w.detach().float()
     reach = max(abs(low), abs(high))
@@ -78,4 +78,7 @@ def search_step(w: Tensor, low: float, high: float, offset: float) -> Tensor:
         ]
     )
     best = steps.gather(0, errors.argmin(dim=0, keepdim=True))[0]
-    return torch.where(full < MIN_STEP / reach, torch.ones_like(best), best)
+    # Where there is nothing to fit: any step will do on a grid with zero; without one, the smallest
+    # levels are the nearest. A dead filter must not become a large one.
+    silent = 1.0 if offset == 0.0 else MIN_STEP
+    return torch.where(full < MIN_STEP / reach, torch.full_like(best, silent), best)

@@ -1,0 +1,134 @@
+"""The range search against brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sqakd_deploy.quantizers.ranges import search_range, search_step, thin_out
+
+CANDIDATES = 64
+# float32 errors of a mean of squares, relative
+RTOL = 1e-5
+
+DISTRIBUTIONS = {
+    "normal": lambda rng, n: rng.normal(size=n),
+    "laplace": lambda rng, n: rng.laplace(size=n),
+    "uniform": lambda rng, n: rng.uniform(-1, 1, n),
+    "outlier": lambda rng, n: np.append(rng.normal(size=n - 1), 50.0),
+    "shifted": lambda rng, n: rng.normal(size=n) + 2,
+    "negative": lambda rng, n: -np.abs(rng.normal(size=n)),
+}
+distributions = st.sampled_from(sorted(DISTRIBUTIONS))
+seeds = st.integers(0, 2**32 - 1)
+scales = st.sampled_from([1e-3, 1.0, 1e3])
+quick = settings(max_examples=20, deadline=None)
+every_width = pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+
+
+def sample(name: str, seed: int, scale: float, size: int = 200) -> Tensor:
+    values = DISTRIBUTIONS[name](np.random.default_rng(seed), size) * scale
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def error(x: NDArray[np.float64], levels: NDArray[np.float64]) -> float:
+    """Mean squared distance from the nearest level."""
+    return float((np.abs(x[:, None] - levels).min(axis=1) ** 2).mean())
+
+
+def activation_levels(low: float, high: float, bits: int) -> NDArray[np.float64]:
+    steps = 2**bits - 1
+    step = (high - low) / steps
+    zero = np.clip(np.rint(-low / step), 0, steps)
+    return (np.arange(steps + 1) - zero) * step
+
+
+@every_width
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@quick
+@given(name=distributions, seed=seeds, scale=scales)
+def test_no_candidate_range_beats_the_one_found(
+    bits: int, signed: bool, name: str, seed: int, scale: float
+) -> None:
+    x = sample(name, seed, scale)
+    lower, upper = (float(bound) for bound in search_range(x, bits, signed=signed))
+    assert lower <= 0 <= upper
+    assert lower < upper
+    if not signed:
+        assert lower == 0
+    values = x.double().numpy()
+    least = min(values.min(), 0.0) if signed else 0.0
+    most = max(values.max(), 0.0)
+    if most == least:
+        return  # nothing to fit: unsigned and negative
+    found = error(values, activation_levels(lower, upper, bits))
+    fractions = np.arange(1, CANDIDATES + 1) / CANDIDATES
+    best = min(error(values, activation_levels(least * f, most * f, bits)) for f in fractions)
+    assert found <= best * (1 + RTOL)
+    fraction = (upper - lower) / (most - least) * CANDIDATES
+    assert fraction == pytest.approx(round(fraction), rel=1e-5)
+
+
+@every_width
+@pytest.mark.parametrize("mid_rise", [False, True], ids=["mid-tread", "mid-rise"])
+@quick
+@given(name=distributions, seed=seeds, scale=scales)
+def test_no_candidate_step_beats_the_one_found(
+    bits: int, mid_rise: bool, name: str, seed: int, scale: float
+) -> None:
+    rows = torch.stack([sample(name, seed, scale), sample("normal", seed + 1, scale * 0.1)])
+    steps = 2**bits - 1
+    low = -steps / 2 if mid_rise or bits == 1 else -(2.0 ** (bits - 1))
+    offset = steps / 2 if mid_rise or bits == 1 else 0.0
+    found = search_step(rows, low, low + steps, offset)
+    levels = low + np.arange(steps + 1)
+    for row, step in zip(rows.double().numpy(), found.tolist(), strict=True):
+        full = np.abs(row).max() / np.abs(low)
+        # at 1 bit every second one will do: the candidates may lie further apart
+        fractions = np.arange(1, CANDIDATES + 1) / CANDIDATES * (2 if bits == 1 else 1)
+        best = min(error(row, levels * full * f) for f in fractions)
+        assert error(row, levels * step) <= best * (1 + RTOL)
+        assert step > 0
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("value", [0.0, 1e-40, 1e-7])
+def test_an_all_zero_tensor_gets_a_unit_range(signed: bool, value: float) -> None:
+    lower, upper = search_range(torch.full((3, 5), value), 4, signed=signed)
+    assert (float(lower), float(upper)) == (-1.0 if signed else 0.0, 1.0)
+
+
+def test_a_negative_tensor_without_sign_gets_a_unit_range() -> None:
+    lower, upper = search_range(-torch.rand(10), 4, signed=False)
+    assert (float(lower), float(upper)) == (0.0, 1.0)
+
+
+def test_an_all_zero_row_gets_a_positive_step_and_leaves_the_others_alone() -> None:
+    rows = torch.randn(3, 20)
+    alone = search_step(rows, -8.0, 7.0, 0.0)
+    rows[1] = 0.0
+    found = search_step(rows, -8.0, 7.0, 0.0)
+    assert found[1] > 0
+    assert torch.equal(found[[0, 2]], alone[[0, 2]])
+
+
+@given(size=st.integers(1, 300), limit=st.integers(1, 100))
+def test_thinning_keeps_at_most_the_limit_evenly(size: int, limit: int) -> None:
+    x = torch.arange(float(size)).reshape(1, -1)
+    thin = thin_out(x, limit)
+    assert 1 <= thin.numel() <= limit
+    assert thin.numel() > limit / 2 or thin.numel() == size
+    gaps = thin.diff()
+    assert (gaps == gaps[:1]).all()
+
+
+def test_a_large_tensor_is_searched_by_its_sample() -> None:
+    x = torch.randn(1 << 17)
+    lower, upper = search_range(x, 4, signed=True)
+    wanted = search_range(thin_out(x), 4, signed=True)
+    assert (lower, upper) == wanted
