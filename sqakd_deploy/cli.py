@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,7 +49,20 @@ def _commands() -> ModuleType:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     import sqakd_deploy.commands as commands
 
+    warnings.showwarning = _warn
     return commands
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: str | None = None,
+) -> None:
+    """Warnings as a person reads them: one line, without the source line that raised them."""
+    click.echo(f"warning: {message}", err=True)
 
 
 class _Group(click.Group):

@@ -240,8 +240,8 @@ def _load_one(entry: EntryPoint, protocol: type[Plugin]) -> Plugin | None:
         return None
     if not isinstance(plugin, protocol):
         warnings.warn(
-            f"plugin {entry.name!r} ({entry.value}) is not a {protocol.__name__}: "
-            "it lacks some of its attributes",
+            f"plugin {entry.name!r} ({entry.value}) lacks some attributes of the "
+            f"{protocol.__name__} protocol",
             stacklevel=4,
         )
         return None

@@ -100,8 +100,8 @@ def test_an_entry_point_is_found_and_built() -> None:
         (entry("Nothing", "bad"), r"plugin 'bad' .* failed to load: .*Nothing"),
         (EntryPoint("bad", "no_such_module_here:Toy", EXPORTERS), "No module named"),
         (EntryPoint("bad", "toy_plugins", EXPORTERS), "plugin 'bad' .* failed to load"),
-        (entry("Incomplete", "bad"), r"plugin 'bad' .* is not a Exporter: it lacks some"),
-        (entry("Player", "bad"), "plugin 'bad' .* is not a Exporter"),
+        (entry("Incomplete", "bad"), r"plugin 'bad' .* lacks some attributes of the Exp"),
+        (entry("Player", "bad"), r"plugin 'bad' .* lacks some attributes of the Exp"),
     ],
 )
 @pytest.mark.parametrize("first", [True, False])
