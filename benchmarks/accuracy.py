@@ -1,0 +1,292 @@
+"""Accuracy of every method on a labelled data set, cell by cell: SQAKD's claims, measured.
+
+One teacher is trained once; each cell of the grid distils a student from it, without labels
+(``kl``) or as the supervised baseline (``ce``). Finished cells are kept in the json file, an
+interrupted one goes on where it was, and several workers may share a folder:
+
+    python benchmarks/accuracy.py --data cifar10-jpeg/ --work work/ --json docs/results.json
+    python benchmarks/accuracy.py --list
+    python benchmarks/accuracy.py --report docs/results.md --json docs/results.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from sqakd_deploy.config import RunConfig, merge
+from sqakd_deploy.files import write_text
+from sqakd_deploy.listening import Listener
+from sqakd_deploy.training import train
+
+MODEL = "resnet20"
+TEACHER = {"epochs": 24, "lr": 0.2}
+EPOCHS = 10
+METHODS = ("lsq", "ewgs", "dorefa", "pact")
+# Ablated where quantization hurts, so that a difference shows; each changes one default.
+ABLATED = ("ewgs", 2)
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "δ = 0": {"distillation": {"delta": 0.0}},
+    "δ by Hessian": {"distillation": {"delta": "hessian", "delta_every": 2}},
+    "T = 1": {"distillation": {"temperature": 1.0}},
+    "quantizer lr 1e-5": {"distillation": {"quantizer_lr": 1e-5}},
+    "quantizer lr 1e-3": {"distillation": {"quantizer_lr": 1e-3}},
+    "lr 3e-3": {"distillation": {"lr": 3e-3}},
+    "BatchNorm not re-estimated": {"distillation": {"bn_images": 1}},
+    "per channel": {"quantization": {"weights": {"per_channel": True}}},
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A student to train.
+
+    Attributes:
+        method: of weights and activations.
+        bits: of weights and activations.
+        loss: ``kl`` sees no label.
+        placement: ``paper`` or ``target``.
+        variant: what differs from the defaults, in words.
+        changes: the same as settings.
+    """
+
+    method: str
+    bits: int
+    loss: str = "kl"
+    placement: str = "paper"
+    variant: str = ""
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Unique name."""
+        words = [self.method, f"w{self.bits}a{self.bits}", self.loss, self.placement]
+        return " ".join([*words, self.variant]).strip()
+
+    def config(self, data: str, weights: Path, epochs: int) -> RunConfig:
+        """The run."""
+        side = {"method": self.method, "bits": self.bits}
+        settings = {
+            "model": {"name": MODEL, "weights": str(weights)},
+            "data": {"source": data},
+            "quantization": {"weights": side, "activations": side, "placement": self.placement},
+            "distillation": {"loss": self.loss, "epochs": epochs},
+        }
+        return RunConfig.parse(merge(settings, self.changes))
+
+
+def grid() -> list[Cell]:
+    """All cells, the most telling ones first."""
+    label_free = [Cell(method, bits) for bits in (2, 4) for method in METHODS]
+    one_bit = [Cell(method, 1) for method in ("ewgs", "lsq")]
+    deployed = [Cell(method, 4, placement="target") for method in ("lsq", "ewgs")]
+    supervised = [Cell(c.method, c.bits, "ce") for c in [*label_free, *one_bit]]
+    method, bits = ABLATED
+    ablated = [Cell(method, bits, variant=words, changes=c) for words, c in ABLATIONS.items()]
+    return [*label_free, *one_bit, *deployed, *supervised, *ablated]
+
+
+class _Quiet(Listener):
+    def message(self, text: str) -> None:
+        print(f"  {text}", flush=True)
+
+
+class Results:
+    """The json file: read, and one cell added at a time, also by several workers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> dict[str, Any]:
+        """What is known."""
+        if not self.path.exists():
+            return {"cells": {}}
+        values: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+        return values
+
+    def add(self, key: str, values: dict[str, Any]) -> None:
+        """Keep a finished cell."""
+        with locked(self.path.with_suffix(".lock")) as mine:
+            assert mine
+            known = self.read()
+            known["cells"][key] = values
+            write_text(self.path, json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Whether this process holds the lock; the system frees it when the process dies."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def teacher(data: str, folder: Path) -> Path:
+    """The teacher's weights, trained if there are none yet."""
+    path = folder / "teacher"
+    with locked(folder / "teacher.lock"):
+        state = path / "run.json"
+        done = state.exists() and json.loads(state.read_text())["status"] == "complete"
+        if not done:
+            start = {"model": {"name": MODEL}, "data": {"source": data}, "teacher": TEACHER}
+            config = RunConfig.parse(start | {"distillation": {"epochs": 0}})
+            _train(config, path)
+    return path / "teacher.safetensors"
+
+
+def _train(config: RunConfig, path: Path) -> dict[str, Any]:
+    if path.exists():
+        return train(resume=path, listener=_Quiet()).to_dict()
+    return train(config, output=path, listener=_Quiet()).to_dict()
+
+
+def run_cell(cell: Cell, data: str, weights: Path, folder: Path, epochs: int) -> dict[str, Any]:
+    """Train one student, or finish the training."""
+    start = time.perf_counter()
+    path = folder / cell.key.replace(" ", "-")
+    state = path / "run.json"
+    facts = json.loads(state.read_text()) if state.exists() else {}
+    if facts.get("status") == "complete":
+        result = facts["results"]
+    else:
+        result = _train(cell.config(data, weights, epochs), path)
+    keys = ("teacher_top1", "student_top1", "agreement", "divergence")
+    return {
+        "method": cell.method,
+        "bits": cell.bits,
+        "loss": cell.loss,
+        "placement": cell.placement,
+        "variant": cell.variant,
+        "epochs": epochs,
+        **{key: result[key] for key in keys},
+        "minutes": round(result["seconds"]["student"] / 60, 1),
+        "wall_minutes": round((time.perf_counter() - start) / 60, 1),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
+    }
+
+
+def work(cells: list[Cell], arguments: argparse.Namespace) -> None:
+    """Train the cells that nobody else has, or has begun."""
+    results = Results(arguments.json)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    weights = teacher(arguments.data, arguments.work)
+    for cell in cells:
+        lock = arguments.work / f"{cell.key.replace(' ', '-')}.lock"
+        with locked(lock, wait=False) as mine:
+            if not mine or cell.key in results.read()["cells"]:
+                continue
+            print(cell.key, flush=True)
+            values = run_cell(cell, arguments.data, weights, arguments.work, arguments.epochs)
+            results.add(cell.key, values)
+            print(row(values), flush=True)
+
+
+HEAD = (
+    "| method | bits | loss | placement | student % | off teacher | agreement % | KL | minutes |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def row(values: dict[str, Any]) -> str:
+    """A line of the Markdown table."""
+    name = values["method"] + (f", {values['variant']}" if values["variant"] else "")
+    bits, gap = values["bits"], values["student_top1"] - values["teacher_top1"]
+    return (
+        f"| {name} | W{bits}A{bits} | {values['loss']} | {values['placement']} | "
+        f"{values['student_top1']:.2f} | {gap:+.2f} | {values['agreement']:.2f} | "
+        f"{values['divergence']:.4f} | {values['minutes']} |"
+    )
+
+
+def report(results: dict[str, Any]) -> str:
+    """``docs/results.md``: the tables and what they say, without a word that is not computed."""
+    cells = [results["cells"][cell.key] for cell in grid() if cell.key in results["cells"]]
+    if not cells:
+        return "No cell is measured yet.\n"
+    first = cells[0]
+    missing = [cell.key for cell in grid() if cell.key not in results["cells"]]
+    lines = [
+        "# Accuracy, measured",
+        "",
+        f"ResNet-20 on CIFAR-10 as JPEG, teacher {first['teacher_top1']:.2f} % "
+        f"({TEACHER['epochs']} epochs), students {first['epochs']} epochs, 10,000 test images, "
+        "one seed, last epoch (nothing was selected on test data). Figures near each other rank "
+        "nothing: one standard error of an accuracy near 87 % is 0.34 points here.",
+        "",
+        "Made by `python benchmarks/accuracy.py --data cifar10-jpeg/ --work work/ "
+        "--json docs/results.json`, then `--report docs/results.md`. Minutes are of training on "
+        "the CPU cores that a shared machine left over; they compare nothing.",
+        "",
+        "`kl` sees no label, `ce` is the supervised baseline from the same start. `paper` leaves "
+        "residuals in float as the paper does; `target` is what ONNX Runtime runs in integers.",
+        "",
+        *_table("Label-free", [c for c in cells if c["loss"] == "kl" and not c["variant"]]),
+        *_table("Supervised baseline", [c for c in cells if c["loss"] == "ce"]),
+        *_versus(cells),
+        *_table("One default changed at a time", [c for c in cells if c["variant"]]),
+    ]
+    if missing:
+        lines += ["## Not measured yet", "", *(f"- {key}" for key in missing), ""]
+    return "\n".join(lines)
+
+
+def _table(title: str, cells: list[dict[str, Any]]) -> list[str]:
+    return [f"## {title}", "", HEAD, *map(row, cells), ""] if cells else []
+
+
+def _versus(cells: list[dict[str, Any]]) -> list[str]:
+    """KL against CE in the means over the methods that have both."""
+    plain = [cell for cell in cells if not cell["variant"] and cell["placement"] == "paper"]
+    found = {(c["method"], c["bits"], c["loss"]): c["student_top1"] for c in plain}
+    lines = []
+    for bits in sorted({bits for _, bits, _ in found}, reverse=True):
+        both = [m for m in METHODS if {(m, bits, "kl"), (m, bits, "ce")} <= set(found)]
+        if both:
+            kl, ce = (mean(found[m, bits, loss] for m in both) for loss in ("kl", "ce"))
+            lines.append(f"| W{bits}A{bits} | {', '.join(both)} | {kl:.2f} | {ce:.2f} |")
+    if not lines:
+        return []
+    head = "| bits | methods | kl % | ce % |\n|---|---|---|---|"
+    return ["## Means over methods", "", head, *lines, ""]
+
+
+def main() -> None:
+    """Run cells, list them, or write the report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="cifar10", help="data set or folder, as for train")
+    parser.add_argument("--work", type=Path, default=Path("work"), help="run folders")
+    parser.add_argument("--json", type=Path, default=Path("docs/results.json"))
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument(
+        "--only", default="*", help="cells whose name matches, for instance '*w2a2*'"
+    )
+    parser.add_argument("--list", action="store_true", help="name the cells, run none")
+    parser.add_argument("--report", type=Path, help="write the tables there, run none")
+    arguments = parser.parse_args()
+    cells = [cell for cell in grid() if fnmatch(cell.key, arguments.only)]
+    known = Results(arguments.json).read()
+    if arguments.list:
+        for cell in cells:
+            print(f"{'done' if cell.key in known['cells'] else 'open'}  {cell.key}")
+    elif arguments.report:
+        write_text(arguments.report, report(known))
+    else:
+        work(cells, arguments)
+
+
+if __name__ == "__main__":
+    main()
