@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +18,9 @@ from sqakd_deploy import __version__
 from sqakd_deploy import graph as g
 from sqakd_deploy.errors import ExportError
 from sqakd_deploy.exporting import ExportOptions
+
+if TYPE_CHECKING:
+    from sqakd_exporters.packing import Packed
 
 Array: TypeAlias = NDArray[Any]
 Emitter: TypeAlias = Callable[["Writer", Any], None]
@@ -38,17 +41,25 @@ class Writer:
         options: names of the input and output.
         opset: of the model.
         emitters: what writes each kind of node.
+        packed: codes to be written packed, by their layer's name.
 
     Attributes:
         graph: as given.
+        packed: as given.
     """
 
     def __init__(
-        self, graph: g.IntegerGraph, options: ExportOptions, opset: int, emitters: Emitters
+        self,
+        graph: g.IntegerGraph,
+        options: ExportOptions,
+        opset: int,
+        emitters: Emitters,
+        packed: Mapping[str, Packed] | None = None,
     ) -> None:
         if options.input_name == options.output_name:
             raise ExportError(f"input and output are both named {options.input_name!r}")
         self.graph = graph
+        self.packed = packed or {}
         self._opset = opset
         self._emitters = emitters
         self._output_name = options.output_name
@@ -202,12 +213,25 @@ class Writer:
             self.constant(f"{name}/zero_point", zero),
         ]
 
-    def per_channel(self, name: str, codes: Array, scale: NDArray[np.float32]) -> ir.Value:
-        """Constant integers ``(O, …)`` with one scale per output channel, on axis 0 (rule 13)."""
+    def per_channel(
+        self, name: str, codes: Array | ir.Value, scale: NDArray[np.float32]
+    ) -> ir.Value:
+        """Constant integers ``(O, …)`` with one scale per output channel, on axis 0 (rule 13).
+
+        Args:
+            name: of the constant.
+            codes: int8 or int32, or the value that restores int8 ones.
+            scale: ``(O,)``.
+        """
+        if isinstance(codes, ir.Value):
+            held, dtype = codes, np.dtype(np.int8)
+        else:
+            held, dtype = self.constant(name, codes), codes.dtype
+        count = len(scale)
         inputs = [
-            self.constant(name, codes),
+            held,
             self.constant(f"{name}/scale", scale),
-            self.constant(f"{name}/zero_point", np.zeros(len(scale), codes.dtype)),
+            self.constant(f"zeros_{dtype}_{count}", np.zeros(count, dtype)),
         ]
         return self.op("DequantizeLinear", inputs, f"{name}/real", axis=0)
 
