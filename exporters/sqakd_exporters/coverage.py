@@ -107,10 +107,18 @@ def _packed(file: GraphView) -> int:
 
 
 def _restoring(made: GraphView) -> list[str]:
-    """Nodes on constants that are left to every run; float weights may well be dequantised there,
-    which has its own reason."""
-    nodes = made.constant_nodes()
-    return [node.name or node.output[0] for node in nodes if node.op_type != "DequantizeLinear"]
+    """Nodes on constants that are left to every run, each with the layer that needs it.
+
+    Float weights may well be dequantised there, which has its own reason.
+    """
+    nodes = [node for node in made.constant_nodes() if node.op_type != "DequantizeLinear"]
+    return [f"{node.op_type} of {_needed_by(made, node)}" for node in nodes]
+
+
+def _needed_by(made: GraphView, node: NodeProto) -> str:
+    while not made.carries_data(node) and made.readers(node.output[0]):
+        node = made.readers(node.output[0])[0]
+    return node.name or node.output[0]
 
 
 def _on_integers(made: GraphView, node: NodeProto) -> bool:

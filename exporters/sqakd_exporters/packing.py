@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from sqakd_deploy import graph as g
 from sqakd_deploy.errors import ExportError
-from sqakd_exporters.writer import Writer
+from sqakd_exporters.writer import LEAN_CHANNELS, Writer
 
 PLANES: Mapping[int, tuple[int, ...]] = {
     1: (1,),
@@ -48,7 +48,7 @@ PACKED_BITS = frozenset(PLANES)
 """Bits that can be packed; 8 fill a byte anyway."""
 
 _ADD_OPSET = 14  # ONNX's Add takes int8 from there on
-_NODES_SIZE = 384  # bytes of a plane's nodes and names in a file, about
+_NODES_SIZE = 128  # bytes of a plane's nodes and names in a file, about
 
 
 @dataclass(frozen=True)
@@ -216,6 +216,25 @@ def restore(writer: Writer, name: str, packed: Packed) -> ir.Value:
         shift = packed.shift.reshape(-1, *[1] * (len(packed.shape) - 1))
         parts.append(writer.constant(f"{name}/shift", shift))
     return reduce(lambda a, b: writer.op("Add", [a, b], f"{name}/sum"), parts)
+
+
+def bias_scale(
+    writer: Writer, layer: str, weight: NDArray[np.float32], source: str, grid: g.Grid
+) -> ir.Value | NDArray[np.float32]:
+    """The scale of a layer's int32 bias: in a packed file a product of two that are there anyway.
+
+    Args:
+        writer: of the model.
+        layer: its name.
+        weight: scale of its weights ``(O,)``.
+        source: name of its input's constants.
+        grid: of its input.
+    """
+    if not writer.packed or len(weight) < LEAN_CHANNELS:
+        return grid.scale * weight
+    scale, _ = writer.grid_constants(source, grid.scale, grid)
+    factors = [writer.constant(f"{layer}/weight/scale", weight), scale]
+    return writer.op("Mul", factors, f"{layer}/bias/scale")
 
 
 def _restore_plane(writer: Writer, name: str, packed: Packed, index: int) -> ir.Value:

@@ -91,7 +91,8 @@ def bias(writer: Writer, node: g.Conv | g.Linear) -> list[ir.Value]:
         raise ExportError(
             f"node {node.name!r}: the bias scale is not input scale × weight scale in float32"
         )
-    return [writer.per_channel(name, node.bias.codes, node.bias.scale)]
+    scale = packing.bias_scale(writer, node.name, node.weight.scale, f"{node.inputs[0]}/dq", grid)
+    return [writer.per_channel(name, node.bias.codes, scale)]
 
 
 # -- one emitter per kind of node ------------------------------------------------------------
