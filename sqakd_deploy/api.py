@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sqakd_deploy.errors import ExportError
-from sqakd_deploy.exporting import Artifact, ExportOptions, get_exporter
+from sqakd_deploy.errors import ExportError, SpecError
+from sqakd_deploy.exporting import Artifact, ExportOptions, get_exporter, packs_of
 from sqakd_deploy.integer import lower
 from sqakd_deploy.parity import ParityReport, Tolerance, verify
 from sqakd_deploy.quantization import spec_of
@@ -28,17 +28,22 @@ def export(
     Args:
         student: trained or calibrated.
         path: of the file; replaced as a whole if it exists.
-        options: opset and names.
+        options: opset, names and packing.
         metadata: strings that travel in the file, beside the spec.
 
     Raises:
         ExportError: if the folder does not exist or a layer cannot be written, naming it.
+        SpecError: if the options insist on packed weights and the target cannot restore them.
     """
     target = Path(path)
     if not target.parent.is_dir():
         raise ExportError(f"the folder {target.parent} does not exist; make it, or choose another")
-    exporter = get_exporter(spec_of(student).target)
-    return exporter.export(lower(student, metadata), target, options or ExportOptions())
+    exporter, options = get_exporter(spec_of(student).target), options or ExportOptions()
+    if options.pack and not packs_of(exporter):
+        raise SpecError(
+            f"target {exporter.name!r} does not restore packed weights at load; leave out --pack"
+        )
+    return exporter.export(lower(student, metadata), target, options)
 
 
 def export_proven(

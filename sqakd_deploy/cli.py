@@ -237,6 +237,11 @@ def train(ctx: click.Context, **options: Any) -> None:
     "--max-accuracy-gap", type=float, default=0.3, show_default=True, help="Top-1, points."
 )
 @click.option("--opset", type=int, help="ONNX opset.  [default: the lowest that will do]")
+@click.option(
+    "--pack/--no-pack",
+    default=None,
+    help="Weights below 8 bits at their own width.  [default: where the target can restore them]",
+)
 @_JSON
 def export(path: Path, **options: Any) -> None:
     """Write a run's student to PATH, if the runtime gives the same answers as PyTorch.

@@ -89,6 +89,7 @@ def export(
     min_agreement: float,
     max_accuracy_gap: float,
     opset: int | None,
+    pack: bool | None,
     as_json: bool,
 ) -> None:
     """Export a run, print the proof, fail if there is none."""
@@ -102,7 +103,7 @@ def export(
         images,
         labels=split.labels,
         tolerance=Tolerance(min_agreement, max_accuracy_gap),
-        options=ExportOptions(opset=opset),
+        options=ExportOptions(opset=opset, pack=pack),
         metadata=loaded.metadata,
     )
     if as_json:

@@ -50,11 +50,14 @@ class ExportOptions:
         opset: ONNX opset; None takes the lowest that can express the file.
         input_name: name of the graph's input.
         output_name: name of the graph's output.
+        pack: store weights below 8 bits at their own width; None does so where the target can
+            restore them and the file gets smaller, True also refuses what stands in the way.
     """
 
     opset: int | None = None
     input_name: str = "input"
     output_name: str = "logits"
+    pack: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -95,11 +98,15 @@ class Coverage:
         integer: count by operator (``Conv``, ``Gemm``, ``Add``, …) of those in integers.
         total: count by operator of all.
         fallbacks: those in float, each with its reason.
+        packed: count of layers whose weights the file stores in less than a byte each.
+        unfolded: nodes that should have restored packed weights at load, but run every time.
     """
 
     integer: Mapping[str, int]
     total: Mapping[str, int]
     fallbacks: tuple[FloatFallback, ...] = field(default=())
+    packed: int = 0
+    unfolded: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -170,6 +177,23 @@ class Exporter(Protocol):
             ExportError: if a node cannot be written, naming it.
         """
         ...
+
+
+@runtime_checkable
+class PackingExporter(Exporter, Protocol):
+    """An exporter that can store weights below a byte each.
+
+    Attributes:
+        packs: weight bits (1 to 7) that its runtime restores at load, once and for all, so that
+            the kernels are those of the unpacked file.
+    """
+
+    packs: frozenset[int]
+
+
+def packs_of(exporter: Exporter) -> frozenset[int]:
+    """Weight bits that an exporter can pack; none if it does not say."""
+    return exporter.packs if isinstance(exporter, PackingExporter) else frozenset()
 
 
 Plugin = TypeVar("Plugin")

@@ -66,6 +66,10 @@ class ParityReport:
         coverage: which layers the optimised session runs in integers.
         size: of the file (bytes).
         float_size: of the same weights in float32 (bytes).
+        information_size: of weights at their own bits, scales and biases (bytes); what the file
+            has beyond is its graph.
+        narrow_layers: count of layers with weights below 8 bits; ``coverage.packed`` of them are
+            stored so.
         tolerance: what was allowed.
     """
 
@@ -76,6 +80,8 @@ class ParityReport:
     coverage: Coverage
     size: int
     float_size: int
+    information_size: int
+    narrow_layers: int
     tolerance: Tolerance
 
     @property
@@ -153,6 +159,8 @@ def verify(
         coverage=session.coverage(),
         size=path.stat().st_size,
         float_size=float_size(graph),
+        information_size=information_size(graph),
+        narrow_layers=sum(bits < 8 for _, bits, _ in _weights(graph)),
         tolerance=tolerance or Tolerance(),
     )
 

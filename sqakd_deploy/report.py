@@ -134,8 +134,8 @@ def train_table(result: TrainResult) -> Table:
     table.add_row("images", f"{result.images} to train on, {result.test_images} held out")
     table.add_row("weight quantizers", _bits(result.quantizers["weights"]))
     table.add_row("activation quantizers", _bits(result.quantizers["activations"]))
-    sizes = f"{kib(result.file_size)} in the file (a byte a weight), {kib(result.float_size)} fp32"
-    table.add_row("expected size", f"{sizes}, {kib(result.information_size)} at their own bits")
+    sizes = f"{kib(result.information_size)} packed, {kib(result.file_size)} at a byte a weight"
+    table.add_row("weights and biases", f"{sizes}, {kib(result.float_size)} in fp32")
     seconds = ", ".join(f"{part} {value:.1f} s" for part, value in result.seconds.items())
     table.add_row("time", seconds)
     return table
@@ -170,9 +170,21 @@ def coverage_lines(report: ParityReport) -> list[str]:
         f"in float: {fallback.node} ({fallback.op_type}): {fallback.reason}"
         for fallback in report.coverage.fallbacks
     ]
+    lines += [f"not folded at load, runs every time: {name}" for name in report.coverage.unfolded]
+    return [*lines, *_size_lines(report)]
+
+
+def _size_lines(report: ParityReport) -> list[str]:
+    """What the file takes, and how far that is from what its numbers need."""
+    lines = []
+    if report.narrow_layers:
+        packed = f"{report.coverage.packed} of {report.narrow_layers}"
+        lines.append(f"packed: weights of {packed} layers below 8 bits; the others a byte each")
     ratio = report.float_size / report.size
+    over = 100 * (report.size / report.information_size - 1)
     lines.append(
-        f"size: {kib(report.size)}, against {kib(report.float_size)} in fp32 ({ratio:.2f}×)"
+        f"size: {kib(report.size)}, {over:.1f} % over {kib(report.information_size)} of weights at "
+        f"their bits, scales and biases; {kib(report.float_size)} in fp32 ({ratio:.2f}×)"
     )
     return lines
 

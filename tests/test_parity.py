@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from sqakd_deploy.api import export, export_proven
 from sqakd_deploy.errors import ExportError, ParityError
 from sqakd_deploy.evaluate import accuracy, agreement, divergence, predict
+from sqakd_deploy.exporting import ExportOptions
 from sqakd_deploy.integer import lower, snap_biases
 from sqakd_deploy.parity import (
     Tolerance,
@@ -36,7 +37,9 @@ def student() -> torch.fx.GraphModule:
 
 @pytest.fixture
 def model(student: torch.fx.GraphModule, tmp_path: Path) -> Path:
-    return export(student, tmp_path / "model.onnx").path
+    """Unpacked: the constants that faults are planted in keep their names."""
+    options = ExportOptions(pack=False)
+    return export(student, tmp_path / "model.onnx", options=options).path
 
 
 def change(path: Path, name: str, function: object) -> None:

@@ -93,7 +93,32 @@ def measure(
             for fallback in _explained(file, node, fusing):
                 floating[fallback.op_type] += 1
                 fallbacks.append(fallback)
-    return Coverage(dict(integer), dict(integer + floating), tuple(fallbacks))
+    unfolded = tuple(_restoring(made)) if fusing else ()
+    total = integer + floating
+    return Coverage(dict(integer), dict(total), tuple(fallbacks), _packed(file), unfolded)
+
+
+def _packed(file: GraphView) -> int:
+    """Weights that are computed from smaller constants before they are dequantised."""
+    computed = {name for node in file.constant_nodes() for name in node.output}
+    return sum(
+        node.op_type == "DequantizeLinear" and node.input[0] in computed for node in file.nodes
+    )
+
+
+def _restoring(made: GraphView) -> list[str]:
+    """Nodes on constants that are left to every run, each with the layer that needs it.
+
+    Float weights may well be dequantised there, which has its own reason.
+    """
+    nodes = [node for node in made.constant_nodes() if node.op_type != "DequantizeLinear"]
+    return [f"{node.op_type} of {_needed_by(made, node)}" for node in nodes]
+
+
+def _needed_by(made: GraphView, node: NodeProto) -> str:
+    while not made.carries_data(node) and made.readers(node.output[0]):
+        node = made.readers(node.output[0])[0]
+    return node.name or node.output[0]
 
 
 def _on_integers(made: GraphView, node: NodeProto) -> bool:

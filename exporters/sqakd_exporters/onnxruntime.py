@@ -15,6 +15,7 @@ from sqakd_deploy.exporting import Artifact, Coverage, ExportOptions, PlacementR
 from sqakd_deploy.graph import IntegerGraph
 from sqakd_deploy.spec import QuantSpec
 from sqakd_exporters.coverage import measure
+from sqakd_exporters.packing import PACKED_BITS
 from sqakd_exporters.pooling import with_padding_apart
 from sqakd_exporters.qdq import build_model
 from sqakd_exporters.saving import save_checked
@@ -30,6 +31,7 @@ class OnnxRuntimeExporter:
     summary = "QDQ ONNX for ONNX Runtime on CPUs: uint8 activations, int8 weights, all layers fused"
     runtime = "onnxruntime"
     placement = PlacementRules()
+    packs = PACKED_BITS
 
     def check(self, spec: QuantSpec) -> None:
         """Every spec that validates can run: 1 to 8 bits, any registered method."""
@@ -41,7 +43,8 @@ class OnnxRuntimeExporter:
             ExportError: if a node cannot be written, naming it; if the model does not pass onnx's
                 checker; if the file cannot be written.
         """
-        size = save_checked(build_model(with_padding_apart(as_unsigned(graph)), options), path)
+        graph = with_padding_apart(as_unsigned(graph))
+        size = save_checked(build_model(graph, options, packs=self.packs), path)
         return Artifact(path, self.name, size)
 
 

@@ -8,6 +8,7 @@ table of its own: ``{**EMITTERS, graph.Conv: my_conv}``.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import MappingProxyType
 
 import numpy as np
@@ -16,6 +17,7 @@ import onnx_ir as ir
 from sqakd_deploy import graph as g
 from sqakd_deploy.errors import ExportError
 from sqakd_deploy.exporting import ExportOptions
+from sqakd_exporters import packing
 from sqakd_exporters.forms import as_float, as_moved
 from sqakd_exporters.writer import Emitters, Writer
 
@@ -29,6 +31,7 @@ def build_model(
     *,
     emitters: Emitters | None = None,
     opsets: range = OPSETS,
+    packs: Collection[int] = (),
 ) -> ir.Model:
     """Write an integer graph as an ONNX model in memory.
 
@@ -36,18 +39,24 @@ def build_model(
         graph: the integers.
         options: opset and names.
         emitters: what writes each kind of node; None takes :data:`EMITTERS`.
-        opsets: those that the target can have; the first is the default (rule 21).
+        opsets: those that the target can have; the first that will do is the default (rule 21).
+        packs: bits of weights that the target restores at load (:mod:`sqakd_exporters.packing`);
+            none are packed if the options forbid it.
 
     Raises:
         ExportError: if the opset is out of range or a node has no ONNX form, naming it.
     """
-    opset = opsets.start if options.opset is None else options.opset
-    if opset not in opsets:
+    if options.opset is not None and options.opset not in opsets:
         raise ExportError(
-            f"opset: wanted {opsets.start} to {opsets[-1]}, got {opset}; "
+            f"opset: wanted {opsets.start} to {opsets[-1]}, got {options.opset}; "
             "leave it out for the lowest that will do"
         )
-    return Writer(graph, options, opset, EMITTERS if emitters is None else emitters).model()
+    packs = () if options.pack is False else packs
+    limit = opsets[-1] if options.opset is None else options.opset
+    packed = packing.plan(graph, packs, limit, insist=options.pack is True)
+    lowest = max([opsets.start, *(layer.opset for layer in packed.values())])
+    opset = lowest if options.opset is None else options.opset
+    return Writer(graph, options, opset, EMITTERS if emitters is None else emitters, packed).model()
 
 
 # -- constants of layers ----------------------------------------------------------------------
@@ -57,7 +66,9 @@ def weight(writer: Writer, node: g.Conv | g.Linear) -> ir.Value:
     """A layer's weights: int8 dequantised per channel, or float as they are."""
     name = f"{node.name}/weight"
     if isinstance(node.weight, g.IntWeight):
-        return writer.per_channel(name, node.weight.codes, node.weight.scale)
+        packed = writer.packed.get(node.name)
+        codes = packing.restore(writer, name, packed) if packed else node.weight.codes
+        return writer.per_channel(name, codes, node.weight.scale)
     return writer.constant(name, node.weight)
 
 
@@ -80,7 +91,8 @@ def bias(writer: Writer, node: g.Conv | g.Linear) -> list[ir.Value]:
         raise ExportError(
             f"node {node.name!r}: the bias scale is not input scale × weight scale in float32"
         )
-    return [writer.per_channel(name, node.bias.codes, node.bias.scale)]
+    scale = packing.bias_scale(writer, node.name, node.weight.scale, f"{node.inputs[0]}/dq", grid)
+    return [writer.per_channel(name, node.bias.codes, scale)]
 
 
 # -- one emitter per kind of node ------------------------------------------------------------

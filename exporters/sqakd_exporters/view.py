@@ -51,6 +51,16 @@ class GraphView:
         """Whether a node works on what comes from the graph's input."""
         return bool(self._data.intersection(node.input))
 
+    def constant_nodes(self) -> list[NodeProto]:
+        """Nodes that compute from initializers alone, in the model's order."""
+        known, found = set(self._constants), []
+        for node in self.nodes:
+            names = [name for name in node.input if name]
+            if names and known.issuperset(names):
+                known.update(node.output)
+                found.append(node)
+        return found
+
     def readers(self, name: str) -> list[NodeProto]:
         """Nodes that read a value; one that reads it twice counts twice."""
         return self._readers.get(name, [])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -19,9 +19,17 @@ from sqakd_deploy import graph as g
 from sqakd_deploy.errors import ExportError
 from sqakd_deploy.exporting import ExportOptions
 
+if TYPE_CHECKING:
+    from sqakd_exporters.packing import Packed
+
 Array: TypeAlias = NDArray[Any]
 Emitter: TypeAlias = Callable[["Writer", Any], None]
 Emitters: TypeAlias = Mapping[type[g.Node], Emitter]
+
+LEAN_CHANNELS = 64
+"""From so many channels on, a node is shorter than four bytes for each."""
+
+_UNNAMED = "/"  # begins no path of a module
 
 _IR_VERSIONS = {13: 7, 15: 8, 19: 9, 21: 10, 23: 11, 24: 12, 25: 13}
 """The IR version that ONNX released with an opset; older runtimes refuse newer ones."""
@@ -38,23 +46,34 @@ class Writer:
         options: names of the input and output.
         opset: of the model.
         emitters: what writes each kind of node.
+        packed: codes to be written packed, by their layer's name. Where there are any, only layers
+            and the graph's values keep their names: the names of constants would take more room
+            than the weights of some networks.
 
     Attributes:
         graph: as given.
+        packed: as given.
     """
 
     def __init__(
-        self, graph: g.IntegerGraph, options: ExportOptions, opset: int, emitters: Emitters
+        self,
+        graph: g.IntegerGraph,
+        options: ExportOptions,
+        opset: int,
+        emitters: Emitters,
+        packed: Mapping[str, Packed] | None = None,
     ) -> None:
         if options.input_name == options.output_name:
             raise ExportError(f"input and output are both named {options.input_name!r}")
         self.graph = graph
+        self.packed = packed or {}
         self._opset = opset
         self._emitters = emitters
         self._output_name = options.output_name
         self._taken = {options.input_name, options.output_name}
         self._nodes: list[ir.Node] = []
         self._constants: dict[str, ir.Value] = {}
+        self._folded: dict[str, ir.Value] = {}
         self._readers: Counter[str] = Counter()
         shape = _dims(graph.values[graph.input].shape)
         self._input = ir.val(options.input_name, ir.DataType.FLOAT, shape)
@@ -171,7 +190,7 @@ class Writer:
             op_type,
             inputs=inputs,
             attributes=attributes,
-            name=name or f"{free}/{op_type}",
+            name=name or (free if free.startswith(_UNNAMED) else f"{free}/{op_type}"),
             outputs=[ir.Value(name=free)],
         )
         self._nodes.append(node)
@@ -202,17 +221,41 @@ class Writer:
             self.constant(f"{name}/zero_point", zero),
         ]
 
-    def per_channel(self, name: str, codes: Array, scale: NDArray[np.float32]) -> ir.Value:
-        """Constant integers ``(O, …)`` with one scale per output channel, on axis 0 (rule 13)."""
+    def per_channel(
+        self, name: str, codes: Array | ir.Value, scale: NDArray[np.float32] | ir.Value
+    ) -> ir.Value:
+        """Constant integers ``(O, …)`` with one scale per output channel, on axis 0 (rule 13).
+
+        Args:
+            name: of the constant.
+            codes: int8 or int32, or the value that restores int8 ones.
+            scale: ``(O,)``; either it or the codes are an array.
+        """
+        sized = scale if isinstance(codes, ir.Value) else codes
+        assert not isinstance(sized, ir.Value)
+        dtype = np.dtype(np.int8) if isinstance(codes, ir.Value) else codes.dtype
         inputs = [
-            self.constant(name, codes),
-            self.constant(f"{name}/scale", scale),
-            self.constant(f"{name}/zero_point", np.zeros(len(scale), codes.dtype)),
+            codes if isinstance(codes, ir.Value) else self.constant(name, codes),
+            scale if isinstance(scale, ir.Value) else self.constant(f"{name}/scale", scale),
+            self._zeros(len(sized), dtype),
         ]
         return self.op("DequantizeLinear", inputs, f"{name}/real", axis=0)
 
+    def _zeros(self, count: int, dtype: np.dtype[Any]) -> ir.Value:
+        """Zero-points, shared by all layers of as many channels; int32 ones are four times as big,
+        and in a packed file made of the others where that is shorter."""
+        name = f"zeros_{dtype}_{count}"
+        if not self.packed or dtype == np.int8 or count < LEAN_CHANNELS:
+            return self.constant(name, np.zeros(count, dtype))
+        if name not in self._folded:
+            narrow = self._zeros(count, np.dtype(np.int8))
+            self._folded[name] = self.op("Cast", [narrow], name, to=ir.DataType.INT32)
+        return self._folded[name]
+
     def _free(self, name: str) -> str:
         """The name, or the name with a number where something else has it."""
+        if self.packed and name not in self.graph.values:
+            name = f"{_UNNAMED}{len(self._taken):x}"
         free, number = name, 1
         while free in self._taken:
             free, number = f"{name}_{number}", number + 1
