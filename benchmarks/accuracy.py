@@ -271,9 +271,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("work"), help="run folders")
     parser.add_argument("--json", type=Path, default=Path("docs/results.json"))
     parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument(
-        "--only", default="*", help="cells whose name matches, for instance '*w2a2*'"
-    )
+    parser.add_argument("--only", default="*", help="cells named so, as '*w2a2*'")
     parser.add_argument("--list", action="store_true", help="name the cells, run none")
     parser.add_argument("--report", type=Path, help="write the tables there, run none")
     arguments = parser.parse_args()
