@@ -7,6 +7,7 @@ codes, ``f = 0`` makes them zero, and the rest joins the bias: no weight is roun
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,3 +109,26 @@ def with_bias(
     scale = np.float32(input_scale) * weight.scale
     codes32 = np.rint(bias / scale.astype(np.float64)).astype(np.int32)
     return weight, ir.IntBias(codes32, scale)
+
+
+def bounds_needed(
+    low: float, high: float | None, grids: Sequence[tuple[np.float32, int, int]]
+) -> tuple[float, float | None] | None:
+    """A Clip's bounds without those that the quantizers behind it make redundant (rule 3).
+
+    A bound that is rounded to the last code changes nothing: beyond it all is that code, too.
+
+    Args:
+        low: of the Clip.
+        high: of the Clip.
+        grids: step, zero-point and last code of every quantizer that reads it.
+
+    Returns:
+        The bounds (ReLU keeps its 0), or None where neither is needed.
+    """
+    if high is not None and all(
+        np.rint(np.float32(high) / step) + zero >= last for step, zero, last in grids
+    ):
+        high = None
+    below = low < 0 and all(np.rint(np.float32(low) / step) + zero <= 0 for step, zero, _ in grids)
+    return None if below and high is None else (low, high)
