@@ -22,6 +22,7 @@ from sqakd_deploy.errors import ExportError
 from sqakd_deploy.folding import (
     AFFINE_CODE,
     Affine,
+    CodeRange,
     affine_of,
     bounds_needed,
     fold,
@@ -222,14 +223,11 @@ class _Lowering:
     def _limits(self, node: fx.Node, op: Op) -> dict[str, Any] | None:
         """Attributes of a Clip, or None where the quantizers behind it do all it does."""
         grids = [self._grid_behind(user) for user in node.users]
-        known = [grid for grid in grids if grid is not None]
-        if not known or len(known) < len(grids):
-            return dict(op.attributes)
-        bounds = bounds_needed(op.attributes["low"], op.attributes["high"], known)
+        bounds = bounds_needed(op.attributes["low"], op.attributes["high"], grids)
         return None if bounds is None else {"low": bounds[0], "high": bounds[1]}
 
-    def _grid_behind(self, user: fx.Node) -> tuple[np.float32, int, int] | None:
-        """Step, zero-point and last code of a quantizer; None where the node is none."""
+    def _grid_behind(self, user: fx.Node) -> CodeRange | None:
+        """That of a quantizer; None where the node is none."""
         module = self.student.get_submodule(str(user.target)) if user.op == "call_module" else None
         if not isinstance(module, QuantIdentity):
             return None
