@@ -171,7 +171,7 @@ _EXISTING = click.Path(path_type=Path)
 )
 @_setting("model.name", "--model", help="Name, or file.py:factory.  [default: resnet20]")
 @click.option("--model-arg", multiple=True, callback=_key_values, expose_value=False, help="k=v.")
-@_setting("model.weights", "--weights", help="The trained float model; none trains a teacher.")
+@_setting("model.weights", "--weights", help="Trained float model: a file, or DEFAULT.")
 @_setting("data.source", "--data", help="Dataset, or a folder of images.  [default: digits]")
 @_setting("data.input_size", "--input-size", type=(int, int), help="Height and width (pixels).")
 @_setting(

@@ -17,7 +17,8 @@ class ModelConfig(Spec):
     Attributes:
         name: a built-in or torchvision model, ``file.py:factory`` or ``package.module:factory``.
         args: keyword arguments of the factory.
-        weights: a file of the trained float model's weights; None trains a teacher with labels.
+        weights: a file of the trained float model's weights, or the name of published ones
+            (``DEFAULT``, ``IMAGENET1K_V1``); None trains a teacher with labels.
     """
 
     name: str = "resnet20"

@@ -7,8 +7,9 @@ codes, ``f = 0`` makes them zero, and the rest joins the bias: no weight is roun
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,9 @@ _BIAS_LIMIT = 2**30
 
 _MIN_SCALE = np.float32(1e-30)
 """Smallest weight scale: its product with an input's scale is still a normal float32."""
+
+CodeRange: TypeAlias = tuple[np.float32, int, int]
+"""A quantizer's step, zero-point and last code."""
 
 
 @dataclass(frozen=True)
@@ -108,3 +112,29 @@ def with_bias(
     scale = np.float32(input_scale) * weight.scale
     codes32 = np.rint(bias / scale.astype(np.float64)).astype(np.int32)
     return weight, ir.IntBias(codes32, scale)
+
+
+def bounds_needed(
+    low: float, high: float | None, grids: Sequence[CodeRange | None]
+) -> tuple[float, float | None] | None:
+    """A Clip's bounds without those that the quantizers behind it make redundant (rule 3).
+
+    A bound that is rounded to the last code changes nothing: beyond it all is that code, too.
+
+    Args:
+        low: of the Clip.
+        high: of the Clip.
+        grids: of everything that reads it; None for a reader that is no quantizer.
+
+    Returns:
+        The bounds (ReLU keeps its 0), or None where neither is needed.
+    """
+    known = [grid for grid in grids if grid is not None]
+    if not known or len(known) < len(grids):
+        return low, high
+    if high is not None and all(
+        np.rint(np.float32(high) / step) + zero >= last for step, zero, last in known
+    ):
+        high = None
+    below = low < 0 and all(np.rint(np.float32(low) / step) + zero <= 0 for step, zero, _ in known)
+    return None if below and high is None else (low, high)

@@ -19,7 +19,17 @@ from torch import fx, nn
 
 from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import ExportError
-from sqakd_deploy.folding import AFFINE_CODE, Affine, affine_of, fold, to_numpy, with_bias
+from sqakd_deploy.folding import (
+    AFFINE_CODE,
+    Affine,
+    CodeRange,
+    affine_of,
+    bounds_needed,
+    fold,
+    to_numpy,
+    with_bias,
+)
+from sqakd_deploy.geometry import conv_geometry
 from sqakd_deploy.ops import Identity, Op, Scalar, Tuple, read
 from sqakd_deploy.quantization import BATCH_NORMS, input_shape_of, spec_of
 from sqakd_deploy.quantizers import ActivationQuantizer, WeightQuantizer
@@ -34,10 +44,13 @@ class Lowered:
         graph: the integers.
         norms: path of the BatchNorm folded into a layer, by the layer's path (its own, where it
             stands alone).
+        paths: path of the module of each layer with a bias of its own, by the layer's name: they
+            differ where a module is called again.
     """
 
     graph: ir.IntegerGraph
     norms: dict[str, str] = field(default_factory=dict)
+    paths: dict[str, str] = field(default_factory=dict)
 
 
 def lower(student: nn.Module, metadata: Mapping[str, str] | None = None) -> ir.IntegerGraph:
@@ -65,14 +78,20 @@ def _lower(student: nn.Module, metadata: Mapping[str, str] | None = None) -> Low
 def snap_biases(student: nn.Module) -> None:
     """Move biases to the nearest value that int32 can hold, at most half an accumulator step.
 
+    A module that is called twice has one bias for two accumulators; its first call decides.
+
     Args:
         student: changed in place: BatchNorm's ``bias`` where one follows a layer, else the layer's.
     """
     lowered = _lower(student)
+    moved: set[str] = set()
     for node in lowered.graph.nodes:
         if isinstance(node, (ir.Conv, ir.Linear)) and isinstance(node.bias, ir.IntBias):
-            wanted = node.bias.codes.astype(np.float64) * node.bias.scale
-            _set_bias(student, node.name, lowered.norms.get(node.name), wanted)
+            layer, norm = lowered.paths[node.name], lowered.norms.get(node.name)
+            if (norm or layer) not in moved:
+                wanted = node.bias.codes.astype(np.float64) * node.bias.scale
+                _set_bias(student, layer, norm, wanted)
+            moved.add(norm or layer)
 
 
 def _set_bias(
@@ -102,6 +121,7 @@ class _Lowering:
         self.value_of: dict[fx.Node, ir.Value] = {}
         self.folded: dict[fx.Node, fx.Node] = {}  # BatchNorm → the layer that absorbed it
         self.norms: dict[str, str] = {}
+        self.paths: dict[str, str] = {}
         self.input = self.output = ""
 
     def run(self, metadata: Mapping[str, str]) -> Lowered:
@@ -119,7 +139,7 @@ class _Lowering:
         graph = ir.IntegerGraph(
             name, tuple(self.nodes), self.values, self.input, self.output, dict(metadata)
         )
-        return Lowered(graph, self.norms)
+        return Lowered(graph, self.norms, self.paths)
 
     # -- plumbing ----------------------------------------------------------------------------
 
@@ -180,11 +200,15 @@ class _Lowering:
         self._as_traced(node, value)
 
     def _operator(self, node: fx.Node, op: Op) -> None:
-        known = [n for n in node.all_input_nodes if n in self.value_of]
+        read_from: list[fx.Node] = []  # with repetitions, as in x + x
+        fx.node.map_arg((node.args, node.kwargs), read_from.append)
+        known = [n for n in read_from if n in self.value_of]
         elementwise = op.kind is ir.Clip
         sources = [self.value_of[n] if elementwise else self._traced(n) for n in known]
-        if op.kind is ir.Add and len(sources) == 1:
-            sources *= 2  # x + x
+        attributes = self._limits(node, op) if op.kind is ir.Clip else op.attributes
+        if attributes is None:
+            self.value_of[node] = sources[0]
+            return
         moved = issubclass(op.kind, ir.DATA_MOVEMENT)
         if elementwise:
             dims = sources[0].shape
@@ -193,24 +217,23 @@ class _Lowering:
         else:
             dims = shape(node)
         value = self._value(node, dims, sources[0].grid if moved else None)
-        attributes = self._without_redundant_limit(node, op)
         names = tuple(source.name for source in sources)
         self.nodes.append(op.kind(self._name(node), names, value.name, **attributes))
 
-    def _without_redundant_limit(self, node: fx.Node, op: Op) -> Mapping[str, Any]:
-        """ReLU6 before a quantizer whose range ends at or below 6 is a ReLU (runtime rule 3)."""
-        high = op.attributes.get("high") if op.kind is ir.Clip else None
-        if high is None:
-            return op.attributes
-        for user in node.users:
-            module = self.student.get_submodule(str(user.target)) if user.op == "call_module" else 0
-            if not isinstance(module, QuantIdentity):
-                return op.attributes
-            quantizer = next(m for m in module.modules() if isinstance(m, ActivationQuantizer))
-            step, zero_point, _ = quantizer.grid()
-            if step * (quantizer.steps - zero_point) > high * (1 + 1e-6):
-                return op.attributes
-        return {**op.attributes, "high": None}
+    def _limits(self, node: fx.Node, op: Op) -> dict[str, Any] | None:
+        """Attributes of a Clip, or None where the quantizers behind it do all it does."""
+        grids = [self._grid_behind(user) for user in node.users]
+        bounds = bounds_needed(op.attributes["low"], op.attributes["high"], grids)
+        return None if bounds is None else {"low": bounds[0], "high": bounds[1]}
+
+    def _grid_behind(self, user: fx.Node) -> CodeRange | None:
+        """That of a quantizer; None where the node is none."""
+        module = self.student.get_submodule(str(user.target)) if user.op == "call_module" else None
+        if not isinstance(module, QuantIdentity):
+            return None
+        quantizer = next(m for m in module.modules() if isinstance(m, ActivationQuantizer))
+        step, zero_point, _ = quantizer.grid()
+        return np.float32(step), zero_point, quantizer.steps
 
     def _name(self, node: fx.Node) -> str:
         """The module's path on its first call, the unique node name after that."""
@@ -229,11 +252,12 @@ class _Lowering:
         if norm is not None:
             self.folded[norm] = node
             self.norms[name] = str(norm.target)
+        self.paths[name] = str(node.target)
         inputs = (source.name,)
         if isinstance(module, nn.Linear):
             self.nodes.append(ir.Linear(name, inputs, value.name, weight, bias))
         else:
-            geometry = _geometry(module)
+            geometry = conv_geometry(module)
             self.nodes.append(ir.Conv(name, inputs, value.name, weight, bias, **geometry))
 
     def _following_norm(self, node: fx.Node) -> fx.Node | None:
@@ -293,7 +317,7 @@ class _Lowering:
         assert grid is not None
         weight, bias = with_bias(weight, affine.shift, grid.scale)
         name = self._name(node)
-        self.norms[name] = str(node.target)
+        self.norms[name] = self.paths[name] = str(node.target)
         if len(source.shape) == 2:
             source = self._reshape(source, f"{node.name}_image", (None, channels, 1, 1))
         value = ir.Value(node.name, source.shape)
@@ -319,20 +343,3 @@ class _Lowering:
         flat = self._reshape(value, f"{value.name}_vector", shape(node))
         self.value_of[node] = flat
         return flat
-
-
-def _geometry(conv: nn.Conv2d) -> dict[str, Any]:
-    if conv.padding == "valid":
-        pads = (0, 0, 0, 0)
-    elif conv.padding == "same":
-        total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-        pads = (total[0] // 2, total[1] // 2, -(-total[0] // 2), -(-total[1] // 2))
-    else:
-        rows, columns = (int(amount) for amount in conv.padding)
-        pads = (rows, columns, rows, columns)
-    return {
-        "stride": tuple(conv.stride),
-        "padding": pads,
-        "dilation": tuple(conv.dilation),
-        "groups": conv.groups,
-    }

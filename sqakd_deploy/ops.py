@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import ModelError
-from sqakd_deploy.tracing import describe, is_tensor, shape
+from sqakd_deploy.tracing import describe, is_size, known, shape
 
 
 class Identity(ir.Node):
@@ -56,6 +56,8 @@ Reader = Callable[[fx.Node, nn.Module | None], "Op | None"]
 def read(node: fx.Node) -> Op | None:
     """The meaning of a call node; None where the table has none."""
     module = None
+    if is_size(node):
+        return Op(Scalar)
     if node.op == "call_module":
         owner = node.graph.owning_module
         if owner is None:
@@ -83,8 +85,8 @@ def _setting(node: fx.Node, module: nn.Module | None, name: str, at: int, defaul
     if module is not None:
         return getattr(module, name)
     if name in node.kwargs:
-        return node.kwargs[name]
-    return node.args[at] if len(node.args) > at else default
+        return known(node.kwargs[name])
+    return known(node.args[at]) if len(node.args) > at else default
 
 
 def _window(node: fx.Node, module: nn.Module | None) -> dict[str, Any]:
@@ -144,13 +146,21 @@ def _mean(node: fx.Node, module: nn.Module | None) -> Op:
 
 
 def _concat(node: fx.Node, module: nn.Module | None) -> Op:
+    if isinstance(_setting(node, module, "tensors", 0, None), fx.Node):
+        raise ModelError(
+            f"{describe(node)}: concatenates a computed tuple; take its tensors one by one, as in "
+            "a, b = x.chunk(2, 1)"
+        )
     axis = _setting(node, module, "dim", 1, node.kwargs.get("axis", 0))
     return Op(ir.Concat, {"axis": axis % len(shape(node))})
 
 
 def _add(node: fx.Node, module: nn.Module | None) -> Op:
-    sources = [value for value in node.args if isinstance(value, fx.Node)]
-    if len(node.args) != 2 or len(sources) != 2 or node.kwargs.get("alpha", 1) != 1:
+    terms = (node.args[0], _setting(node, module, "other", 1, None))
+    sources = [value for value in terms if isinstance(value, fx.Node)]
+    if len(sources) == 1 and any(type(term) is int and term == 0 for term in terms):
+        return Op(Identity)  # Python's sum() begins with 0
+    if len(sources) != 2 or node.kwargs.get("alpha", 1) != 1:
         raise ModelError(f"{describe(node)}: only the sum of two tensors can be exported")
     if shape(sources[0]) != shape(sources[1]):
         raise ModelError(f"{describe(node)}: the sum of tensors of different shapes")
@@ -159,8 +169,11 @@ def _add(node: fx.Node, module: nn.Module | None) -> Op:
 
 def _pad(node: fx.Node, module: nn.Module | None) -> Op:
     amounts: Any = _setting(node, None, "pad", 1, None) if module is None else module.padding
-    if _setting(node, None, "mode", 2, "constant") != "constant" or node.kwargs.get("value"):
+    filled = _setting(node, None, "value", 3, None)
+    if _setting(node, None, "mode", 2, "constant") != "constant" or filled:
         raise ModelError(f"{describe(node)}: only padding with zeros can be exported")
+    if min(amounts) < 0:
+        raise ModelError(f"{describe(node)}: padding by a negative amount; write a slice instead")
     rank = len(shape(node.all_input_nodes[0]))
     before, after = [0] * rank, [0] * rank
     for axis in range(len(amounts) // 2):  # torch counts from the last axis
@@ -169,13 +182,13 @@ def _pad(node: fx.Node, module: nn.Module | None) -> Op:
 
 
 def _get_item(node: fx.Node, module: nn.Module | None) -> Op:
-    source, index = node.args
+    source, index = node.args[0], known(node.args[1])
     if not isinstance(source, fx.Node):
         raise ModelError(f"{describe(node)}: indexing something that is no tensor")
     meaning = read(source) if source.op.startswith("call") else None
-    if meaning is not None and issubclass(meaning.kind, Scalar):
-        return Op(Scalar)
     if meaning is not None and issubclass(meaning.kind, Tuple):
+        if not isinstance(index, int):
+            raise ModelError(f"{describe(node)}: take the tensors of a tuple one by one")
         return _piece(source, meaning, index)
     return _slice(node, index if isinstance(index, tuple) else (index,))
 
@@ -191,19 +204,24 @@ def _piece(source: fx.Node, cut: Op, index: Any) -> Op:
 
 
 def _slice(node: fx.Node, index: tuple[Any, ...]) -> Op:
+    dims = shape(node.all_input_nodes[0])
+    if Ellipsis in index:
+        at = index.index(Ellipsis)
+        rest = (slice(None),) * (len(dims) + 1 - len(index))
+        index = (*index[:at], *rest, *index[at + 1 :])
     if not all(isinstance(part, slice) for part in index):
         raise ModelError(f"{describe(node)}: only slices (start:stop:step) can be exported")
     cuts = [(axis, part) for axis, part in enumerate(index) if part != slice(None)]
-    numbers = [n for _, part in cuts for n in (part.start, part.stop, part.step)]
-    if any(isinstance(number, fx.Node) for number in numbers):
-        raise ModelError(f"{describe(node)}: a slice by a computed size cannot be exported")
+    if any(axis == 0 for axis, _ in cuts):
+        raise ModelError(f"{describe(node)}: a slice of the batch")
+    ranges = [part.indices(int(dims[axis] or 0)) for axis, part in cuts]
     return Op(
         ir.Slice,
         {
             "axes": tuple(axis for axis, _ in cuts),
-            "starts": tuple(part.start or 0 for _, part in cuts),
-            "ends": tuple(part.stop for _, part in cuts),
-            "steps": tuple(part.step or 1 for _, part in cuts),
+            "starts": tuple(start for start, _, _ in ranges),
+            "ends": tuple(stop for _, stop, _ in ranges),
+            "steps": tuple(step for _, _, step in ranges),
         },
     )
 
@@ -235,13 +253,16 @@ def _transposition(node: fx.Node, perm: tuple[int, ...]) -> Op:
     return Op(ir.Transpose, {"perm": perm})
 
 
-def _scalar(node: fx.Node, module: nn.Module | None) -> Op | None:
-    return None if is_tensor(node) else Op(Scalar)
-
-
 def _hardtanh(node: fx.Node, module: nn.Module | None) -> Op:
     low = float(_setting(node, module, "min_val", 1, -1.0))
     return Op(ir.Clip, {"low": low, "high": float(_setting(node, module, "max_val", 2, 1.0))})
+
+
+def _clamp(node: fx.Node, module: nn.Module | None) -> Op:
+    low, high = _setting(node, module, "min", 1, None), _setting(node, module, "max", 2, None)
+    if not isinstance(low, (int, float)) or not isinstance(high, (int, float, type(None))):
+        raise ModelError(f"{describe(node)}: wanted numbers as bounds, and a lower one")
+    return Op(ir.Clip, {"low": float(low), "high": None if high is None else float(high)})
 
 
 _RELU = _simple(ir.Clip, low=0.0, high=None)
@@ -276,12 +297,15 @@ _FUNCTIONS: dict[Any, Reader] = {
     torch.relu: _RELU,
     F.relu6: _RELU6,
     F.hardtanh: _hardtanh,
+    torch.clamp: _clamp,
     F.max_pool2d: _max_pool,
     torch.max_pool2d: _max_pool,
     F.avg_pool2d: _average_pool,
     F.adaptive_avg_pool2d: _adaptive_pool,
     torch.flatten: _RESHAPE,
     torch.reshape: _RESHAPE,
+    torch.squeeze: _RESHAPE,
+    torch.unsqueeze: _RESHAPE,
     torch.mean: _mean,
     torch.permute: _permute,
     torch.transpose: _transpose,
@@ -289,24 +313,23 @@ _FUNCTIONS: dict[Any, Reader] = {
     torch.split: _cut,
     F.pad: _pad,
     F.dropout: _IDENTITY,
+    F.dropout2d: _IDENTITY,
     operator.getitem: _get_item,
-    getattr: _scalar,
-    operator.mul: _scalar,
-    operator.floordiv: _scalar,
 }
 
 _METHODS: dict[str, Reader] = {
     "add": _add,
     "relu": _RELU,
+    "clamp": _clamp,
     "mean": _mean,
     "flatten": _RESHAPE,
     "reshape": _RESHAPE,
     "view": _RESHAPE,
+    "squeeze": _RESHAPE,
+    "unsqueeze": _RESHAPE,
     "permute": _permute,
     "transpose": _transpose,
     "chunk": _cut,
     "split": _cut,
     "contiguous": _IDENTITY,
-    "size": _scalar,
-    "dim": _scalar,
 }

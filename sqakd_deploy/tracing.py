@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import operator
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,14 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from sqakd_deploy.errors import ModelError
+from sqakd_deploy.inplace import write_out_of_place
 
 BATCH = 2
 """Batch size of the example that shapes are read from; reports call that axis dynamic."""
 
 _LIBRARIES = tuple(str(Path(module.__file__).parent) for module in (torch,) if module.__file__)
-_OUT_OF_PLACE: Mapping[Any, Any] = {operator.iadd: operator.add, torch.relu_: torch.relu}
-_OUT_OF_PLACE_METHODS = {"add_": "add", "relu_": "relu"}
+_SIZE = "size"  # in a node's meta: its value, where that is no tensor
+_SAME = 1e-4  # of the largest logit: operators are the same, so that a float32's noise is enough
 
 
 class _Tracer(fx.Tracer):
@@ -37,10 +36,11 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
         A graph module, in evaluation mode, without in-place operators; ``node.meta`` has shapes.
 
     Raises:
-        ModelError: if the model branches on values, or does not run on such an image; with the
-            line of the model's code.
+        ModelError: if the model branches on values, with the line of its code; if it does not run
+            on such an image or returns no tensor; if its graph answers otherwise than the model.
     """
     model.eval()
+    images = _example(model, input_shape)
     tracer = _Tracer()
     try:
         graph = tracer.trace(model)
@@ -50,41 +50,89 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
             "Branch on self.training or constants only, not on tensor values."
         ) from error
     traced = fx.GraphModule(tracer.root, graph, type(model).__name__)
-    _out_of_place(traced)
+    _check_inputs(traced)
+    _check_modes(traced)
+    wanted = _answer(model, images)
+    write_out_of_place(traced)
     traced.graph.eliminate_dead_code()
     traced.recompile()
-    _propagate(traced, input_shape)
+    _propagate(traced, images, wanted)
     return traced
 
 
-def _out_of_place(traced: fx.GraphModule) -> None:
-    """In-place operators would overwrite tensors that quantizers keep for their gradient."""
-    for module in traced.modules():
-        if "inplace" in vars(module):
-            module.inplace = False  # type: ignore[assignment]
-    for node in traced.graph.nodes:
-        node.target = _OUT_OF_PLACE.get(node.target, node.target)
-        if node.op == "call_method":
-            node.target = _OUT_OF_PLACE_METHODS.get(node.target, node.target)
-        if "inplace" in node.kwargs:
-            node.kwargs = {**node.kwargs, "inplace": False}
+def _example(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
+    weight = next(iter(model.parameters()), torch.zeros(()))
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(BATCH, *input_shape, generator=generator)
+    return noise.to(weight.device, weight.dtype)
 
 
-def _propagate(traced: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
+@torch.no_grad()
+def _answer(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits of the model as it was written, in-place operators included."""
+    try:
+        logits = model(images.clone())
+    except Exception as error:
+        raise ModelError(
+            f"the model does not run on images of shape {tuple(images.shape[1:])} (C, H, W): "
+            f"{_first_line(error)}"
+        ) from error
+    if not isinstance(logits, Tensor):
+        raise ModelError(
+            f"wanted a model that returns one tensor of logits, got a {type(logits).__name__}; "
+            "wrap it in a module that returns its logits alone"
+        )
+    return logits
+
+
+def _check_inputs(traced: fx.GraphModule) -> None:
     placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
     if len([node for node in placeholders if not node.args]) != 1:
         names = ", ".join(node.name for node in placeholders)
         raise ModelError(f"wanted a model of one image tensor, got the inputs: {names}")
-    weight = next(iter(traced.parameters()), torch.zeros(()))
-    example = torch.zeros(BATCH, *input_shape, device=weight.device, dtype=weight.dtype)
-    try:
-        with torch.no_grad():
-            ShapeProp(traced).propagate(example)
-    except Exception as error:
+
+
+def _check_modes(traced: fx.GraphModule) -> None:
+    for node in traced.graph.nodes:
+        if node.kwargs.get("training") is True:
+            raise ModelError(
+                f"{describe(node)} computes as in training even when the model is evaluated; "
+                "write training=self.training"
+            )
+
+
+class _Shapes(ShapeProp):
+    """Notes sizes (integers, tuples of them) beside the shapes of tensors."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        parts = result if isinstance(result, tuple) else (result,)
+        if all(isinstance(part, int) for part in parts):
+            n.meta[_SIZE] = result
+        return result
+
+
+@torch.no_grad()
+def _propagate(traced: fx.GraphModule, images: Tensor, wanted: Tensor) -> None:
+    """Note shapes, and compare the answer with that of the model as it was written."""
+    found = _Shapes(traced).propagate(images)
+    bound = _SAME * float(wanted.abs().max())
+    if not torch.allclose(found, wanted, rtol=0, atol=bound, equal_nan=True):
         raise ModelError(
-            f"the model does not run on images of shape {input_shape} (C, H, W): "
-            f"{_first_line(error)}"
-        ) from error
+            "the model's graph does not answer as the model does. It may change a tensor in place "
+            "through another name of it (a view, a slice), or draw random numbers when evaluated; "
+            "write such operators out of place, without randomness"
+        )
+
+
+def is_size(node: fx.Node) -> bool:
+    """Whether the node computes a size: an integer or a tuple of integers."""
+    return _SIZE in node.meta
+
+
+def known(argument: Any) -> Any:
+    """An argument of a call with every computed size in it replaced by its value."""
+    return fx.node.map_arg(argument, lambda node: node.meta.get(_SIZE, node))
 
 
 def shape(node: fx.Node) -> tuple[int | None, ...]:

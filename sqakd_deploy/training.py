@@ -29,8 +29,7 @@ from sqakd_deploy.errors import SpecError, SqakdError
 from sqakd_deploy.exporting import get_exporter
 from sqakd_deploy.integer import snap_biases
 from sqakd_deploy.listening import Listener, Watch
-from sqakd_deploy.models import build_model
-from sqakd_deploy.models import load_weights as load_foreign_weights
+from sqakd_deploy.models import build_model, load_any_weights
 from sqakd_deploy.processes import start
 from sqakd_deploy.quantization import is_calibrated, quantize
 from sqakd_deploy.quantizers import METHODS
@@ -169,8 +168,9 @@ class _Job:
         return self.config.model.weights is None
 
     def _check_teacher(self, model: nn.Module, data: ImageData) -> None:
-        if self.config.model.weights is not None:
-            load_foreign_weights(model, Path(self.config.model.weights))
+        wanted = self.config.model
+        if wanted.weights is not None:
+            load_any_weights(model, wanted.name, wanted.weights)
         elif data.train.labels is None:
             raise SpecError(
                 f"no teacher: {self.config.data.source} has no labels to train one with; "

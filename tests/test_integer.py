@@ -10,7 +10,7 @@ from torch import nn
 
 from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import ExportError, ModelError
-from sqakd_deploy.folding import fold, with_bias
+from sqakd_deploy.folding import bounds_needed, fold, with_bias
 from sqakd_deploy.integer import lower, snap_biases
 from sqakd_deploy.quantization import calibrate, quantize
 from sqakd_deploy.spec import QuantSpec, TensorSpec
@@ -40,7 +40,7 @@ def test_folding_is_exact(factor: list[float], seed: int) -> None:
     wanted = codes * (scale * factors)[:, None]
     given_ = folded.codes * folded.scale.astype(np.float64)[:, None]
     # float32 rounds the scale once, half an ulp relative; scales below 1e-30 are raised to it
-    np.testing.assert_allclose(given_, wanted, rtol=2**-24, atol=127 * 1e-30)
+    np.testing.assert_allclose(given_, wanted, rtol=2**-24, atol=127 * 1.001e-30)
     assert folded.codes.dtype == np.int8
     assert (folded.scale > 0).all()
     np.testing.assert_array_equal(np.abs(folded.codes)[factors != 0], np.abs(codes)[factors != 0])
@@ -125,6 +125,25 @@ def test_relu6_is_dropped_where_the_range_ends_below_it() -> None:
     (clip,) = [n for n in graph.nodes if n.name == "stem.1"]
     assert isinstance(clip, ir.Clip)
     assert clip.high is None
+
+
+@pytest.mark.parametrize(
+    ("bounds", "wanted"),
+    [
+        ((0.0, 6.0), (0.0, 6.0)),  # 6 is code 60 of 63
+        ((0.0, 6.24), (0.0, 6.24)),
+        ((0.0, 6.26), (0.0, None)),  # rounds to code 63, as all above it
+        ((-0.1, 7.0), None),
+        ((0.0, None), (0.0, None)),
+    ],
+)
+def test_bounds_that_round_to_the_last_code_are_redundant(
+    bounds: tuple[float, float | None], wanted: tuple[float, float | None] | None
+) -> None:
+    grid = (np.float32(0.1), 0, 63)
+    assert bounds_needed(*bounds, [grid]) == wanted
+    if wanted is not None:
+        assert bounds_needed(*bounds, [grid, (np.float32(0.2), 0, 63)]) == bounds
 
 
 def test_paper_placement_leaves_residuals_in_float() -> None:

@@ -73,7 +73,7 @@ def test_an_unknown_name_lists_ours_and_the_nearest_of_torchvision() -> None:
         build_model("resnet_20", num_classes=10)
     message = str(caught.value)
     assert message.startswith("unknown model 'resnet_20'. Did you mean 'resnet20'? There are: ")
-    assert "resnet20, resnet32, vgg13, vgg8, " in message
+    assert "resnet20, resnet32, vgg11_tiny, vgg13, vgg8, " in message
     assert message.endswith(
         " Any torchvision classifier, timm:NAME, FILE.py:FACTORY and PACKAGE.MODULE:FACTORY "
         "are models too."
@@ -82,9 +82,31 @@ def test_an_unknown_name_lists_ours_and_the_nearest_of_torchvision() -> None:
 
 def test_the_list_begins_with_ours_and_every_name_is_there_once() -> None:
     names = list_models()
-    assert names[:4] == ["resnet20", "resnet32", "vgg13", "vgg8"]
-    assert {"resnet18", "mobilenet_v2", "torchvision:vgg13"} <= set(names)
+    assert names[:5] == ["resnet20", "resnet32", "vgg11_tiny", "vgg13", "vgg8"]
+    papers = {"resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "squeezenet1_0"}
+    assert {*papers, "vgg11", "torchvision:vgg13"} <= set(names)
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("fcn_resnet50", "resnet50"),
+        ("torchvision:quantized_resnet18", "resnet18"),
+        ("raft_large", "see sqakd-deploy list models"),
+        ("maskrcnn_resnet50_fpn", "resnet50"),
+        ("mc3_18", "see sqakd-deploy list models"),
+    ],
+)
+def test_torchvision_s_other_models_are_refused(name: str, near: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        build_model(name, num_classes=10)
+    begin = (
+        f"model {name!r} of torchvision is no float classifier of images, and only those can be "
+        "distilled here. Classifiers of near names: "
+    )
+    assert str(caught.value).startswith(begin)
+    assert near in str(caught.value).removeprefix(begin)
 
 
 def test_a_torchvision_classifier_has_our_classes() -> None:

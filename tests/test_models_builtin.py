@@ -43,6 +43,10 @@ def test_the_paper_s_parameter_counts() -> None:
     assert _parameters(build_model("resnet32", num_classes=100)) == 269_850 + more
     assert _parameters(build_model("vgg8", num_classes=10)) == _vgg_parameters(1, 10)
     assert _parameters(build_model("vgg13", num_classes=100)) == _vgg_parameters(2, 100)
+    # VGG-8 with a second convolution in the last three stages.
+    more = sum(width * width * 9 + 3 * width for width in (256, 512, 512))
+    vgg11 = build_model("vgg11_tiny", num_classes=200)
+    assert _parameters(vgg11) == _vgg_parameters(1, 200) + more
 
 
 @pytest.mark.parametrize("name", list(MODELS))
@@ -85,7 +89,7 @@ def test_residual_networks_have_their_layers(name: str, convs: int) -> None:
     assert sum(isinstance(m, nn.BatchNorm1d) for m in modules) == 1
 
 
-@pytest.mark.parametrize(("name", "convs"), [("vgg8", 5), ("vgg13", 10)])
+@pytest.mark.parametrize(("name", "convs"), [("vgg8", 5), ("vgg11_tiny", 8), ("vgg13", 10)])
 def test_plain_networks_have_their_layers(name: str, convs: int) -> None:
     modules = list(build_model(name, num_classes=10).modules())
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -52,6 +54,14 @@ def _prefixed(prefix: str) -> Callable[[dict[str, Tensor]], object]:
         _prefixed("module._orig_mod."),
         _prefixed("_orig_mod.module."),
         lambda state: {"net": _prefixed("module.")(state)},
+        lambda state: {"ema": {"module": state}},
+        lambda state: {"model_ema": state, "epoch": 3},
+        lambda state: {"state_dict": _prefixed("model.")(state), "hyper_parameters": {"lr": 0.1}},
+        _prefixed("net."),
+        _prefixed("model._orig_mod.module."),
+        # torchvision's own training script, and scripts that keep their best figure as numpy's
+        lambda state: {"model": state, "args": Namespace(lr=0.1, name="a"), "epoch": 3},
+        lambda state: {"state_dict": state, "best": np.float64(91.3), "step": np.int64(4)},
     ],
 )
 @pytest.mark.parametrize("suffix", [".pt", ".pth"])
@@ -167,7 +177,7 @@ def test_files_of_another_kind(tmp_path: Path, content: bytes) -> None:
     ("value", "named"),
     [
         (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
-        ({"args": Namespace(lr=1), "model": {}}, "argparse.Namespace"),
+        ({"path": Fraction(1, 2), "model": {}}, "fractions.Fraction"),
     ],
 )
 def test_python_objects_are_refused_by_name(tmp_path: Path, value: object, named: str) -> None:
@@ -210,5 +220,6 @@ def test_files_without_a_state_dict(tmp_path: Path, value: object, found: str) -
         load_weights(_net(), path)
     assert str(caught.value) == (
         f"{path} holds no state dict: wanted tensors by name, or such a mapping under "
-        f"state_dict, model_state_dict, model, net; found {found or 'nothing'}"
+        "state_dict, model_state_dict, model, net, network, module, weights, ema, model_ema, "
+        f"ema_state_dict, state_dict_ema; found {found or 'nothing'}"
     )

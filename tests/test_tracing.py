@@ -1,12 +1,14 @@
 import operator
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import SHAPE, Residual
 from torch import Tensor, nn
 
 from sqakd_deploy.errors import ModelError
-from sqakd_deploy.tracing import describe, shape, trace
+from sqakd_deploy.tracing import describe, is_size, known, shape, trace
 
 
 class Branching(nn.Module):
@@ -73,3 +75,50 @@ def test_the_traced_model_answers_as_the_model() -> None:
     with torch.no_grad():
         expected = model(x)
         assert torch.equal(trace(model, SHAPE)(x), expected)
+
+
+class Through(nn.Module):
+    """Whatever ``call`` does to a tensor."""
+
+    def __init__(self, call: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.call = call
+
+    def forward(self, x: Tensor) -> object:
+        return self.call(self.conv(x))
+
+
+def test_a_view_changed_in_place_is_refused() -> None:
+    def changed(x: Tensor) -> Tensor:
+        x[:, :2].relu_()  # changes x, through a tensor that nothing reads later
+        return x
+
+    with pytest.raises(ModelError, match="does not answer as the model does"):
+        trace(Through(changed), SHAPE)
+
+
+def test_dropout_that_never_ends_is_refused() -> None:
+    with pytest.raises(
+        ModelError, match=r"operator 'dropout' .* at test_tracing\.py:\d+ .*training=self\.training"
+    ):
+        trace(Through(lambda x: F.dropout(x, 0.5)), SHAPE)
+
+
+def test_random_numbers_are_refused() -> None:
+    with pytest.raises(ModelError, match="or draw random numbers when evaluated"):
+        trace(Through(lambda x: x + torch.rand(2, 4, 6, 6)), SHAPE)
+
+
+def test_several_results_are_refused() -> None:
+    with pytest.raises(ModelError, match="returns one tensor of logits, got a tuple; wrap it"):
+        trace(Through(lambda x: (x, x)), SHAPE)
+
+
+def test_sizes_are_known() -> None:
+    traced = trace(Through(lambda x: F.avg_pool2d(x, x.size()[2:])), SHAPE)
+    (pool,) = [node for node in traced.graph.nodes if node.name == "avg_pool2d"]
+    assert isinstance(pool.args[1], torch.fx.Node)
+    assert known(pool.args[1]) == (6, 6)
+    assert is_size(pool.args[1])
+    assert not is_size(pool)

@@ -2,8 +2,17 @@
 
 from sqakd_deploy.models.build import build_model, list_models
 from sqakd_deploy.models.builtin import MODELS
+from sqakd_deploy.models.pretrained import load_any_weights
 from sqakd_deploy.models.resnet import CifarResNet
 from sqakd_deploy.models.vgg import CifarVGG
 from sqakd_deploy.models.weights import load_weights
 
-__all__ = ["MODELS", "CifarResNet", "CifarVGG", "build_model", "list_models", "load_weights"]
+__all__ = [
+    "MODELS",
+    "CifarResNet",
+    "CifarVGG",
+    "build_model",
+    "list_models",
+    "load_any_weights",
+    "load_weights",
+]

@@ -17,6 +17,7 @@ from sqakd_deploy.models.zoo import (
     TORCHVISION_PREFIX,
     build_timm,
     build_torchvision,
+    other_torchvision_names,
     torchvision_names,
 )
 from sqakd_deploy.registry import unknown_name
@@ -72,7 +73,15 @@ def list_models() -> list[str]:
 def _unknown(name: str) -> str:
     if name.endswith(".py"):
         return f"model {name!r}: say which function builds the model, as in {name}:FACTORY"
-    close = difflib.get_close_matches(name, torchvision_names(), n=_CLOSE)
+    bare = name.removeprefix(TORCHVISION_PREFIX)
+    close = difflib.get_close_matches(bare, torchvision_names(), n=_CLOSE)
+    if bare in other_torchvision_names():
+        parts = [known for known in torchvision_names() if known in bare]
+        near = ", ".join(dict.fromkeys(parts + close)) or "see sqakd-deploy list models"
+        return (
+            f"model {name!r} of torchvision is no float classifier of images, and only those can "
+            f"be distilled here. Classifiers of near names: {near}"
+        )
     known = unknown_name("model", name, [*MODELS, *close])
     return (
         f"{known} Any torchvision classifier, timm:NAME, FILE.py:FACTORY and "

@@ -9,7 +9,7 @@ from torch import nn
 
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.models.resnet import resnet20, resnet32
-from sqakd_deploy.models.vgg import vgg8, vgg13
+from sqakd_deploy.models.vgg import vgg8, vgg11_tiny, vgg13
 from sqakd_deploy.registry import Registry
 
 ModelFactory: TypeAlias = Callable[..., nn.Module]  # takes num_classes and in_channels by name
@@ -18,4 +18,5 @@ MODELS: Registry[ModelFactory] = Registry("model", ModelError)
 MODELS.register("resnet20", resnet20)
 MODELS.register("resnet32", resnet32)
 MODELS.register("vgg8", vgg8)
+MODELS.register("vgg11_tiny", vgg11_tiny)
 MODELS.register("vgg13", vgg13)

@@ -51,6 +51,14 @@ def vgg8(num_classes: int = 10, in_channels: int = 3, pools: int = 3) -> CifarVG
     return CifarVGG((1, 1, 1, 1, 1), num_classes, in_channels, pools)
 
 
+def vgg11_tiny(num_classes: int = 200, in_channels: int = 3, pools: int = 3) -> CifarVGG:
+    """VGG-11 as SQAKD trains it on Tiny-ImageNet, always with three pools.
+
+    torchvision's ``vgg11`` is another network: five pools, no BatchNorm, three linear layers.
+    """
+    return CifarVGG((1, 1, 2, 2, 2), num_classes, in_channels, pools)
+
+
 def vgg13(num_classes: int = 10, in_channels: int = 3, pools: int = 3) -> CifarVGG:
     """VGG-13: two convolutions a stage."""
     return CifarVGG((2, 2, 2, 2, 2), num_classes, in_channels, pools)

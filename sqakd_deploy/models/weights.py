@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -15,8 +17,31 @@ from torch import Tensor, nn
 
 from sqakd_deploy.errors import CheckpointError
 
-_NESTED = ("state_dict", "model_state_dict", "model", "net")
-_WRAPPERS = ("module.", "_orig_mod.")  # left by DataParallel and by torch.compile
+_NESTED = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "module",
+    "weights",
+    "ema",
+    "model_ema",
+    "ema_state_dict",
+    "state_dict_ema",
+)
+_DEEPEST = 2  # mappings in mappings, as in {"ema": {"module": …}}
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, Lightning
+_MOST_WRAPPERS = 3  # around each other
+
+# What training scripts put beside the weights: plain values, whose unpickling runs no code.
+_PLAIN_VALUES: list[Any] = [
+    Namespace,
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool")),
+]
 _COUNTER = "num_batches_tracked"
 _PYTHON_OBJECT = re.compile(r"nsupported (?:global: )?GLOBAL ([\w.]+)")  # in torch's refusal
 _SAVE_WEIGHTS = (
@@ -29,10 +54,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Load a weight file into ``model``, in place, whole or not at all.
 
     ``.safetensors`` files hold tensors by name. Other files are read by torch with
-    ``weights_only=True`` and may hold the state dict itself or have it under ``state_dict``,
-    ``model_state_dict``, ``model`` or ``net``; a ``module.`` or ``_orig_mod.`` before every
-    name is taken off. Every parameter and buffer must be there with its shape, and no other;
-    only BatchNorm's batch counters, which files older than PyTorch 0.4.1 lack, may be missing.
+    ``weights_only=True`` and may hold the state dict itself or have it under one of the keys of
+    training scripts (``state_dict``, ``model``, ``net``, ``ema`` and others); what wrappers such as
+    DataParallel put before every name (``module.``, ``_orig_mod.``, ``model.``, ``net.``) is taken
+    off. Every parameter and buffer must be there with its shape, and no other; only BatchNorm's
+    batch counters, which files older than PyTorch 0.4.1 lack, may be missing.
 
     Args:
         model: the model to change.
@@ -42,8 +68,22 @@ def load_weights(model: nn.Module, path: Path) -> None:
         CheckpointError: if the file is missing, damaged, holds other things than tensors, or
             belongs to another model.
     """
+    load_state(model, read_state_dict(path), path)
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load tensors by name into ``model``, as :func:`load_weights` does.
+
+    Args:
+        model: the model to change.
+        state: the tensors, perhaps with a wrapper's prefix.
+        path: where they are from, for the message.
+
+    Raises:
+        CheckpointError: if they belong to another model; names what differs.
+    """
     wanted = model.state_dict()
-    found = _unwrapped(read_state_dict(path), wanted)
+    found = _unwrapped(dict(state), wanted)
     counters = {key: value for key, value in wanted.items() if key.endswith(_COUNTER)}
     complete = {**counters, **found}
     problems = _differences(complete, wanted)
@@ -84,7 +124,8 @@ def _read_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about file formats; the errors below say more
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_PLAIN_VALUES):
+                return torch.load(path, map_location="cpu", weights_only=True)
     # Damaged files make torch raise anything: 6,000 of them gave nine kinds of exception.
     except Exception as error:
         raise CheckpointError(f"{path} {_refusal(error)}") from error
@@ -111,10 +152,7 @@ def _reason(error: Exception) -> str:
 
 
 def _find_state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
-    candidates = [loaded]
-    if isinstance(loaded, Mapping):
-        candidates += [loaded[key] for key in _NESTED if key in loaded]
-    for candidate in candidates:
+    for candidate in _candidates(loaded, _DEEPEST):
         if _is_state_dict(candidate):
             return dict(candidate)
     found = ", ".join(map(str, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
@@ -122,6 +160,14 @@ def _find_state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
         f"{path} holds no state dict: wanted tensors by name, or such a mapping under "
         f"{', '.join(_NESTED)}; found {found or 'nothing'}"
     )
+
+
+def _candidates(loaded: Any, depth: int) -> Iterator[Any]:
+    yield loaded
+    if isinstance(loaded, Mapping) and depth:
+        for key in _NESTED:
+            if key in loaded:
+                yield from _candidates(loaded[key], depth - 1)
 
 
 def _is_state_dict(value: Any) -> bool:
@@ -134,7 +180,7 @@ def _is_state_dict(value: Any) -> bool:
 
 def _unwrapped(found: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Take wrappers' prefixes off, unless the model's own names begin so."""
-    for prefix in _WRAPPERS * 2:  # either may be around the other
+    for prefix in _WRAPPERS * _MOST_WRAPPERS:  # any may be around another
         foreign = all(key.startswith(prefix) for key in found)
         if foreign and not all(key.startswith(prefix) for key in wanted):
             found = {key.removeprefix(prefix): value for key, value in found.items()}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
 from typing import Any
 
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.models.calling import call_factory
@@ -21,6 +22,12 @@ TORCHVISION_PREFIX = "torchvision:"
 # These two return a tuple in training mode and warn about their initialisation by default.
 _ONE_OUTPUT = MappingProxyType({"aux_logits": False, "init_weights": True})
 _DEFAULTS = MappingProxyType({"googlenet": _ONE_OUTPUT, "inception_v3": _ONE_OUTPUT})
+
+
+@cache
+def other_torchvision_names() -> frozenset[str]:
+    """Names of torchvision's models that are no classifiers of images, or not in float."""
+    return frozenset(torchvision.models.list_models()) - frozenset(torchvision_names())
 
 
 @cache
@@ -64,6 +71,25 @@ def build_timm(name: str, num_classes: int, in_channels: int, args: dict[str, An
         raise ModelError(unknown_name("timm model", bare, close))
     sizes = {"pretrained": False, "num_classes": num_classes, "in_chans": in_channels}
     return call_factory(name, timm.create_model, {"model_name": bare, **sizes, **args})
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published model's tensors by name, and how many classes it tells apart."""
+
+    state: dict[str, Tensor]
+    num_classes: int
+
+
+def pretrained_timm(name: str) -> Published:
+    """Download what timm publishes for a model (``timm:NAME`` or ``timm:NAME.TAG``).
+
+    Raises:
+        Exception: whatever timm and its hub client raise, for instance without a network.
+    """
+    timm = importlib.import_module("timm")
+    model = timm.create_model(name.removeprefix(TIMM_PREFIX), pretrained=True)
+    return Published(model.state_dict(), model.num_classes)
 
 
 def _check_channels(name: str, model: nn.Module, in_channels: int) -> None:

@@ -1,0 +1,25 @@
+"""How a convolution's windows lie."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def conv_geometry(conv: nn.Conv2d) -> dict[str, Any]:
+    """Stride, padding, dilation and groups as :class:`sqakd_deploy.graph.Conv` has them."""
+    if conv.padding == "valid":
+        pads = (0, 0, 0, 0)
+    elif conv.padding == "same":
+        total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        pads = (total[0] // 2, total[1] // 2, -(-total[0] // 2), -(-total[1] // 2))
+    else:
+        rows, columns = (int(amount) for amount in conv.padding)
+        pads = (rows, columns, rows, columns)
+    return {
+        "stride": tuple(conv.stride),
+        "padding": pads,
+        "dilation": tuple(conv.dilation),
+        "groups": conv.groups,
+    }

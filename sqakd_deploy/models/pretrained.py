@@ -1,0 +1,130 @@
+"""Weights that torchvision and timm publish, by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from sqakd_deploy.errors import CheckpointError
+from sqakd_deploy.models.builtin import MODELS
+from sqakd_deploy.models.weights import load_state, load_weights, read_state_dict
+from sqakd_deploy.models.zoo import (
+    TIMM_PREFIX,
+    TORCHVISION_PREFIX,
+    pretrained_timm,
+    torchvision_names,
+)
+
+DEFAULT = "DEFAULT"
+_NAME = re.compile(r"[A-Z][A-Z0-9_]*")  # torchvision's spelling, as in IMAGENET1K_V1
+_HASH = re.compile(r"-([a-f0-9]{8,})\.")  # torchvision's files carry the start of their SHA-256
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads for training, which are not built here
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)")
+_FILE_INSTEAD = "or name a file of the trained model's weights (--weights FILE)"
+
+
+def load_any_weights(model: nn.Module, name: str, weights: str) -> None:
+    """Load the weights that a person names into ``model``, in place, whole or not at all.
+
+    Args:
+        model: from :func:`~sqakd_deploy.models.build_model`.
+        name: of the model.
+        weights: a file (:func:`~sqakd_deploy.models.load_weights`), or the name of published
+            weights: ``DEFAULT``, or for torchvision also ``IMAGENET1K_V1`` and the like.
+
+    Raises:
+        CheckpointError: if there is no such file or name, it cannot be downloaded, or it belongs
+            to another model or another number of classes.
+    """
+    path = Path(weights).expanduser()
+    if path.exists() or not _NAME.fullmatch(weights):
+        load_weights(model, path)
+    elif name.startswith(TIMM_PREFIX):
+        _load_timm(model, name, weights)
+    else:
+        _load_torchvision(model, name, weights)
+
+
+def _load_torchvision(model: nn.Module, name: str, weights: str) -> None:
+    bare = name.removeprefix(TORCHVISION_PREFIX)
+    if name in MODELS or bare not in torchvision_names():
+        raise CheckpointError(
+            f"weights {weights!r}: nobody publishes weights of {name!r} under a name, and there is "
+            f"no file {weights}; leave --weights out to train a teacher, {_FILE_INSTEAD}"
+        )
+    known = torchvision.models.get_model_weights(bare).__members__
+    if weights not in known:
+        there = ", ".join(known) or "none"
+        raise CheckpointError(
+            f"torchvision has no weights {weights!r} of {bare!r}. There are: {there}; "
+            f"choose one, {_FILE_INSTEAD}"
+        )
+    chosen = known[weights].value
+    _check_classes(model, f"{weights} of {bare!r}", len(chosen.meta["categories"]))
+    if getattr(model, "transform_input", None) is False:
+        raise CheckpointError(
+            f"weights {weights} of {bare!r} were trained on inputs that the model transforms: "
+            "add --model-arg transform_input=true"
+        )
+    path = _download(chosen.url)
+    load_state(model, _modern(read_state_dict(path)), path)
+
+
+def _modern(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names as today's torchvision has them."""
+    kept = {key: value for key, value in state.items() if not key.startswith(_AUXILIARY)}
+    return {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in kept.items()}
+
+
+def _download(url: str) -> Path:
+    """The file in torch's cache, fetched if it is not there, and checked by its hash."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    if path.is_file():
+        return path
+    expected = _HASH.search(path.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        prefix = expected[1] if expected else None
+        torch.hub.download_url_to_file(url, str(path), prefix, progress=False)
+    except (OSError, RuntimeError) as error:  # no network, no space; another hash
+        raise CheckpointError(
+            f"cannot download {url}: {error}. Copy that file to {path} from a machine that can, "
+            f"{_FILE_INSTEAD}"
+        ) from error
+    return path
+
+
+def _load_timm(model: nn.Module, name: str, weights: str) -> None:
+    if weights != DEFAULT:
+        raise CheckpointError(
+            f"weights {weights!r} of {name!r}: timm names its weights in the model, as in "
+            f"{TIMM_PREFIX}resnet18.a1_in1k; write --weights {DEFAULT}, {_FILE_INSTEAD}"
+        )
+    try:
+        published = pretrained_timm(name)
+    except Exception as error:  # its hub client raises anything when there is no network
+        raise CheckpointError(
+            f"cannot download the weights of {name!r} through timm: "
+            f"{type(error).__name__}: {error}; try again with a network, {_FILE_INSTEAD}"
+        ) from error
+    _check_classes(model, f"{weights} of {name!r}", published.num_classes)
+    load_state(model, published.state, Path(name))
+
+
+def _check_classes(model: nn.Module, what: str, classes: int) -> None:
+    """Refuse weights for another number of classes, before they are downloaded."""
+    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    last = layers[-1]
+    built = last.out_features if isinstance(last, nn.Linear) else last.out_channels
+    if built != classes:
+        raise CheckpointError(
+            f"weights {what} tell {classes} classes apart, but the model has {built}. Fine-tune "
+            f"the float model on your {built} classes first and name its file (--weights FILE), "
+            f"or distil all {classes} classes (--model-arg num_classes={classes})"
+        )

@@ -1,0 +1,272 @@
+"""Functional code as people write it: each pattern runs as its student does, or is refused by name.
+
+One small network a pattern: quantised at 4 bits, calibrated on random images, exported, and run in
+ONNX Runtime with its optimisations off and on.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import CLASSES, SHAPE, images, randomise_norms
+from torch import Tensor, nn
+
+from sqakd_deploy.api import export_proven
+from sqakd_deploy.distillation import distill
+from sqakd_deploy.errors import ModelError
+from sqakd_deploy.exporting import Coverage
+from sqakd_deploy.parity import Tolerance
+from sqakd_deploy.quantization import quantize, reestimate_batch_norm
+from sqakd_deploy.spec import DistillConfig
+from sqakd_deploy.tracing import trace
+
+CALIBRATED = DistillConfig(epochs=0, calibration_images=64, bn_images=64)
+
+# Kernels of a runtime round half-way values differently in a few codes, each of which can move the
+# logits by single steps (docs/runtime-rules.md, rule 20). A wrong operator moves them by dozens.
+FEW_STEPS = 8
+RARELY = 0.2
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """So small are these batches that a second thread mostly waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Net(nn.Module):
+    """Two branches from one stem, what is under test, and a classifier.
+
+    Args:
+        join: from the module, the stem's tensor and a branch's, both ``(N, 8, 8, 8)``, to a tensor
+            ``(N, C, H, W)`` or to a vector ``(N, F)``.
+    """
+
+    def __init__(self, join: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+        self.relu = nn.ReLU(inplace=True)
+        self.conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.shared = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Sequential(nn.Conv2d(8, 8, 1)), nn.Identity(), nn.ReLU())
+            for _ in range(2)
+        )
+        self.dropout = nn.Dropout(0.3)
+        self.join = join
+        with torch.no_grad():
+            features = self.eval().features(torch.zeros(2, *SHAPE))
+        if features.dim() == 4:
+            self.head: nn.Module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        else:
+            self.head = nn.Identity()
+        self.classifier = nn.Linear(features.shape[1], CLASSES)
+
+    def features(self, x: Tensor) -> Tensor:
+        x = self.relu(self.stem(x))
+        return self.join(self, x, self.norm(self.conv(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.head(self.features(x)))
+        return logits
+
+
+def _shuffle(x: Tensor) -> Tensor:
+    batch, channels, height, width = x.size()
+    x = x.view(batch, 2, channels // 2, height, width)
+    return torch.transpose(x, 1, 2).contiguous().view(batch, -1, height, width)
+
+
+def _inplace_statement(net: Any, x: Tensor, y: Tensor) -> Tensor:
+    z = x + y
+    F.relu(z, inplace=True)
+    return z
+
+
+def _inplace_method_statement(net: Any, x: Tensor, y: Tensor) -> Tensor:
+    y.relu_()
+    y.add_(x)
+    return y
+
+
+def _overwritten(net: Any, x: Tensor, y: Tensor) -> Tensor:
+    z = net.relu(y)  # in place: y changes too
+    return net.shared(z) + y
+
+
+def _iadd(net: Any, x: Tensor, y: Tensor) -> Tensor:
+    y += x
+    return F.relu(y)
+
+
+def _blocks(net: Any, x: Tensor, y: Tensor) -> Tensor:
+    for block in net.blocks:
+        x = block(x)
+    return x + y
+
+
+def _split(net: Any, x: Tensor, y: Tensor) -> Tensor:
+    few, many = torch.split(y, [2, 6], dim=1)
+    return torch.cat((many, few), 1)
+
+
+def _half(net: Any, x: Tensor, y: Tensor) -> Tensor:
+    half = x.shape[1] // 2
+    return torch.cat([x[:, :half], y[:, half:]], dim=1)
+
+
+PATTERNS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    # sums
+    "x + y": lambda net, x, y: F.relu(x + y),
+    "torch.add": lambda net, x, y: torch.add(x, y),
+    "torch.add by name": lambda net, x, y: torch.add(x, other=y, alpha=1),
+    "x.add": lambda net, x, y: x.add(y).relu(),
+    "x.add_": lambda net, x, y: y.add_(x),
+    "y += x": _iadd,
+    "operator.iadd": lambda net, x, y: operator.iadd(y, x),
+    "x + x": lambda net, x, y: y + y,
+    "sum of a list": lambda net, x, y: sum([x, y, net.shared(x)]),  # type: ignore[return-value]
+    # concatenations
+    "torch.cat of a tuple": lambda net, x, y: torch.cat((x, y), dim=1),
+    "torch.cat of a list": lambda net, x, y: torch.cat([x, F.relu(y)], 1),
+    "torch.cat from the end": lambda net, x, y: torch.cat([x, y], dim=-3),
+    "torch.concat": lambda net, x, y: torch.concat([y, x], axis=1),  # type: ignore[call-overload]
+    "torch.cat of one tensor twice": lambda net, x, y: torch.cat([y, x, y], dim=1),
+    # activations
+    "F.relu": lambda net, x, y: F.relu(y),
+    "F.relu in place": lambda net, x, y: F.relu(y, inplace=True),
+    "F.relu in place by position": lambda net, x, y: F.relu(y, True),
+    "x.relu": lambda net, x, y: y.relu(),
+    "x.relu_": lambda net, x, y: y.relu_(),
+    "torch.relu": lambda net, x, y: torch.relu(y),
+    "torch.relu_": lambda net, x, y: torch.relu_(y),
+    "F.relu6": lambda net, x, y: F.relu6(y, inplace=True),
+    "F.hardtanh": lambda net, x, y: F.hardtanh(y, 0.0, 1.5),
+    "torch.clamp": lambda net, x, y: torch.clamp(y, min=0),
+    "x.clamp": lambda net, x, y: y.clamp(0, 6),
+    "x.clamp_": lambda net, x, y: y.clamp_(0.0, 2.0),
+    "relu twice": lambda net, x, y: F.relu(F.relu(x + y)),
+    "relu of a slice": lambda net, x, y: F.relu(y[:, 2:6]),
+    "in place, as a statement": _inplace_statement,
+    "in place, as a method's statement": _inplace_method_statement,
+    "in place, the argument read later": _overwritten,
+    # vectors
+    "torch.flatten": lambda net, x, y: torch.flatten(y, 1),
+    "torch.flatten by names": lambda net, x, y: torch.flatten(y, start_dim=1, end_dim=-1),
+    "x.flatten": lambda net, x, y: y.flatten(1),
+    "x.view(x.size(0), -1)": lambda net, x, y: y.view(y.size(0), -1),
+    "x.view(-1, F)": lambda net, x, y: F.adaptive_avg_pool2d(y, 1).view(-1, 8),
+    "x.reshape(x.shape[0], -1)": lambda net, x, y: y.reshape(y.shape[0], -1),
+    "torch.reshape": lambda net, x, y: torch.reshape(y, (y.size()[0], -1)),
+    "x.squeeze": lambda net, x, y: F.adaptive_avg_pool2d(y, (1, 1)).squeeze(-1).squeeze(-1),
+    "torch.squeeze": lambda net, x, y: torch.squeeze(F.adaptive_avg_pool2d(F.relu(y), 1)),
+    "unsqueeze": lambda net, x, y: y.mean((2, 3)).unsqueeze(-1).unsqueeze(-1),
+    # means and pools
+    "x.mean": lambda net, x, y: y.mean((2, 3)),
+    "x.mean in two steps' order": lambda net, x, y: y.mean([3, 2]),
+    "x.mean, axes kept": lambda net, x, y: y.mean([-2, -1], keepdim=True),
+    "torch.mean": lambda net, x, y: torch.mean(F.relu(y), dim=(2, 3)),
+    "F.adaptive_avg_pool2d": lambda net, x, y: F.adaptive_avg_pool2d(y, (2, 2)),
+    "F.adaptive_avg_pool2d of all": lambda net, x, y: F.adaptive_avg_pool2d(y, (None, 4)),
+    "F.avg_pool2d": lambda net, x, y: F.avg_pool2d(F.relu(y), 3, 2, 1),
+    "F.avg_pool2d of a computed size": lambda net, x, y: F.avg_pool2d(y, y.size()[3]),
+    "F.avg_pool2d of a computed pair": lambda net, x, y: F.avg_pool2d(y, y.size()[2:]),
+    "F.max_pool2d": lambda net, x, y: F.max_pool2d(y, 3, stride=2, padding=1),
+    "torch.max_pool2d": lambda net, x, y: torch.max_pool2d(y, 2),
+    # data movement
+    "option A": lambda net, x, y: F.pad((x + y)[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4), "constant", 0),
+    "option A with an ellipsis": lambda net, x, y: F.pad(y[..., ::2, 1::2], (0, 0, 0, 0, 2, 2)),
+    "slices by a computed size": _half,
+    "slices from the end": lambda net, x, y: y[:, -4:, :-1, 1:-1],
+    "x.chunk": lambda net, x, y: y.chunk(2, dim=1)[1] + x.chunk(2, dim=1)[0],
+    "torch.chunk": lambda net, x, y: torch.cat([torch.chunk(y, 4, 1)[i] for i in (0, -1)], 1),
+    "torch.split": _split,
+    "x.split": lambda net, x, y: y.split(x.size(1) // 2, 1)[1],
+    "channel shuffle": lambda net, x, y: net.blocks[0](_shuffle(torch.cat((x, y), 1)[:, 4:12])),
+    "x.permute": lambda net, x, y: y.permute(0, 1, 3, 2),
+    "permute to the end and back": lambda net, x, y: y.permute(0, 2, 3, 1).permute((0, 3, 1, 2)),
+    # what does nothing at deployment
+    "F.dropout": lambda net, x, y: F.dropout(y, 0.5, training=net.training),
+    "F.dropout2d": lambda net, x, y: F.dropout2d(y, p=0.2, training=net.training),
+    "nn.Dropout": lambda net, x, y: net.dropout(y.contiguous()),
+    # modules
+    "blocks of a list": _blocks,
+}
+
+
+def proven(
+    net: nn.Module, path: Path, agreement: float = 99.5, mean_error: float = RARELY
+) -> Coverage:
+    reestimate_batch_norm(net, images(64))
+    student = quantize(net, example=SHAPE)
+    with torch.no_grad():
+        assert torch.equal(trace(copy.deepcopy(net), SHAPE)(images()), net(images()))
+    distill(student, images(64), teacher=net, config=CALIBRATED)
+    tolerance = Tolerance(agreement=agreement)
+    held_out = images(256, seed=5)
+    _, report = export_proven(student, path / "model.onnx", held_out, tolerance=tolerance)
+    _, *stages = report.stages
+    assert len(stages) == 2
+    for stage in stages:
+        assert stage.mean_error < mean_error, report
+        assert stage.max_error <= FEW_STEPS, report
+    assert (path / "model.onnx").exists()
+    return report.coverage
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_patterns_run_as_trained(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    coverage = proven(randomise_norms(Net(PATTERNS[name])), tmp_path)
+    assert coverage.fallbacks == ()
+
+
+def test_a_block_called_twice_has_one_bias_for_two_accumulators(tmp_path: Path) -> None:
+    """It can lie on the grid of one of them; half a step of the other shows in a few codes."""
+    torch.manual_seed(0)
+    net = randomise_norms(Net(lambda net, x, y: net.shared(net.shared(x)) + y))
+    proven(net, tmp_path, agreement=98.0, mean_error=0.5)
+
+
+def test_a_clip_of_both_signs_is_right_but_may_stay_in_float(tmp_path: Path) -> None:
+    """Its range and the quantizer's differ by less than a step; the report says what that costs."""
+    torch.manual_seed(0)
+    net = randomise_norms(Net(lambda net, x, y: F.hardtanh_(y)))
+    (fallback,) = proven(net, tmp_path).fallbacks
+    assert (fallback.node, fallback.op_type) == ("conv", "Conv")
+    assert fallback.reason.endswith("(rule 3)")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "operation"),
+    [
+        (lambda net, x, y: x * 1.0, "mul"),
+        (lambda net, x, y: y.mul_(2.0), "mul_"),
+        (lambda net, x, y: x - y, "sub"),
+        (lambda net, x, y: x / 2, "truediv"),
+        (lambda net, x, y: torch.stack([x, y], 1).flatten(1, 2), "stack"),
+        (lambda net, x, y: F.interpolate(x, scale_factor=2.0), "interpolate"),
+        (lambda net, x, y: x.roll(1, 2), "roll"),
+    ],
+)
+def test_what_has_no_integer_form_is_refused_by_name_and_line(
+    pattern: Callable[[Any, Tensor, Tensor], Tensor], operation: str
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        quantize(Net(pattern), example=SHAPE)
+    line = pattern.__code__.co_firstlineno
+    assert str(caught.value).startswith(
+        f"operator '{operation}' (node '{operation}') at test_models_functional.py:{line} "
+        "cannot be quantised: no integer form of it is known. "
+    )
