@@ -236,7 +236,8 @@ def _state(files: ImageFiles) -> bytes:
     try:
         stats = [os.stat(path) for path in files.locations()]  # noqa: PTH116 - bytes
     except OSError as error:
-        raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
+        name = os.fsdecode(error.filename)
+        raise DataError(f"cannot read {name}: {error.strerror}") from error
     return np.array([(s.st_size, s.st_mtime_ns) for s in stats], np.int64).tobytes()
 
 
