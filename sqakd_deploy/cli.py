@@ -106,9 +106,9 @@ def main() -> None:
 
 def _setting(path: str, *names: str, **options: Any) -> Any:
     """A click option whose value goes to ``path`` in the config when it is given."""
-    kwargs = {"default": None, **options}
+    kwargs = {"default": None, "callback": _keep, **options}
     name = "__".join(["setting", *path.split(".")])  # click wants an identifier
-    return click.option(*names, name, expose_value=False, callback=_keep, **kwargs)
+    return click.option(*names, name, expose_value=False, **kwargs)
 
 
 def _keep(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
@@ -133,6 +133,23 @@ def _key_values(ctx: click.Context, parameter: click.Parameter, values: tuple[st
     ctx.meta.setdefault("sqakd.settings", {}).setdefault("model", {})["args"] = pairs
 
 
+def _channels(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    """One number for all channels, or one for each, with commas between them."""
+    if value is None:
+        return
+    try:
+        numbers = tuple(float(text) for text in value.split(","))
+    except ValueError:
+        wanted = f"wanted numbers with commas between them, as 0.485,0.456,0.406; got {value!r}"
+        raise click.BadParameter(wanted, ctx, parameter) from None
+    _keep(ctx, parameter, numbers)
+
+
+def _no_cache(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta.setdefault("sqakd.settings", {}).setdefault("data", {})["cache"] = False
+
+
 def _literal(text: str) -> Any:
     try:
         return json.loads(text)
@@ -141,6 +158,7 @@ def _literal(text: str) -> Any:
 
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+_OF_MODEL = "Of the model's training images.  [default: its own, or the dataset's]"
 _EXISTING = click.Path(path_type=Path)
 
 
@@ -180,6 +198,20 @@ _EXISTING = click.Path(path_type=Path)
     is_flag=True,
     help="Skip, count bad ones.",
 )
+@_setting("data.mean", "--mean", callback=_channels, metavar="R,G,B", help=_OF_MODEL)
+@_setting("data.std", "--std", callback=_channels, metavar="R,G,B", help=_OF_MODEL)
+@_setting(
+    "data.augmentation",
+    "--augmentation",
+    type=click.Choice(["none", "cifar", "imagenet"]),
+    help="Of training images.  [default: the dataset's own]",
+)
+@_setting("data.cache", "--cache", help="Folder for decoded images.  [default: the user's cache]")
+@click.option(
+    "--no-cache", is_flag=True, expose_value=False, callback=_no_cache, help="Decode in every run."
+)
+@_setting("data.max_cache_gb", "--max-cache-gb", type=float, help="Above, workers.  [default: 16]")
+@_setting("data.workers", "--workers", type=int, help="That decode.  [default: cores − 1, 1 to 8]")
 @_setting(
     "distillation.loss",
     "--loss",

@@ -32,7 +32,14 @@ class DataConfig(Spec):
     Attributes:
         source: a built-in dataset, or a folder: class folders or loose images.
         input_size: ``(H, W)``; None takes the images' own.
+        mean: one value a channel or one for all, on the scale 0 to 1; None takes the model's own
+            where its weights are torchvision's, else the data set's.
+        std: as ``mean``.
         skip_bad_images: leave out images that cannot be read, and count them.
+        augmentation: random changes in training; None takes the data set's own.
+        cache: folder of decoded images; None takes the user's, False decodes in every run.
+        max_cache_gb: folders of more decoded images (GiB) are decoded in every epoch instead.
+        workers: processes that do so; 0 uses none, None suits the machine.
     """
 
     source: str = "digits"
@@ -40,6 +47,10 @@ class DataConfig(Spec):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     skip_bad_images: bool = False
+    augmentation: Literal["none", "cifar", "imagenet"] | None = None
+    cache: Literal[False] | str | None = None
+    max_cache_gb: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 16.0
+    workers: Annotated[int, Field(ge=0)] | None = None
 
 
 class TeacherConfig(Spec):

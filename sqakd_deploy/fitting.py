@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,11 @@ from sqakd_deploy.tracing import first_tensor
 
 
 class Loader(Protocol):
-    """Batches to go through once an epoch; ``set_epoch(n)`` is called where there is one."""
+    """Batches to go through once an epoch.
+
+    ``set_epoch(n)`` is called where there is one; so is ``starting_at(step)``, which yields the
+    batches from a step on without making those before, when an epoch is resumed.
+    """
 
     def __iter__(self) -> Iterator[Any]: ...
 
@@ -64,6 +69,13 @@ class Epoch:
     agreement: float
     lr: float
     seconds: float
+
+
+def _from(batches: Loader, step: int) -> Iterator[Any]:
+    if step == 0:
+        return iter(batches)
+    starting_at = getattr(batches, "starting_at", None)
+    return starting_at(step) if starting_at else itertools.islice(batches, step, None)
 
 
 def cosine(progress: float) -> float:
@@ -140,9 +152,7 @@ class Fit:
             self.before_epoch(position.epoch)
         self.model.train()
         start, lr = time.perf_counter(), self._rates[0]
-        for number, batch in enumerate(self.batches):
-            if number < position.step:
-                continue
+        for number, batch in enumerate(_from(self.batches, position.step), position.step):
             lr = self._schedule(position.epoch + number / self._steps)
             loss, share = self._step(batch)
             position = self._advance(position, batch, loss, share, lr)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import fx
 
 from sqakd_deploy.checkpoint import STUDENT, Run, load_weights
+from sqakd_deploy.config import DataConfig
 from sqakd_deploy.data import ImageSplit, Preprocessing, load_data
 from sqakd_deploy.data.batches import Batches
+from sqakd_deploy.data.options import Keeping
 from sqakd_deploy.errors import CheckpointError
 from sqakd_deploy.models import build_model
 from sqakd_deploy.quantization import quantize
@@ -80,6 +83,12 @@ def load_student(run: Run) -> Loaded:
     return Loaded(run, student.eval(), preprocessing, classes)
 
 
+def keeping_of(config: DataConfig) -> Keeping:
+    """Where a run's config says that decoded images are kept."""
+    cache = Path(config.cache) if isinstance(config.cache, str) else config.cache
+    return Keeping(cache, config.max_cache_gb, config.workers)
+
+
 def held_out(
     loaded: Loaded, source: str | None = None, limit: int | None = None
 ) -> tuple[Batches, ImageSplit]:
@@ -93,11 +102,9 @@ def held_out(
     config = loaded.run.config.data
     data = load_data(
         source or config.source,
-        input_size=loaded.preprocessing.input_size,
-        channels=loaded.preprocessing.channels,
-        mean=loaded.preprocessing.mean,
-        std=loaded.preprocessing.std,
+        preprocessing=loaded.preprocessing,
         skip_bad_images=config.skip_bad_images,
+        keeping=keeping_of(config),
     )
     labels = data.test.labels
     split = ImageSplit(data.test.images[:limit], None if labels is None else labels[:limit])

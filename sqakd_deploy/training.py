@@ -24,6 +24,7 @@ from sqakd_deploy.checkpoint import (
 from sqakd_deploy.config import RunConfig
 from sqakd_deploy.data import ImageData, load_data
 from sqakd_deploy.data.batches import Batches, LabelledBatches
+from sqakd_deploy.data.published import published_preprocessing
 from sqakd_deploy.distillation import distill
 from sqakd_deploy.errors import SpecError, SqakdError
 from sqakd_deploy.exporting import get_exporter
@@ -34,7 +35,7 @@ from sqakd_deploy.processes import start
 from sqakd_deploy.quantization import is_calibrated, quantize
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.results import TrainResult, score
-from sqakd_deploy.runs import still_batches
+from sqakd_deploy.runs import keeping_of, still_batches
 from sqakd_deploy.saves import Saves
 from sqakd_deploy.teacher import train_teacher
 
@@ -101,7 +102,8 @@ class _Job:
     def run_all(self, open_folder: Callable[[], Run]) -> TrainResult:
         """The whole job; ``open_folder`` is called once everything that can be refused was."""
         torch.manual_seed(self.seed)
-        data = _load(self.config, self.listener)
+        with self.accelerator.local_main_process_first():  # one of a machine's decodes for all
+            data = _load(self.config, self.listener)
         model = _build(self.config, data).to(self.device)
         preprocessing, batch = data.preprocessing, self.config.distillation.batch_size
         shape = (batch, preprocessing.channels, *preprocessing.input_size)
@@ -294,6 +296,10 @@ def _load(config: RunConfig, listener: Listener) -> ImageData:
         std=source.std,
         skip_bad_images=source.skip_bad_images,
         progress=progress,
+        preprocessing=published_preprocessing(config.model.name, config.model.weights),
+        augmentation=source.augmentation,
+        keeping=keeping_of(source),
+        message=listener.message,
     )
     if started:
         listener.finish()

@@ -21,6 +21,12 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test writes to the user's cache, or finds what another left in one."""
+    monkeypatch.setenv("SQAKD_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
 def _same_randomness() -> None:
     """Tests run in random order; each starts from the same generator state."""
     torch.manual_seed(0)

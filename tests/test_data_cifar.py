@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 from urllib.error import URLError
@@ -11,7 +12,7 @@ import pytest
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from sqakd_deploy.data import Augmentation, load_data
-from sqakd_deploy.data.cifar import cache_folder
+from sqakd_deploy.data.options import cache_folder
 from sqakd_deploy.errors import DataError
 
 
@@ -97,6 +98,8 @@ def test_files_of_a_stranger_are_never_unpickled(
 def test_the_cache_follows_the_desktop_convention(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert cache_folder() == Path(os.environ["SQAKD_CACHE"])
+    monkeypatch.delenv("SQAKD_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "sqakd-deploy"
     monkeypatch.delenv("XDG_CACHE_HOME")

@@ -16,7 +16,8 @@ def test_an_unknown_name_lists_the_names() -> None:
     with pytest.raises(DataError) as caught:
         load_data("digit")
     assert str(caught.value) == (
-        "unknown data set 'digit'. Did you mean 'digits'? There are: cifar10, cifar100, digits. "
+        "unknown data set 'digit'. Did you mean 'digits'? There are: cifar10, cifar100, digits, "
+        "tiny-imagenet. "
         "Nor is there a folder of that name."
     )
 
@@ -29,7 +30,7 @@ def test_a_path_that_does_not_exist_is_no_name(tmp_path: Path) -> None:
 
 
 def test_every_data_set_says_what_it_is() -> None:
-    assert list(DATASETS) == ["cifar10", "cifar100", "digits"]
+    assert list(DATASETS) == ["cifar10", "cifar100", "digits", "tiny-imagenet"]
     assert all(dataset.summary for _, dataset in DATASETS.items())
 
 

@@ -30,6 +30,7 @@ def test_json_round_trip() -> None:
     assert json.loads(text) == {
         "channels": 3,
         "input_size": [2, 4],
+        "resize": None,
         "mean": [0.5, 0.25, 0.0],
         "std": [0.5, 0.25, 1.0],
     }

@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sqakd_deploy.data.augment import shift_and_flip
+from sqakd_deploy.data.change import Change, Drawn
+from sqakd_deploy.data.gather import Gather
+from sqakd_deploy.data.images import Images
 from sqakd_deploy.data.preprocessing import Augmentation, Preprocessing
 from sqakd_deploy.errors import DataError, SpecError
 
@@ -27,7 +29,8 @@ class Batches:
     batch is dropped, unless it is the only one.
 
     Args:
-        images: uint8 ``(N, C, H, W)``; may be a memory map, only a batch at a time is read.
+        images: uint8 ``(N, C, H, W)``: an array, a memory map, of which a batch at a time is read,
+            or files, which their workers decode a few batches ahead.
         preprocessing: applied to every batch.
         batch_size: images a batch.
         shuffle: a new order each epoch, for training; False keeps the order, for evaluation.
@@ -46,7 +49,7 @@ class Batches:
 
     def __init__(
         self,
-        images: NDArray[np.uint8],
+        images: Images,
         preprocessing: Preprocessing,
         batch_size: int,
         *,
@@ -57,7 +60,7 @@ class Batches:
         device: torch.device | str = "cpu",
         shard: tuple[int, int] = (0, 1),
     ) -> None:
-        preprocessing.check(images)
+        preprocessing.check_stored(images)
         if len(images) < (2 if shuffle else 1):
             raise DataError(f"wanted at least {2 if shuffle else 1} images, got {len(images)}")
         self.images = images
@@ -69,45 +72,39 @@ class Batches:
         self.device = torch.device(device)
         whole = batch_bounds(len(images), batch_size, drop_last=drop_last)
         self._bounds = [_part(bounds, *shard) for bounds in whole]
-        self._normalise = _Normalise(preprocessing, self.device)
+        self._gather = Gather(images, pin=self.device.type == "cuda")
+        self._change = Change(preprocessing, self.augmentation, self.device)
 
     def __len__(self) -> int:
         return len(self._bounds)
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (images for _, images in self.indexed())
+        return self.starting_at(0)
+
+    def starting_at(self, step: int) -> Iterator[Tensor]:
+        """The epoch's batches from the one of that number (from 0); those before are not read."""
+        return (images for _, images in self.indexed(step))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch (from 0) whose order and augmentation the next iteration uses."""
         self.epoch = epoch
 
-    def indexed(self) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Each batch with the indices ``(B,)`` of its images in the array."""
+    def indexed(self, step: int = 0) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """Each batch from ``step`` with the indices ``(B,)`` of its images in the array."""
         plan = self._plan()
-        for start, stop in self._bounds:
-            indices = plan.order[start:stop]
-            # Fancy indexing copies, so torch never holds on to a read-only memory map.
-            images = torch.from_numpy(self.images[indices]).to(self.device)
-            if self._augments:
-                images = shift_and_flip(
-                    images,
-                    plan.offsets[start:stop].to(self.device),
-                    plan.flips[start:stop].to(self.device),
-                    self.augmentation.shift,
-                )
-            yield indices, self._normalise(images)
-
-    @property
-    def _augments(self) -> bool:
-        return self.augmentation.flip or self.augmentation.shift > 0
+        bounds = self._bounds[step:]
+        batches = [plan.order[start:stop] for start, stop in bounds]
+        gathered = self._gather(batches)
+        for (start, stop), indices, images in zip(bounds, batches, gathered, strict=True):
+            yield indices, self._change(images, plan.drawn.at(slice(start, stop)))
 
     def _plan(self) -> _Plan:
-        count, shift = len(self.images), self.augmentation.shift
+        count = len(self.images)
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch))
         order = torch.randperm(count, generator=generator)
-        offsets = torch.randint(0, 2 * shift + 1, (count, 2), generator=generator)
-        flips = torch.rand(count, generator=generator) < (0.5 if self.augmentation.flip else 0.0)
-        return _Plan(order.numpy() if self.shuffle else np.arange(count), offsets, flips)
+        size = (self.images.shape[2], self.images.shape[3])
+        drawn = Drawn.draw(count, size, self.augmentation, generator)
+        return _Plan(order.numpy() if self.shuffle else np.arange(count), drawn)
 
 
 class LabelledBatches:
@@ -131,7 +128,11 @@ class LabelledBatches:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for indices, images in self.batches.indexed():
+        return self.starting_at(0)
+
+    def starting_at(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The epoch's batches from the one of that number (from 0); those before are not read."""
+        for indices, images in self.batches.indexed(step):
             yield images, self._labels[torch.from_numpy(indices)].to(images.device)
 
     def set_epoch(self, epoch: int) -> None:
@@ -145,26 +146,11 @@ class _Plan:
 
     Attributes:
         order: the image at each position, int64 ``(N,)``.
-        offsets: crops, int64 ``(N, 2)``.
-        flips: mirrored or not, bool ``(N,)``.
+        drawn: what happens to each image.
     """
 
     order: NDArray[np.int64]
-    offsets: Tensor
-    flips: Tensor
-
-
-class _Normalise:
-    """:meth:`Preprocessing.apply` in torch, the same operations in the same order."""
-
-    def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
-        # Tensors, since CUDA multiplies by the reciprocal of a Python number.
-        self._full = torch.tensor(255.0, device=device)
-        self._mean = torch.tensor(preprocessing.mean, device=device)[:, None, None]
-        self._std = torch.tensor(preprocessing.std, device=device)[:, None, None]
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return images.float().div_(self._full).sub_(self._mean).div_(self._std)
+    drawn: Drawn
 
 
 def batch_bounds(count: int, batch_size: int, *, drop_last: bool) -> list[tuple[int, int]]:

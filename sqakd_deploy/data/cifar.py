@@ -6,12 +6,12 @@ stranger is never opened.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 from torchvision import datasets
 
+from sqakd_deploy.data.options import cache_folder
 from sqakd_deploy.data.preprocessing import Augmentation, Preprocessing
 from sqakd_deploy.data.splits import ImageData, ImageSplit
 from sqakd_deploy.errors import DataError
@@ -53,12 +53,6 @@ def load_cifar100(root: Path | None = None) -> ImageData:
         DataError: if the files are neither there nor can be downloaded.
     """
     return _load("cifar100", datasets.CIFAR100, _CIFAR100, root)
-
-
-def cache_folder() -> Path:
-    """Where downloads go: ``sqakd-deploy`` in ``$XDG_CACHE_HOME`` or in ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "sqakd-deploy"
 
 
 def _load(

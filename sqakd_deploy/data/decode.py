@@ -1,18 +1,21 @@
-"""From image files to one uint8 array, in threads."""
+"""From image files to uint8 arrays, in threads."""
 
 from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from sqakd_deploy.data.images import Images
 from sqakd_deploy.data.options import Progress
 from sqakd_deploy.errors import DataError
 
@@ -26,6 +29,8 @@ _UNREADABLE = (
     Image.DecompressionBombError,
 )
 
+T = TypeVar("T")
+R = TypeVar("R")
 
 _CHUNK = 64  # files that a thread takes at a time
 _SMALL_FILE = 16 * 1024  # bytes
@@ -41,7 +46,7 @@ class Decoded:
         bad: the other files, in order.
     """
 
-    images: NDArray[np.uint8]
+    images: Images
     good: NDArray[np.bool_]
     bad: tuple[Path, ...]
 
@@ -54,7 +59,7 @@ def decode_files(
     skip_bad: bool = False,
     progress: Progress | None = None,
 ) -> Decoded:
-    """Decode every file once, in as many threads as suit the machine.
+    """Decode every file once into memory, in as many threads as suit the machine.
 
     Args:
         paths: N image files.
@@ -67,24 +72,74 @@ def decode_files(
         DataError: if a file cannot be decoded, naming it.
     """
     images = np.empty((len(paths), channels, *size), dtype=np.uint8)
+    flags, count = [], 0
+    chunks = decode_chunks(paths, channels, size, skip_bad=skip_bad, progress=progress)
+    for pixels, good in chunks:
+        images[count : count + len(pixels)] = pixels
+        count += len(pixels)
+        flags.append(good)
+    return Decoded(images[:count], *sorted_out(paths, flags))
 
-    def decode(chunk: range) -> list[DataError | None]:
-        return [_try_decode(paths[index], images[index]) for index in chunk]
 
-    good = np.ones(len(paths), dtype=np.bool_)
-    chunks = [
-        range(start, min(start + _CHUNK, len(paths))) for start in range(0, len(paths), _CHUNK)
-    ]
-    pool = ThreadPoolExecutor(_workers(paths))
+def sorted_out(
+    paths: Sequence[Path], flags: Sequence[NDArray[np.bool_]]
+) -> tuple[NDArray[np.bool_], tuple[Path, ...]]:
+    """Which of all files were read ``(N,)``, from the flags of each chunk, and the others."""
+    good = np.concatenate([np.ones(0, np.bool_), *flags])
+    return good, tuple(paths[int(index)] for index in np.flatnonzero(~good))
+
+
+def decode_chunks(
+    paths: Sequence[Path],
+    channels: int,
+    size: tuple[int, int],
+    *,
+    skip_bad: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+    """:func:`decode_files`, a few at a time and in order, for more images than memory holds.
+
+    Yields:
+        The images that could be read, uint8 ``(M, C, H, W)``, and which files of the next few
+        they are, ``(K,)`` with K ≥ M.
+
+    Raises:
+        DataError: if a file cannot be decoded, naming it.
+    """
+
+    def decode(chunk: Sequence[Path]) -> tuple[NDArray[np.uint8], list[DataError | None]]:
+        images = np.empty((len(chunk), channels, *size), dtype=np.uint8)
+        errors = [_try_decode(path, out) for path, out in zip(chunk, images, strict=True)]
+        return images, errors
+
+    threads, done = _threads(paths), 0
+    pool = ThreadPoolExecutor(threads)
     try:
-        for chunk, errors in zip(chunks, pool.map(decode, chunks), strict=True):
-            _note(errors, good[chunk.start : chunk.stop], skip_bad=skip_bad)
+        for images, errors in _ahead(pool, decode, _chunks(paths), 4 * threads):
+            good = _judged(errors, skip_bad=skip_bad)
+            yield (images if good.all() else images[good]), good
+            done += len(good)
             if progress is not None:
-                progress(chunk.stop, len(paths))
+                progress(done, len(paths))
     finally:
         pool.shutdown(cancel_futures=True)  # an error or Ctrl-C must not wait for the rest
-    bad = tuple(path for path, fine in zip(paths, good, strict=True) if not fine)
-    return Decoded(images[good] if bad else images, good, bad)
+
+
+def _chunks(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
+    return (paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK))
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterator[T], most: int
+) -> Iterator[R]:
+    """``pool.map`` with at most so many results waiting, which bounds the memory they take."""
+    waiting: deque[Future[R]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) >= most:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _try_decode(path: Path, out: NDArray[np.uint8]) -> DataError | None:
@@ -96,14 +151,14 @@ def _try_decode(path: Path, out: NDArray[np.uint8]) -> DataError | None:
     return None
 
 
-def _note(errors: list[DataError | None], good: NDArray[np.bool_], *, skip_bad: bool) -> None:
-    for index, error in enumerate(errors):
+def _judged(errors: list[DataError | None], *, skip_bad: bool) -> NDArray[np.bool_]:
+    for error in errors:
         if error is not None and not skip_bad:
             raise error
-        good[index] = error is None
+    return np.array([error is None for error in errors], dtype=np.bool_)
 
 
-def _workers(paths: Sequence[Path]) -> int:
+def _threads(paths: Sequence[Path]) -> int:
     """Threads that pay: reading small files is mostly Python, where more threads only contend.
 
     10,000 CIFAR images as JPEG took 0.8 s in one thread and 1.0 s in two, on 2 cores.
@@ -151,14 +206,13 @@ def fit_image(image: Image.Image, channels: int, size: tuple[int, int]) -> NDArr
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
-def fit_images(
-    images: NDArray[np.uint8], channels: int, size: tuple[int, int]
-) -> NDArray[np.uint8]:
+def fit_images(images: Images, channels: int, size: tuple[int, int]) -> Images:
     """:func:`fit_image` on an array ``(N, C, H, W)`` of 1 or 3 channels."""
     if images.shape[1:] == (channels, *size):
         return images
     fitted = np.empty((len(images), channels, *size), dtype=np.uint8)
-    for index, image in enumerate(images):
+    for index in range(len(images)):
+        image = images[index]
         pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
         fitted[index] = fit_image(Image.fromarray(pixels), channels, size)
     return fitted

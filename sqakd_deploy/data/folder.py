@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,20 +10,29 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sqakd_deploy.data.decode import Decoded, decode_files
+from sqakd_deploy.data.decode import Decoded
+from sqakd_deploy.data.image_files import ImageFiles
 from sqakd_deploy.data.layout import Listing, find_splits
 from sqakd_deploy.data.options import ReadOptions
-from sqakd_deploy.data.preprocessing import Augmentation, Preprocessing
+from sqakd_deploy.data.preprocessing import (
+    Augmentation,
+    Preprocessing,
+    chosen_augmentation,
+    named_augmentation,
+)
 from sqakd_deploy.data.splits import ImageData, ImageSplit
-from sqakd_deploy.errors import DataError
+from sqakd_deploy.data.storage import read_images
 
 _PHOTO_SIZE = (224, 224)
 _SMALL = 96  # pixels; images up to this size, all of one size, are taken as they are
 _SAMPLE = 64  # files whose headers are looked at
 _GRAYSCALE = ("1", "L", "LA", "I", "I;16")
 
+_PHOTO_RESIZE = 256
+_WORDNET = re.compile(r"n\d{8}")
+
 # The usual values for photographs, over ImageNet's training images.
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def load_folder(path: Path, options: ReadOptions | None = None) -> ImageData:
@@ -41,36 +51,59 @@ def load_folder(path: Path, options: ReadOptions | None = None) -> ImageData:
         SpecError: if an option is out of range.
     """
     options = options or ReadOptions()
-    train, test = (part.limited(options.limit) for part in find_splits(path))
+    return read_parts(path, *find_splits(path), options)
+
+
+def read_parts(
+    path: Path,
+    train: Listing,
+    test: Listing,
+    options: ReadOptions,
+    *,
+    name: str | None = None,
+    own: Preprocessing | None = None,
+    augmentation: Augmentation | None = None,
+) -> ImageData:
+    """The images of two listings as a data set.
+
+    Args:
+        path: the folder that holds all files.
+        train: to learn from.
+        test: held out for reports.
+        options: a person's wishes.
+        name: of the data set; None is the path.
+        own: the data set's preprocessing; None looks at the files.
+        augmentation: what suits the images in training; None decides by their kind.
+
+    Raises:
+        DataError: if an image is corrupt.
+        SpecError: if an option is out of range.
+    """
+    train, test = (part.limited(options.limit) for part in (train, test))
     paths = [*train.paths, *test.paths]
-    preprocessing = _preprocessing(paths, options)
-    decoded = decode_files(
-        paths,
-        preprocessing.channels,
-        preprocessing.input_size,
-        skip_bad=options.skip_bad_images,
-        progress=options.progress,
-    )
-    if not len(decoded.images):
-        raise DataError(f"none of the {len(paths)} images in {path} can be read")
+    seen = _Seen.of(paths)
+    preprocessing = options.changed(own or seen.preprocessing(is_imagenet(train.classes)))
+    files = ImageFiles(path, paths, preprocessing.channels, seen.stored(preprocessing))
+    decoded = read_images(files, options)
     train_split, test_split = _split(decoded, train, test)
+    usual = augmentation or _augmentation(preprocessing, is_imagenet(train.classes))
     return ImageData(
-        name=str(path),
+        name=name or str(path),
         train=train_split,
         test=test_split,
         classes=train.classes,
         preprocessing=preprocessing,
-        augmentation=_augmentation(preprocessing),
+        augmentation=chosen_augmentation(options.augmentation, usual, preprocessing),
         skipped=tuple(str(bad) for bad in decoded.bad),
     )
 
 
 def _split(decoded: Decoded, train: Listing, test: Listing) -> tuple[ImageSplit, ImageSplit]:
     good_train, good_test = np.split(decoded.good, [len(train.paths)])
-    images_train, images_test = np.split(decoded.images, [int(good_train.sum())])
+    count = int(good_train.sum())
     return (
-        ImageSplit(images_train, _labels(train, good_train)),
-        ImageSplit(images_test, _labels(test, good_test)),
+        ImageSplit(decoded.images[:count], _labels(train, good_train)),
+        ImageSplit(decoded.images[count:], _labels(test, good_test)),
     )
 
 
@@ -78,23 +111,17 @@ def _labels(part: Listing, good: NDArray[np.bool_]) -> NDArray[np.int64] | None:
     return None if part.labels is None else part.labels[good]
 
 
-def _augmentation(preprocessing: Preprocessing) -> Augmentation:
+def _augmentation(preprocessing: Preprocessing, imagenet: bool) -> Augmentation:
     """Shifts by an eighth, as on CIFAR; grayscale is often text or digits: no mirroring."""
-    shift = min(preprocessing.input_size) // 8
-    return Augmentation(shift=shift, flip=preprocessing.channels == 3)
+    if imagenet and min(preprocessing.input_size) > _SMALL:
+        return named_augmentation("imagenet", preprocessing.input_size)
+    cifar = named_augmentation("cifar", preprocessing.input_size)
+    return Augmentation(shift=cifar.shift, flip=preprocessing.channels == 3)
 
 
-def _preprocessing(paths: list[Path], options: ReadOptions) -> Preprocessing:
-    seen = _Seen.of(paths)
-    photos = Preprocessing(
-        channels=3, input_size=seen.own_size, mean=_IMAGENET_MEAN, std=_IMAGENET_STD
-    )
-    return photos.changed(
-        channels=options.channels or seen.own_channels,
-        input_size=options.input_size,
-        mean=options.mean,
-        std=options.std,
-    )
+def is_imagenet(classes: tuple[str, ...] | None) -> bool:
+    """Whether classes are named as ImageNet's are, by WordNet numbers."""
+    return bool(classes) and all(_WORDNET.fullmatch(name) for name in classes or ())
 
 
 @dataclass(frozen=True)
@@ -122,6 +149,30 @@ class _Seen:
             (size,) = self.sizes
             return size if max(size) <= _SMALL else _PHOTO_SIZE
         return _PHOTO_SIZE
+
+    def preprocessing(self, imagenet: bool) -> Preprocessing:
+        """Size and channels as in the files, mean and standard deviation of photographs."""
+        photos = Preprocessing(
+            channels=3,
+            input_size=self.own_size,
+            resize=_PHOTO_RESIZE if imagenet and self.own_size == _PHOTO_SIZE else None,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+        )
+        return photos.changed(channels=self.own_channels)
+
+    def stored(self, preprocessing: Preprocessing) -> tuple[int, int]:
+        """Height and width to keep the images at.
+
+        Small images that are to be enlarged and cropped are kept as they are, which takes less
+        room and leaves random crops all there is.
+        """
+        height, width = preprocessing.stored_size
+        if preprocessing.resize is not None and len(self.sizes) == 1:
+            (own,) = self.sizes
+            if own[0] <= height and own[0] * width == own[1] * height:
+                return own
+        return height, width
 
     @property
     def own_channels(self) -> int:

@@ -3,8 +3,9 @@
 Layouts, tried in this order:
 
 1. ``PATH/train/…`` beside ``PATH/test/…`` (or ``val``, ``validation``, ``valid``; the first of
-   them), each with one folder a class, or each flat without labels. With ``train`` alone, that
-   folder is read by the rules below.
+   them that has class folders if ``train`` has), each with one folder a class, or each flat
+   without labels. With ``train`` alone, that folder is read by the rules below. ImageNet's names
+   ``ILSVRC2012_img_train``, ``ILSVRC2012_img_val`` and ``ILSVRC/Data/CLS-LOC`` are known, too.
 2. ``PATH/<class>/…``, two or more class folders, in which images may be nested.
 3. ``PATH/*.jpg``, flat, or all within a single folder: no labels.
 
@@ -39,7 +40,9 @@ EXTENSIONS = (
     ".tiff",
     ".webp",
 )
-_TEST_NAMES = ("test", "val", "validation", "valid")
+_TRAIN_NAMES = ("train", "ILSVRC2012_img_train")
+_TEST_NAMES = ("test", "val", "validation", "valid", "ILSVRC2012_img_val")
+_INNER = (Path("ILSVRC", "Data", "CLS-LOC"), Path("Data", "CLS-LOC"))
 _JUNK = "__MACOSX"
 
 
@@ -76,21 +79,37 @@ def find_splits(path: Path) -> tuple[Listing, Listing]:
     if not path.is_dir():
         what = "is not a folder" if path.exists() else "does not exist"
         raise DataError(f"data folder {path} {what}")
-    train_folder = path / "train"
-    if not train_folder.is_dir():
+    path = _inner(path)
+    train_folder = _first(path, _TRAIN_NAMES)
+    if train_folder is None:
         return _hold_out(_list(path))
     tests = [path / name for name in _TEST_NAMES if (path / name).is_dir()]
     if not tests:
         return _hold_out(_list(train_folder))
     train = _list(train_folder)
-    test = _list(tests[0], min_classes=1 if train.classes else 2)
-    return train, _with_classes_of(train, test, tests[0])
+    chosen = tests[0]
+    if train.classes:  # ImageNet's own test part has no labels, but its validation part has
+        chosen = next((test for test in tests if _entries(test)[1]), chosen)
+    test = _list(chosen, min_classes=1 if train.classes else 2)
+    return train, _with_classes_of(train, test, chosen)
+
+
+def _inner(path: Path) -> Path:
+    """Where the images of ImageNet are in the archives of its challenges."""
+    for inner in _INNER:
+        if (path / inner).is_dir():
+            return path / inner
+    return path
+
+
+def _first(path: Path, names: tuple[str, ...]) -> Path | None:
+    return next((path / name for name in names if (path / name).is_dir()), None)
 
 
 def _list(folder: Path, *, min_classes: int = 2) -> Listing:
     """Images of one part; fewer class folders than ``min_classes`` are taken as none."""
     flat, folders = _entries(folder)
-    by_class = {sub.name: _images_below(sub) for sub in folders}
+    by_class = {sub.name: images_below(sub) for sub in folders}
     by_class = {name: paths for name, paths in by_class.items() if paths}
     if flat and len(by_class) >= min_classes:
         raise DataError(
@@ -125,7 +144,10 @@ def _with_classes_of(train: Listing, test: Listing, folder: Path) -> Listing:
     if train.classes is None:
         return Listing(test.paths)
     if test.classes is None or test.labels is None:
-        raise DataError(f"{folder} has no class folders, but the training part has")
+        raise DataError(
+            f"{folder} has no class folders, but the training part has; sort its images into "
+            "folders named after their classes"
+        )
     unknown = [name for name in test.classes if name not in train.classes]
     if unknown:
         raise DataError(
@@ -135,9 +157,14 @@ def _with_classes_of(train: Listing, test: Listing, folder: Path) -> Listing:
     return Listing(test.paths, numbers[test.labels], train.classes)
 
 
-def _images_below(folder: Path) -> list[Path]:
+def images_below(folder: Path) -> list[Path]:
+    """All images in a folder and the folders in it, sorted by name at each level.
+
+    Raises:
+        DataError: if a folder cannot be listed.
+    """
     images, folders = _entries(folder)
-    return images + [path for sub in folders for path in _images_below(sub)]
+    return images + [path for sub in folders for path in images_below(sub)]
 
 
 def _entries(folder: Path) -> tuple[list[Path], list[Path]]:

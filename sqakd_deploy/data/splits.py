@@ -1,4 +1,4 @@
-"""Images in memory, with their labels kept apart."""
+"""Images, with their labels kept apart."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from sqakd_deploy.data.images import Images
 from sqakd_deploy.data.preprocessing import Augmentation, Preprocessing
 from sqakd_deploy.errors import DataError
 
@@ -20,11 +21,11 @@ class ImageSplit:
     Label-free training is handed ``images`` and nothing else.
 
     Attributes:
-        images: uint8 ``(N, C, H, W)``; any array that can be indexed, a memory map included.
+        images: uint8 ``(N, C, H, W)``: an array, a memory map, or files decoded when indexed.
         labels: class indices int64 ``(N,)``, or None if nobody labelled the images.
     """
 
-    images: NDArray[np.uint8]
+    images: Images
     labels: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
@@ -84,7 +85,7 @@ class ImageData:
         for split, part in (("train", self.train), ("test", self.test)):
             if len(part) == 0:
                 raise DataError(f"{self.name}: no image is left in the {split} part")
-            self.preprocessing.check(part.images)
+            self.preprocessing.check_stored(part.images)
 
     @property
     def num_classes(self) -> int | None:
