@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from sqakd_deploy.quantization import calibrate as calibrate
     from sqakd_deploy.quantization import quantize as quantize
     from sqakd_deploy.runs import load_student as load_student
+    from sqakd_deploy.scoring import score_file as score_file
+    from sqakd_deploy.scoring import score_run as score_run
     from sqakd_deploy.spec import DistillConfig as DistillConfig
     from sqakd_deploy.spec import QuantSpec as QuantSpec
     from sqakd_deploy.spec import TensorSpec as TensorSpec
+    from sqakd_deploy.teaching import teach as teach
     from sqakd_deploy.training import train as train
 
 __version__ = "0.1.0"
@@ -39,6 +42,9 @@ _HOMES = {
     "export_proven": "api",
     "load_student": "runs",
     "quantize": "quantization",
+    "score_file": "scoring",
+    "score_run": "scoring",
+    "teach": "teaching",
     "train": "training",
     "verify": "parity",
 }

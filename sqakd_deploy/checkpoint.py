@@ -48,6 +48,11 @@ class Run:
     writable: bool = True
 
     @property
+    def kind(self) -> str:
+        """``student``, or ``teacher`` for a run that trains nothing else."""
+        return str(self.facts.get("kind", "student"))
+
+    @property
     def status(self) -> Status:
         """How far the run came."""
         status: Status = self.facts.get("status", "running")
@@ -79,24 +84,26 @@ def _supersedes(new: dict[str, Any], old: dict[str, Any]) -> bool:
     return bool(new["part"] == old["part"] and new["epoch"] <= old["epoch"])
 
 
-def create_run(config: RunConfig, folder: Path | None) -> Run:
+def create_run(config: RunConfig, folder: Path | None, kind: str = "student") -> Run:
     """Make a new run folder.
 
     Args:
         config: saved in it.
         folder: where; None picks a free name under ``runs/``.
+        kind: ``student``, or ``teacher`` for a run that trains nothing else.
 
     Raises:
         CheckpointError: if the folder cannot be written or already holds a run.
     """
-    path = folder or free_name(Path("runs") / config.label)
+    label = config.label if kind == "student" else f"{config.base}-{kind}"
+    path = folder or free_name(Path("runs") / label)
     if (path / CONFIG).exists():
         raise CheckpointError(f"{path} already holds a run: choose another --output, or remove it")
     try:
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / CONFIG, config.to_yaml())
         run = Run(path, config)
-        run.update(status="running")
+        run.update(status="running", kind=kind)
     except OSError as error:
         raise CheckpointError(
             f"cannot write the run folder {path}: {error.strerror}; choose another with --output"

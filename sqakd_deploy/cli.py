@@ -6,7 +6,6 @@ This module imports click alone, so that ``--help`` answers at once; everything 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -19,6 +18,16 @@ import click
 
 from sqakd_deploy import __version__
 from sqakd_deploy.errors import SqakdError
+from sqakd_deploy.options import (
+    EXISTING,
+    JSON,
+    data_options,
+    model_options,
+    setting,
+    settings_of,
+    weights_option,
+    work_options,
+)
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -30,6 +39,18 @@ Examples:
   sqakd-deploy train --config run.yaml --lr 5e-4 --output runs/lower-rate
   sqakd-deploy train --resume runs/lower-rate
   accelerate launch --num_processes 4 -m sqakd_deploy train --bits 4
+"""
+_EPILOG_TEACHER = """\b
+Examples:
+  sqakd-deploy teacher --data photos/ --model resnet18 --weights DEFAULT --lr 0.01 --epochs 10
+  sqakd-deploy train --data photos/ --model resnet18 --weights runs/photos-resnet18-teacher/\
+teacher.safetensors
+"""
+_EPILOG_EVAL = """\b
+Examples:
+  sqakd-deploy eval runs/digits-resnet20-w4a4-lsq
+  sqakd-deploy eval model.onnx --data photos/
+  sqakd-deploy eval resnet18.pth --model resnet18 --data photos/ --input-size 224 224
 """
 _EPILOG_EXPORT = """\b
 Examples:
@@ -104,147 +125,53 @@ def main() -> None:
     """Make a trained vision model low-bit without labels, and deploy it exactly."""
 
 
-def _setting(path: str, *names: str, **options: Any) -> Any:
-    """A click option whose value goes to ``path`` in the config when it is given."""
-    kwargs = {"default": None, "callback": _keep, **options}
-    name = "__".join(["setting", *path.split(".")])  # click wants an identifier
-    return click.option(*names, name, expose_value=False, **kwargs)
-
-
-def _keep(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
-    if value is None or value == ():
-        return
-    _, *parents, leaf = str(parameter.name).split("__")
-    settings: dict[str, Any] = ctx.meta.setdefault("sqakd.settings", {})
-    for parent in parents:
-        settings = settings.setdefault(parent, {})
-    settings[leaf] = value
-
-
-def _key_values(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> None:
-    if not values:
-        return
-    pairs = {}
-    for text in values:
-        key, separator, value = text.partition("=")
-        if not separator or not key:
-            raise click.BadParameter(f"wanted key=value, got {text!r}", ctx, parameter)
-        pairs[key] = _literal(value)
-    ctx.meta.setdefault("sqakd.settings", {}).setdefault("model", {})["args"] = pairs
-
-
-def _channels(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
-    """One number for all channels, or one for each, with commas between them."""
-    if value is None:
-        return
-    try:
-        numbers = tuple(float(text) for text in value.split(","))
-    except ValueError:
-        wanted = f"wanted numbers with commas between them, as 0.485,0.456,0.406; got {value!r}"
-        raise click.BadParameter(wanted, ctx, parameter) from None
-    _keep(ctx, parameter, numbers)
-
-
-def _no_cache(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
-    if value:
-        ctx.meta.setdefault("sqakd.settings", {}).setdefault("data", {})["cache"] = False
-
-
-def _literal(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
-_OF_MODEL = "Of the model's training images.  [default: its own, or the dataset's]"
-_EXISTING = click.Path(path_type=Path)
-
-
 @main.command(epilog=_EPILOG_TRAIN)
-@click.option("--config", type=_EXISTING, help="YAML file with settings; options win over it.")
-@click.option("--output", type=_EXISTING, help="Run folder.  [default: a free name under runs/]")
+@click.option("--config", type=EXISTING, help="YAML file with settings; options win over it.")
+@click.option("--output", type=EXISTING, help="Run folder.  [default: a free name under runs/]")
 @click.option(
-    "--resume", type=_EXISTING, help="Go on with a run that was stopped, by its own settings."
+    "--resume", type=EXISTING, help="Go on with a run that was stopped, by its own settings."
 )
 @click.option("--bits", help="Weights and activations: 4, or w4a8.  [default: 4]")
-@_setting("quantization.weights.bits", "--weight-bits", type=int, help="Weights alone, 1-8.")
-@_setting("quantization.activations.bits", "--act-bits", type=int, help="Activations alone, 1-8.")
+@setting("quantization.weights.bits", "--weight-bits", type=int, help="Weights alone, 1-8.")
+@setting("quantization.activations.bits", "--act-bits", type=int, help="Activations alone, 1-8.")
 @click.option("--method", help="ste, pact, lsq, dorefa or ewgs.  [default: lsq]")
 @click.option(
     "--per-channel/--per-tensor", default=None, help="Weight scales.  [default: per tensor]"
 )
-@_setting("quantization.first_last_bits", "--first-last-bits", type=int, help="Ends.  [default: 8]")
-@_setting(
+@setting("quantization.first_last_bits", "--first-last-bits", type=int, help="Ends.  [default: 8]")
+@setting(
     "quantization.residual_bits", "--residual-bits", type=int, help="Sums, pools.  [default: 8]"
 )
-@_setting("quantization.exclude", "--exclude", multiple=True, help="Layer pattern left in float.")
-@_setting("quantization.target", "--target", help="Exporter to follow.  [default: onnxruntime]")
-@_setting(
+@setting("quantization.exclude", "--exclude", multiple=True, help="Layer pattern left in float.")
+@setting("quantization.target", "--target", help="Exporter to follow.  [default: onnxruntime]")
+@setting(
     "quantization.placement",
     "--placement",
     type=click.Choice(["target", "paper"]),
     help="paper: only inner layers' inputs and weights.  [default: target]",
 )
-@_setting("model.name", "--model", help="Name, or file.py:factory.  [default: resnet20]")
-@click.option("--model-arg", multiple=True, callback=_key_values, expose_value=False, help="k=v.")
-@_setting("model.weights", "--weights", help="Trained float model: a file, or DEFAULT.")
-@_setting("data.source", "--data", help="Dataset, or a folder of images.  [default: digits]")
-@_setting("data.input_size", "--input-size", type=(int, int), help="Height and width (pixels).")
-@_setting(
-    "data.skip_bad_images",
-    "--skip-bad-images",
-    is_flag=True,
-    help="Skip, count bad ones.",
-)
-@_setting("data.mean", "--mean", callback=_channels, metavar="R,G,B", help=_OF_MODEL)
-@_setting("data.std", "--std", callback=_channels, metavar="R,G,B", help=_OF_MODEL)
-@_setting(
-    "data.augmentation",
-    "--augmentation",
-    type=click.Choice(["none", "cifar", "imagenet"]),
-    help="Of training images.  [default: the dataset's own]",
-)
-@_setting("data.cache", "--cache", help="Folder for decoded images.  [default: the user's cache]")
-@click.option(
-    "--no-cache", is_flag=True, expose_value=False, callback=_no_cache, help="Decode in every run."
-)
-@_setting("data.max_cache_gb", "--max-cache-gb", type=float, help="Above, workers.  [default: 16]")
-@_setting("data.workers", "--workers", type=int, help="That decode.  [default: cores − 1, 1 to 8]")
-@_setting(
+@model_options
+@weights_option
+@data_options
+@setting(
     "distillation.loss",
     "--loss",
     type=click.Choice(["kl", "ce", "kl+ce"]),
     help="kl sees no label; the others are baselines.  [default: kl]",
 )
-@_setting("distillation.epochs", "--epochs", type=int, help="0 only calibrates.  [default: 30]")
-@_setting("distillation.batch_size", "--batch-size", type=int, help="[default: 128]")
-@_setting("distillation.lr", "--lr", type=float, help="Model's learning rate.  [default: 1e-3]")
-@_setting(
+@setting("distillation.epochs", "--epochs", type=int, help="0 only calibrates.  [default: 30]")
+@setting("distillation.batch_size", "--batch-size", type=int, help="[default: 128]")
+@setting("distillation.lr", "--lr", type=float, help="Model's learning rate.  [default: 1e-3]")
+@setting(
     "distillation.quantizer_lr", "--quantizer-lr", type=float, help="Quantizers'.  [default: 1e-4]"
 )
-@_setting("distillation.temperature", "--temperature", type=float, help="[default: 4]")
+@setting("distillation.temperature", "--temperature", type=float, help="[default: 4]")
 @click.option("--delta", help="EWGS: a number, or hessian.  [default: 1e-3]")
-@_setting("distillation.clip_grad", "--clip-grad", type=float, help="Largest gradient norm.")
-@_setting("distillation.seed", "--seed", type=int, help="[default: 0]")
-@_setting(
-    "distillation.compile",
-    "--compile",
-    type=click.Choice(["auto", "on", "off"]),
-    help="auto decides from the work ahead.  [default: auto]",
-)
-@_setting(
-    "distillation.precision",
-    "--precision",
-    type=click.Choice(["auto", "fp32", "bf16"]),
-    help="Of convolutions in training.  [default: auto]",
-)
-@_setting("distillation.save_seconds", "--save-every", type=float, help="Seconds.  [default: 30]")
-@_setting("teacher.epochs", "--teacher-epochs", type=int, help="If none is given.  [default: 30]")
-@_setting("teacher.lr", "--teacher-lr", type=float, help="[default: 0.1]")
-@_setting("device", "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="[default: auto]")
-@_JSON
+@setting("distillation.clip_grad", "--clip-grad", type=float, help="Largest gradient norm.")
+@setting("teacher.epochs", "--teacher-epochs", type=int, help="If none is given.  [default: 30]")
+@setting("teacher.lr", "--teacher-lr", type=float, help="[default: 0.1]")
+@work_options
+@JSON
 @click.pass_context
 def train(ctx: click.Context, **options: Any) -> None:
     """Distil a low-bit student from a trained model and unlabelled images.
@@ -252,12 +179,12 @@ def train(ctx: click.Context, **options: Any) -> None:
     With nothing but --bits, the job runs on the embedded UCI digits: a ResNet-20 teacher is
     trained first (with labels, for that step only), then the student, without any.
     """
-    _commands().train(ctx.meta.get("sqakd.settings", {}), **options)
+    _commands().train(settings_of(ctx), **options)
 
 
 @main.command(epilog=_EPILOG_EXPORT)
 @click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--run", type=_EXISTING, help="Run folder.  [default: the newest under runs/]")
+@click.option("--run", type=EXISTING, help="Run folder.  [default: the newest under runs/]")
 @click.option("--data", help="Dataset or folder to compare on.  [default: the run's held-out part]")
 @click.option(
     "--samples", type=click.IntRange(min=1), default=2048, show_default=True, help="At most."
@@ -274,7 +201,7 @@ def train(ctx: click.Context, **options: Any) -> None:
     default=None,
     help="Weights below 8 bits at their own width.  [default: where the target can restore them]",
 )
-@_JSON
+@JSON
 def export(path: Path, **options: Any) -> None:
     """Write a run's student to PATH, if the runtime gives the same answers as PyTorch.
 
@@ -284,11 +211,56 @@ def export(path: Path, **options: Any) -> None:
     _commands().export(path, **options)
 
 
+@main.command(epilog=_EPILOG_TEACHER)
+@click.option("--config", type=EXISTING, help="YAML file with settings; options win over it.")
+@click.option("--output", type=EXISTING, help="Run folder.  [default: a free name under runs/]")
+@click.option("--resume", type=EXISTING, help="Go on with a teacher that was stopped.")
+@model_options
+@weights_option
+@data_options
+@setting("teacher.epochs", "--epochs", type=int, help="[default: 30]")
+@setting("teacher.batch_size", "--batch-size", type=int, help="[default: 128]")
+@setting("teacher.lr", "--lr", type=float, help="Highest learning rate.  [default: 0.1]")
+@setting("teacher.weight_decay", "--weight-decay", type=float, help="[default: 5e-4]")
+@setting(
+    "teacher.schedule",
+    "--schedule",
+    type=click.Choice(["one-cycle", "cosine"]),
+    help="Of the rate.  [default: one-cycle]",
+)
+@work_options
+@JSON
+@click.pass_context
+def teacher(ctx: click.Context, **options: Any) -> None:
+    """Train a full-precision model with labels, for those who have none yet.
+
+    The weights are for train --weights. With --weights, training starts from them.
+    """
+    _commands().teacher(settings_of(ctx), **options)
+
+
+@main.command(name="eval", epilog=_EPILOG_EVAL)
+@click.argument("what", type=click.Path(path_type=Path), metavar="RUN|WEIGHTS|FILE.onnx")
+@model_options
+@data_options
+@click.option("--samples", type=click.IntRange(min=1), help="At most.  [default: all held out]")
+@click.option("--runtime", default="onnxruntime", show_default=True, help="For .onnx files.")
+@JSON
+@click.pass_context
+def eval_(ctx: click.Context, what: Path, **options: Any) -> None:
+    """Score a run, a float model's weights or an exported file on labelled images.
+
+    Runs and exported files know how their images are prepared, and a run its data; for anything
+    else say so with --data, --input-size, --mean and --std. The held-out part is used.
+    """
+    _commands().evaluate(what, settings_of(ctx), **options)
+
+
 @main.command(name="list")
 @click.argument(
     "kind", required=False, type=click.Choice(["methods", "models", "datasets", "targets"])
 )
-@_JSON
+@JSON
 def list_(kind: str | None, as_json: bool) -> None:
     """Show the methods, models, datasets and targets there are."""
     _commands().list_all(kind, as_json)

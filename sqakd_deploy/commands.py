@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,18 @@ from sqakd_deploy.exporting import ExportOptions, exporters
 from sqakd_deploy.models import MODELS, list_models
 from sqakd_deploy.parity import Tolerance
 from sqakd_deploy.quantizers import METHODS
-from sqakd_deploy.report import coverage_lines, listener_for, listing, parity_table, train_table
+from sqakd_deploy.report import (
+    coverage_lines,
+    listener_for,
+    listing,
+    parity_table,
+    score_table,
+    train_table,
+)
 from sqakd_deploy.runs import held_out, load_student
+from sqakd_deploy.scoring import score_file, score_run, score_weights
 from sqakd_deploy.spec import parse_bits
+from sqakd_deploy.teaching import teach
 
 
 def _consoles() -> tuple[Console, Console]:
@@ -78,6 +88,53 @@ def _number(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
+
+
+def teacher(
+    settings: dict[str, Any],
+    *,
+    config: Path | None,
+    output: Path | None,
+    resume: Path | None,
+    as_json: bool,
+) -> None:
+    """Train a float model and print its score."""
+    if resume is not None and (settings or config or output):
+        raise SpecError("--resume goes on with the run's own settings; give no others")
+    out, progress = _consoles()
+    listener = listener_for(progress)
+    if resume is not None:
+        result = teach(resume=resume, listener=listener)
+    else:
+        result = teach(load_config(config, settings), output=output, listener=listener)
+    if not PartialState().is_main_process:
+        return
+    if as_json:
+        _print_json(result.to_dict())
+        return
+    out.print(score_table([result.score]))
+    out.print(f"wrote {result.weights}", highlight=False, soft_wrap=True)
+
+
+def evaluate(
+    what: Path, settings: dict[str, Any], *, samples: int | None, runtime: str, as_json: bool
+) -> None:
+    """Score whatever ``what`` is."""
+    source = settings.get("data", {}).get("source")
+    if what.is_dir():
+        if settings.get("model"):
+            raise SpecError(f"{what} is a run, which knows its model; leave out --model and others")
+        scores = score_run(open_run(what), source, samples)
+    elif what.suffix == ".onnx":
+        config = load_config(None, settings)
+        scores = [score_file(what, config, source=source, runtime=runtime, limit=samples)]
+    else:
+        with_weights = merge(settings, {"model": {"weights": str(what)}})
+        scores = [score_weights(load_config(None, with_weights), samples)]
+    if as_json:
+        _print_json([asdict(score) for score in scores])
+    else:
+        _consoles()[0].print(score_table(scores))
 
 
 def export(

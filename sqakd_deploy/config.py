@@ -59,14 +59,16 @@ class TeacherConfig(Spec):
     Attributes:
         epochs: passes over the labelled training images.
         batch_size: images a step.
-        lr: highest learning rate of the one-cycle schedule (SGD, Nesterov momentum 0.9).
+        lr: highest learning rate (SGD, Nesterov momentum 0.9).
         weight_decay: L2 on every parameter.
+        schedule: ``one-cycle`` rises to ``lr`` and falls to 0, ``cosine`` starts there.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 30
     batch_size: Annotated[int, Field(ge=2)] = 128
     lr: Annotated[float, Field(gt=0)] = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    schedule: Literal["one-cycle", "cosine"] = "one-cycle"
 
 
 class RunConfig(Spec):
@@ -79,6 +81,7 @@ class RunConfig(Spec):
         quantization: the student's spec.
         distillation: the student's training.
         device: ``auto`` takes a GPU where there is one.
+        tensorboard: write training curves into the run folder.
     """
 
     model: ModelConfig = ModelConfig()
@@ -87,14 +90,19 @@ class RunConfig(Spec):
     quantization: QuantSpec = QuantSpec()
     distillation: DistillConfig = DistillConfig()
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    tensorboard: bool = False
+
+    @property
+    def base(self) -> str:
+        """Images and model, for instance ``digits-resnet20``."""
+        data = Path(self.data.source).name if "/" in self.data.source else self.data.source
+        return f"{data}-{self.model.name.rpartition(':')[2]}"
 
     @property
     def label(self) -> str:
         """Default name of the run's folder."""
-        data = Path(self.data.source).name if "/" in self.data.source else self.data.source
-        model = self.model.name.rpartition(":")[2]
         method = self.quantization.activations.method
-        return f"{data}-{model}-{self.quantization.label}-{method}"
+        return f"{self.base}-{self.quantization.label}-{method}"
 
     def to_yaml(self) -> str:
         """The resolved config, as ``--config`` reads it back."""

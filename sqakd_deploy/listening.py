@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict
 
 from sqakd_deploy.checkpoint import Run
+from sqakd_deploy.curves import Curves
 from sqakd_deploy.fitting import Epoch, Step
 
 
@@ -35,16 +37,23 @@ class Watch:
 
     def __init__(self, listener: Listener, run: Run, part: str) -> None:
         self._listener, self._run, self._part = listener, run, part
+        self._curves: Curves | None = None
+        self._stack = ExitStack()
 
     def __enter__(self) -> Watch:
+        self._stack.callback(self._listener.finish)
+        if self._run.config.tensorboard and self._run.writable:
+            self._curves = self._stack.enter_context(Curves(self._run.path, self._part))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._listener.finish()
+        self._stack.close()
 
     def on_step(self, step: Step) -> None:
         """A training step, as progress of the running task."""
         self._listener.advance(step.epoch * step.steps + step.step + 1, step)
+        if self._curves:
+            self._curves.add(step)
 
     def on_epoch(self, epoch: Epoch) -> None:
         """An epoch, as a line of ``metrics.jsonl``."""

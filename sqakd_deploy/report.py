@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -22,6 +22,7 @@ from sqakd_deploy.fitting import Step
 from sqakd_deploy.listening import Listener
 from sqakd_deploy.parity import ParityReport
 from sqakd_deploy.results import TrainResult
+from sqakd_deploy.scoring import Score
 
 _PLAIN_SECONDS = 5.0
 
@@ -119,6 +120,17 @@ def kib(size: int) -> str:
 
 def _bits(counts: Mapping[int, int]) -> str:
     return ", ".join(f"{count} at {bits} bit" for bits, count in counts.items())
+
+
+def score_table(scores: Sequence[Score]) -> Table:
+    """How good models are on labelled images."""
+    table = Table(title=f"{scores[0].images} labelled images", title_justify="left")
+    for name in ("", "top-1", "top-5", "cross-entropy"):
+        table.add_column(name, justify="left" if not name else "right")
+    for score in scores:
+        loss = f"{score.loss:.4f} nats"
+        table.add_row(score.what, percent(score.top1), percent(score.top5), loss)
+    return table
 
 
 def train_table(result: TrainResult) -> Table:

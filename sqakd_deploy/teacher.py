@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sqakd_deploy.acceleration import decide
 from sqakd_deploy.config import TeacherConfig
-from sqakd_deploy.fitting import Epoch, Fit, Loader, Step, one_cycle
+from sqakd_deploy.fitting import Epoch, Fit, Loader, Step, cosine, one_cycle
 from sqakd_deploy.processes import start, synchronised_batch_norm
 from sqakd_deploy.saves import Saves
 from sqakd_deploy.spec import DistillConfig
@@ -29,12 +29,12 @@ def train_teacher(
     on_epoch: Callable[[Epoch], None] | None = None,
     message: Callable[[str], None] | None = None,
 ) -> None:
-    """Train with cross-entropy, SGD and a one-cycle schedule.
+    """Train with cross-entropy and SGD.
 
     Args:
         model: changed in place; ends in evaluation mode.
         batches: pairs of images ``(N, C, H, W)`` and labels ``(N,)``, gone through once an epoch.
-        config: epochs, rates.
+        config: epochs, rates, schedule.
         acceleration: its ``compile`` and ``precision`` are used.
         saves: where training states are saved, and resumed from if there is one.
         on_step: called after each step; its agreement is the training accuracy.
@@ -73,7 +73,7 @@ def train_teacher(
             model=model,
             objective=objective,
             optimizer=optimizer,
-            schedule=one_cycle,
+            schedule=cosine if config.schedule == "cosine" else one_cycle,
             batches=batches,
             epochs=config.epochs,
             accelerator=accelerator,

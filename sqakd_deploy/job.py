@@ -1,0 +1,192 @@
+"""What every training job does: reads, builds, keeps a run folder, and trains a float model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import nn
+
+from sqakd_deploy.acceleration import fitting_threads
+from sqakd_deploy.checkpoint import (
+    LAST,
+    Run,
+    open_run,
+)
+from sqakd_deploy.config import RunConfig
+from sqakd_deploy.curves import check_installed
+from sqakd_deploy.data import ImageData
+from sqakd_deploy.data.batches import Batches, LabelledBatches
+from sqakd_deploy.errors import SpecError, SqakdError
+from sqakd_deploy.listening import Listener, Watch
+from sqakd_deploy.preparing import build, data_facts, load, pick_device
+from sqakd_deploy.processes import start
+from sqakd_deploy.saves import Saves
+from sqakd_deploy.teacher import train_teacher
+
+T = TypeVar("T")
+
+
+def reopen(folder: Path, kind: str) -> Run:
+    """A run folder to go on with.
+
+    Args:
+        folder: of the run.
+        kind: "student", or "teacher" for one that trains nothing else.
+
+    Raises:
+        SpecError: if it is complete, or of the other kind.
+    """
+    run = open_run(folder)
+    if run.kind != kind:
+        command = "teacher" if run.kind == "teacher" else "train"
+        raise SpecError(
+            f"resume: {folder} trains a {run.kind}; go on with "
+            f"'sqakd-deploy {command} --resume {folder}'"
+        )
+    if run.status == "complete":
+        raise SpecError(f"resume: {folder} is complete; train a new run, or export this one")
+    return run
+
+
+class Job:
+    """One process's part in a run; alone, all of it.
+
+    Args:
+        config: of the run.
+        listener: hears of the progress.
+    """
+
+    def __init__(self, config: RunConfig, listener: Listener) -> None:
+        if config.tensorboard:
+            check_installed()
+        self.config = config
+        self.accelerator = start(pick_device(config.device))
+        self.device = self.accelerator.device
+        self.main = self.accelerator.is_main_process
+        self.listener = listener if self.main else Listener()
+        self.seconds: dict[str, float] = {}
+        self.seed = config.distillation.seed
+
+    @contextmanager
+    def prepared(
+        self, batch_size: int, *, labelled: bool = False
+    ) -> Iterator[tuple[nn.Module, ImageData]]:
+        """The float model and the images, with the threads that suit them.
+
+        Args:
+            batch_size: images a step.
+            labelled: refuse images without labels.
+        """
+        torch.manual_seed(self.seed)
+        with self.accelerator.local_main_process_first():  # one of a machine's decodes for all
+            data = load(self.config, self.listener)
+        if labelled:
+            data.train.need_labels()
+        model = build(self.config, data).to(self.device)
+        shape = (batch_size, data.preprocessing.channels, *data.preprocessing.input_size)
+        with fitting_threads(model, torch.zeros(shape, device=self.device)):
+            yield model, data
+
+    def opened(self, open_folder: Callable[[], Run], data: ImageData) -> Run:
+        """The run folder, the same in every process, with what is known about the images."""
+        run = self._from_main(open_folder)
+        run.writable = self.main
+        run.update(status="running", kind=run.kind, data=data_facts(data, self.config))
+        return run
+
+    @contextmanager
+    def recorded(self, run: Run, before_leaving: Callable[[], None]) -> Iterator[None]:
+        """Keeps in the run folder how its work ended, if not well.
+
+        Args:
+            run: the folder.
+            before_leaving: saves what there is when a person stops the run.
+        """
+        try:
+            yield
+        except KeyboardInterrupt:
+            before_leaving()
+            run.update(status="interrupted", seconds=self.seconds)
+            raise
+        except SqakdError as error:
+            run.update(status="failed", error=str(error), seconds=self.seconds)
+            raise
+
+    def finish(self, run: Run, results: dict[str, Any]) -> None:
+        """Mark a run complete; nothing is left to resume."""
+        run.update(status="complete", results=results)
+        if self.main:
+            Saves(run.path / LAST).clear()
+
+    def _from_main(self, make: Callable[[], T]) -> T:
+        """What the first process makes, or the error it raised, in every process."""
+        box: list[Any] = [None]
+        if self.main:
+            try:
+                box[0] = make()
+            except SqakdError as error:
+                box[0] = error
+        broadcast_object_list(box)
+        if isinstance(box[0], SqakdError):
+            raise box[0]
+        made: T = box[0]
+        return made
+
+    def train_teacher(self, model: nn.Module, data: ImageData, run: Run) -> None:
+        """Train the float model, with labels."""
+        config = self.config.teacher
+        batches = self._labelled(data, config.batch_size)
+        with self.timed("teacher"), Watch(self.listener, run, "teacher") as watch:
+            self.listener.start("teacher", config.epochs * len(batches))
+            train_teacher(
+                model,
+                batches,
+                config,
+                acceleration=self.config.distillation,
+                saves=self._saves(run, "teacher"),
+                on_step=watch.on_step,
+                on_epoch=watch.on_epoch,
+                message=self.listener.message,
+            )
+
+    def _saves(self, run: Run, part: str) -> Saves:
+        seconds = self.config.distillation.save_seconds
+        return Saves(run.path / LAST / part, seconds, self.listener.message)
+
+    def _batches(self, data: ImageData, batch_size: int) -> Batches:
+        return Batches(
+            data.train.images,
+            data.preprocessing,
+            batch_size,
+            seed=self.seed,
+            augmentation=data.augmentation,
+            drop_last=True,  # one shape for compiled graphs, equal parts for processes
+            device=self.device,
+            shard=(self.accelerator.process_index, self.accelerator.num_processes),
+        )
+
+    def _labelled(self, data: ImageData, batch_size: int) -> LabelledBatches:
+        return LabelledBatches(self._batches(data, batch_size), data.train.need_labels())
+
+    def timed(self, part: str) -> _Timer:
+        """Notes in :attr:`seconds` how long a part took."""
+        return _Timer(self.seconds, part)
+
+
+class _Timer:
+    """Notes how long a block took, also when it fails."""
+
+    def __init__(self, into: dict[str, float], part: str) -> None:
+        self._into, self._part = into, part
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        self._into[self._part] = round(time.perf_counter() - self._start, 2)

@@ -1,0 +1,163 @@
+"""Options that several commands share, and where their values go.
+
+Imports click alone, as :mod:`sqakd_deploy.cli` does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def grouped(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator; ``--help`` shows them in this order."""
+
+    def decorate(command: F) -> F:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def settings_of(ctx: click.Context) -> dict[str, Any]:
+    """The config values that options gave."""
+    settings: dict[str, Any] = ctx.meta.get("sqakd.settings", {})
+    return settings
+
+
+def setting(path: str, *names: str, **options: Any) -> Any:
+    """A click option whose value goes to ``path`` in the config when it is given."""
+    kwargs = {"default": None, "callback": _keep, **options}
+    name = "__".join(["setting", *path.split(".")])  # click wants an identifier
+    return click.option(*names, name, expose_value=False, **kwargs)
+
+
+def _keep(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
+    if value is None or value == ():
+        return
+    _, *parents, leaf = str(parameter.name).split("__")
+    settings: dict[str, Any] = ctx.meta.setdefault("sqakd.settings", {})
+    for parent in parents:
+        settings = settings.setdefault(parent, {})
+    settings[leaf] = value
+
+
+def _key_values(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> None:
+    if not values:
+        return
+    pairs = {}
+    for text in values:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise click.BadParameter(f"wanted key=value, got {text!r}", ctx, parameter)
+        pairs[key] = _literal(value)
+    ctx.meta.setdefault("sqakd.settings", {}).setdefault("model", {})["args"] = pairs
+
+
+def _channels(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    """One number for all channels, or one for each, with commas between them."""
+    if value is None:
+        return
+    try:
+        numbers = tuple(float(text) for text in value.split(","))
+    except ValueError:
+        wanted = f"wanted numbers with commas between them, as 0.485,0.456,0.406; got {value!r}"
+        raise click.BadParameter(wanted, ctx, parameter) from None
+    _keep(ctx, parameter, numbers)
+
+
+def _no_cache(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta.setdefault("sqakd.settings", {}).setdefault("data", {})["cache"] = False
+
+
+def _literal(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+_OF_MODEL = "Of the model's training images.  [default: its own, or the dataset's]"
+EXISTING = click.Path(path_type=Path)
+
+
+model_options = grouped(
+    setting("model.name", "--model", help="Name, or file.py:factory.  [default: resnet20]"),
+    click.option(
+        "--model-arg", multiple=True, callback=_key_values, expose_value=False, help="k=v."
+    ),
+)
+"""Which network."""
+
+weights_option = setting(
+    "model.weights", "--weights", help="Trained float model: a file, or DEFAULT."
+)
+
+data_options = grouped(
+    setting("data.source", "--data", help="Dataset, or a folder of images.  [default: digits]"),
+    setting("data.input_size", "--input-size", type=(int, int), help="Height and width (pixels)."),
+    setting(
+        "data.skip_bad_images",
+        "--skip-bad-images",
+        is_flag=True,
+        help="Skip, count bad ones.",
+    ),
+    setting("data.mean", "--mean", callback=_channels, metavar="R,G,B", help=_OF_MODEL),
+    setting("data.std", "--std", callback=_channels, metavar="R,G,B", help=_OF_MODEL),
+    setting(
+        "data.augmentation",
+        "--augmentation",
+        type=click.Choice(["none", "cifar", "imagenet"]),
+        help="Of training images.  [default: the dataset's own]",
+    ),
+    setting(
+        "data.cache", "--cache", help="Folder for decoded images.  [default: the user's cache]"
+    ),
+    click.option(
+        "--no-cache",
+        is_flag=True,
+        expose_value=False,
+        callback=_no_cache,
+        help="Decode in every run.",
+    ),
+    setting(
+        "data.max_cache_gb", "--max-cache-gb", type=float, help="Above, workers.  [default: 16]"
+    ),
+    setting(
+        "data.workers", "--workers", type=int, help="That decode.  [default: cores − 1, 1 to 8]"
+    ),
+)
+"""Which images, and how they are read."""
+
+work_options = grouped(
+    setting("distillation.seed", "--seed", type=int, help="[default: 0]"),
+    setting(
+        "distillation.compile",
+        "--compile",
+        type=click.Choice(["auto", "on", "off"]),
+        help="auto decides from the work ahead.  [default: auto]",
+    ),
+    setting(
+        "distillation.precision",
+        "--precision",
+        type=click.Choice(["auto", "fp32", "bf16"]),
+        help="Of convolutions in training.  [default: auto]",
+    ),
+    setting(
+        "distillation.save_seconds", "--save-every", type=float, help="Seconds.  [default: 30]"
+    ),
+    setting(
+        "device", "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="[default: auto]"
+    ),
+    setting("tensorboard", "--tensorboard", is_flag=True, help="Write curves into the run."),
+)
+"""How the machine is used."""

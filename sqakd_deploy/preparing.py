@@ -1,0 +1,100 @@
+"""Device, images and float model, as a config says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from sqakd_deploy.config import RunConfig
+from sqakd_deploy.data import ImageData, load_data
+from sqakd_deploy.data.published import published_preprocessing
+from sqakd_deploy.errors import SpecError
+from sqakd_deploy.listening import Listener
+from sqakd_deploy.models import build_model
+from sqakd_deploy.runs import keeping_of
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is the GPU where there is one.
+
+    Raises:
+        SpecError: if a GPU is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SpecError("device: wanted cuda, but torch sees no GPU; use --device cpu")
+    use_gpu = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def load(config: RunConfig, listener: Listener) -> ImageData:
+    """The images of a config.
+
+    Raises:
+        DataError: if they cannot be read.
+    """
+    source = config.data
+
+    started = False
+
+    def progress(done: int, total: int) -> None:
+        nonlocal started
+        if not started:
+            listener.start("images", total)
+        started = True
+        listener.advance(done)
+
+    data = load_data(
+        source.source,
+        input_size=source.input_size,
+        mean=source.mean,
+        std=source.std,
+        skip_bad_images=source.skip_bad_images,
+        progress=progress,
+        preprocessing=published_preprocessing(config.model.name, config.model.weights),
+        augmentation=source.augmentation,
+        keeping=keeping_of(source),
+        message=listener.message,
+    )
+    if started:
+        listener.finish()
+    if data.skipped:
+        listener.message(f"skipped {len(data.skipped)} unreadable images: {_some(data.skipped)}")
+    return data
+
+
+def _some(names: tuple[str, ...], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def build(config: RunConfig, data: ImageData) -> nn.Module:
+    """The float model of a config, for these images.
+
+    Raises:
+        SpecError: if the number of classes is unknown.
+    """
+    args = dict(config.model.args)
+    classes = args.pop("num_classes", None) or data.num_classes
+    if classes is None:
+        raise SpecError(
+            f"{config.data.source} has no labels, so the number of classes is unknown; "
+            "give it with --model-arg num_classes=K"
+        )
+    return build_model(
+        config.model.name,
+        num_classes=classes,
+        in_channels=data.preprocessing.channels,
+        args=args,
+    )
+
+
+def data_facts(data: ImageData, config: RunConfig) -> dict[str, Any]:
+    """What a run keeps of its images, so that nobody needs them to use the student."""
+    classes = config.model.args.get("num_classes") or data.num_classes
+    return {
+        "name": data.name,
+        "num_classes": classes,
+        "classes": list(data.classes) if data.classes else None,
+        "preprocessing": data.preprocessing.model_dump(mode="json"),
+    }

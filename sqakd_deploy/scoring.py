@@ -1,0 +1,214 @@
+"""Scores on labelled images: of a run, of a float model's weights, or of an exported file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from sqakd_deploy.checkpoint import TEACHER, Run, load_weights
+from sqakd_deploy.config import RunConfig
+from sqakd_deploy.data import ImageData, Preprocessing, load_data
+from sqakd_deploy.data.published import published_preprocessing
+from sqakd_deploy.errors import DataError, ExportError, SpecError
+from sqakd_deploy.evaluate import Logits, accuracy, predict
+from sqakd_deploy.exporting import get_runtime
+from sqakd_deploy.models import build_model, load_any_weights
+from sqakd_deploy.runs import keeping_of, load_student, still_batches
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good answers are.
+
+    Attributes:
+        what: whose answers.
+        images: how many.
+        top1: the right class came first (percent).
+        top5: it was among the first five (percent); None with five classes or fewer.
+        loss: mean cross-entropy (nats).
+    """
+
+    what: str
+    images: int
+    top1: float
+    top5: float | None
+    loss: float
+
+
+def score_logits(what: str, logits: Logits, labels: NDArray[np.int64]) -> Score:
+    """Score answers.
+
+    Args:
+        what: whose they are.
+        logits: ``(N, K)``.
+        labels: ``(N,)``.
+
+    Raises:
+        DataError: if there is a label without a logit.
+    """
+    classes = logits.shape[1]
+    if labels.max(initial=0) >= classes:
+        raise DataError(
+            f"the images have labels up to {labels.max()}, the {what} knows {classes} classes: "
+            "this is other data than it was trained on"
+        )
+    true = torch.from_numpy(labels)
+    loss = float(torch.nn.functional.cross_entropy(torch.from_numpy(logits), true))
+    top5 = None
+    if classes > 5:
+        best = torch.from_numpy(logits).topk(5, dim=1).indices
+        top5 = float(100 * (best == true[:, None]).any(dim=1).double().mean())
+    return Score(what, len(labels), accuracy(logits, labels), top5, loss)
+
+
+def score_run(run: Run, source: str | None = None, limit: int | None = None) -> list[Score]:
+    """Score a run's student and teacher on its held-out images, or on other data.
+
+    Args:
+        run: the folder; a teacher's run has one model.
+        source: another data set or folder.
+        limit: at most so many images.
+
+    Raises:
+        SqakdError: if the run is damaged or the images have no labels.
+    """
+    facts = run.facts.get("data", {})
+    preprocessing = _preprocessing(facts.get("preprocessing"), str(run.path))
+    data = _labelled(source or run.config.data.source, preprocessing, run.config, limit)
+    scores = []
+    if run.kind == "student":
+        scores.append(_score("student", load_student(run).student, data))
+    if (run.path / TEACHER).exists() or not scores:
+        model = _float_model(run.config, facts["num_classes"], preprocessing)
+        load_weights(model, run.path / TEACHER)
+        scores.append(_score("teacher", model, data))
+    return scores
+
+
+def score_weights(config: RunConfig, limit: int | None = None) -> Score:
+    """Score a float model's weights.
+
+    Args:
+        config: its ``model``, with weights, and ``data``.
+        limit: at most so many images.
+
+    Raises:
+        SqakdError: if the weights do not fit or the images have no labels.
+    """
+    weights = config.model.weights
+    if weights is None:
+        raise SpecError("wanted a file of weights to score, got none")
+    preprocessing = published_preprocessing(config.model.name, weights)
+    data = _labelled(config.data.source, preprocessing, config, limit)
+    model = _float_model(config, data.num_classes, data.preprocessing)
+    load_any_weights(model, config.model.name, weights)
+    return _score("float model", model, data)
+
+
+def score_file(
+    path: Path,
+    config: RunConfig,
+    *,
+    source: str | None = None,
+    runtime: str = "onnxruntime",
+    limit: int | None = None,
+) -> Score:
+    """Score an exported file in a runtime.
+
+    Args:
+        path: of the file; its own preprocessing is used where it carries one, as files written
+            here do.
+        config: its ``data``, where the file says nothing.
+        source: data set or folder; None takes the config's.
+        runtime: that runs the file.
+        limit: at most so many images.
+
+    Raises:
+        ExportError: if it is no such file, or the runtime refuses it.
+        DataError: if the images have no labels, or are of other classes.
+    """
+    facts = _metadata(path)
+    given = facts.get("sqakd.preprocessing")
+    preprocessing = _preprocessing(json.loads(given), str(path)) if given else None
+    data = _labelled(source or config.data.source, preprocessing, config, limit)
+    _same_classes(facts, data, path)
+    session = get_runtime(runtime).open(path)
+    batches = still_batches(data.test, data.preprocessing)
+    logits = np.concatenate([session.run(batch.numpy()) for batch in batches])
+    return score_logits(runtime, logits, data.test.need_labels())
+
+
+def _score(what: str, model: torch.nn.Module, data: ImageData) -> Score:
+    logits = predict(model, still_batches(data.test, data.preprocessing))
+    return score_logits(what, logits, data.test.need_labels())
+
+
+def _float_model(
+    config: RunConfig, classes: int | None, preprocessing: Preprocessing
+) -> torch.nn.Module:
+    args = dict(config.model.args)
+    classes = args.pop("num_classes", None) or classes
+    if classes is None:
+        raise SpecError("the number of classes is unknown: give --model-arg num_classes=K")
+    return build_model(
+        config.model.name, num_classes=classes, in_channels=preprocessing.channels, args=args
+    )
+
+
+def _labelled(
+    source: str, preprocessing: Preprocessing | None, config: RunConfig, limit: int | None
+) -> ImageData:
+    wanted = config.data
+    given: dict[str, Any] = {"preprocessing": preprocessing}
+    if preprocessing is None:
+        given |= {"input_size": wanted.input_size, "mean": wanted.mean, "std": wanted.std}
+    data = load_data(
+        source,
+        skip_bad_images=wanted.skip_bad_images,
+        limit=limit,
+        keeping=keeping_of(wanted),
+        **given,
+    )
+    data.test.need_labels()
+    return data
+
+
+def _preprocessing(values: object, where: str) -> Preprocessing:
+    try:
+        return Preprocessing.model_validate(values)
+    except ValidationError as error:
+        raise DataError(f"{where} does not say how its images are prepared: {error}") from error
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise ExportError(f"there is no file {path}")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, OSError) as error:
+        raise ExportError(f"{path} is no ONNX file, or damaged: {error}") from error
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def _same_classes(facts: Mapping[str, str], data: ImageData, path: Path) -> None:
+    named = facts.get("sqakd.classes")
+    if not named or data.classes is None:
+        return
+    theirs, ours = json.loads(named), list(data.classes)
+    if theirs != ours:
+        pairs = zip(theirs, ours, strict=False)
+        first = next((f"{a!r} against {b!r}" for a, b in pairs if a != b), "their number")
+        raise DataError(
+            f"{data.name} has other classes than {path.name} was trained on ({first}): its labels "
+            "mean something else; give other --data"
+        )

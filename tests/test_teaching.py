@@ -1,0 +1,218 @@
+"""Teachers as runs of their own, and scores of what they and their students answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sqakd_deploy.checkpoint import open_run
+from sqakd_deploy.cli import main
+from sqakd_deploy.config import RunConfig
+from sqakd_deploy.errors import DataError, SpecError
+from sqakd_deploy.evaluate import predict
+from sqakd_deploy.job import reopen
+from sqakd_deploy.listening import Listener
+from sqakd_deploy.runs import held_out, load_student
+from sqakd_deploy.scoring import score_file, score_logits, score_run
+from sqakd_deploy.teaching import teach
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher's run on the digits and, beside it, a calibrated student's with its file."""
+    home = tmp_path_factory.mktemp("trained")
+    teacher, student = str(home / "teacher"), str(home / "student")
+    weights = str(home / "teacher" / "teacher.safetensors")
+    for command in (
+        ("teacher", "--epochs", "3", "--output", teacher, "--tensorboard"),
+        ("train", "--epochs", "0", "--bits", "8", "--weights", weights, "--output", student),
+        ("export", str(home / "model.onnx"), "--run", student),
+    ):
+        done = run(*command)
+        assert done.exit_code == 0, done.output
+    return home
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def scores(*arguments: str) -> list[dict[str, object]]:
+    done = run("eval", *arguments, "--json")
+    assert done.exit_code == 0, done.output
+    values: list[dict[str, object]] = json.loads(done.stdout)
+    return values
+
+
+# -- the arithmetic ------------------------------------------------------------------------------
+
+
+def test_scores_against_a_count_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(50, 8)).astype(np.float32)
+    labels = rng.integers(0, 8, 50)
+    score = score_logits("model", logits, labels)
+    rows = zip(logits, labels, strict=True)
+    ranks = [sorted(row, reverse=True).index(row[label]) for row, label in rows]
+    assert score.top1 == pytest.approx(100 * np.mean([rank == 0 for rank in ranks]))
+    assert score.top5 == pytest.approx(100 * np.mean([rank < 5 for rank in ranks]))
+    wide = logits.astype(np.float64)
+    losses = np.log(np.exp(wide).sum(axis=1)) - wide[np.arange(50), labels]
+    assert score.loss == pytest.approx(losses.mean(), rel=1e-5)
+
+
+def test_five_classes_have_no_top_5() -> None:
+    score = score_logits("model", np.eye(5, dtype=np.float32), np.arange(5))
+    assert (score.top1, score.top5) == (100.0, None)
+
+
+def test_a_label_without_a_logit_is_refused() -> None:
+    with pytest.raises(DataError, match="labels up to 9, the model knows 3 classes"):
+        score_logits("model", np.zeros((2, 3), np.float32), np.array([0, 9]))
+
+
+# -- the commands --------------------------------------------------------------------------------
+
+
+def test_a_teacher_learns_and_its_run_says_so(trained: Path) -> None:
+    folder = open_run(trained / "teacher")
+    assert (folder.kind, folder.status) == ("teacher", "complete")
+    assert not (folder.path / "last").exists()
+    score = folder.facts["results"]["score"]
+    assert score["top1"] > 50  # of ten classes, after three epochs
+    assert scores(str(folder.path)) == [score]
+
+
+def test_what_eval_says_of_a_run_a_file_and_weights(trained: Path) -> None:
+    student, teacher = scores(str(trained / "student"))
+    assert (student["what"], teacher["what"]) == ("student", "teacher")
+    loaded = load_student(open_run(trained / "student"))
+    images, split = held_out(loaded)
+    hits = predict(loaded.student, images).argmax(axis=1) == split.need_labels()
+    assert student["top1"] == pytest.approx(100 * hits.mean())
+    (file,) = scores(str(trained / "model.onnx"))
+    assert file["top1"] == student["top1"]  # proven at export
+    (weights,) = scores(str(trained / "teacher" / "teacher.safetensors"))
+    assert weights == {**teacher, "what": "float model"}
+    (some,) = scores(str(trained / "model.onnx"), "--samples", "20")
+    assert some["images"] == 20
+
+
+def test_eval_prints_a_table(trained: Path) -> None:
+    shown = run("eval", str(trained / "student")).stdout
+    assert "labelled images" in shown
+    assert "teacher" in shown
+    assert "nats" in shown
+
+
+def test_curves_for_tensorboard(trained: Path) -> None:
+    events = EventAccumulator(str(trained / "teacher" / "tensorboard" / "teacher"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {
+        "loss",
+        "top-1",
+        "learning rate",
+        "images per second",
+    }
+    lines = (trained / "teacher" / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    assert events.Scalars("loss")[-1].value == pytest.approx(last["loss"], rel=1e-5)
+
+
+def test_curves_need_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SpecError, match=r"pip install 'sqakd-deploy\[tensorboard\]'"):
+        teach(RunConfig(tensorboard=True))
+    assert not Path("runs").exists()
+
+
+# -- going on ------------------------------------------------------------------------------------
+
+
+class _Stops(Listener):
+    """A person who loses patience."""
+
+    def advance(self, done: int, step: object = None) -> None:
+        if done == 5 and step is not None:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_teacher_goes_on_to_the_same_weights() -> None:
+    settings = {"teacher": {"epochs": 2}, "distillation": {"save_seconds": 0}}
+    config = RunConfig.parse(settings)
+    whole = teach(config, output=Path("whole"))
+    with pytest.raises(KeyboardInterrupt):
+        teach(config, output=Path("stopped"), listener=_Stops())
+    assert open_run(Path("stopped")).status == "interrupted"
+    resumed = teach(resume=Path("stopped"))
+    assert resumed.weights.read_bytes() == whole.weights.read_bytes()
+    assert resumed.score == whole.score
+
+
+def test_each_kind_of_run_is_resumed_by_its_own_command(trained: Path) -> None:
+    with pytest.raises(SpecError, match=r"trains a teacher; go on with 'sqakd-deploy teacher"):
+        reopen(trained / "teacher", "student")
+    with pytest.raises(SpecError, match=r"trains a student; go on with 'sqakd-deploy train"):
+        reopen(trained / "student", "teacher")
+    refused = run("teacher", "--resume", str(trained / "teacher"), "--lr", "0.1")
+    assert refused.exit_code == 2
+    assert "give no others" in refused.stderr
+
+
+# -- bad input -----------------------------------------------------------------------------------
+
+
+def flat(folder: Path) -> Path:
+    folder.mkdir()
+    for i in range(8):
+        Image.fromarray(np.full((8, 8, 3), 9 * i, np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("teacher", "--data", "flat"), 4, "have no labels"),
+        (("eval", "nothing.onnx"), 7, "there is no file nothing.onnx"),
+        (("eval", "bad.onnx"), 7, "is no ONNX file"),
+        (("eval", "flat"), 5, "is no run folder"),
+        (("eval", "nothing.pth"), 5, "nothing.pth"),
+        (("teacher", "--schedule", "step"), 2, "one-cycle"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments: tuple[str, ...], code: int, words: str) -> None:
+    flat(Path("flat"))
+    Path("bad.onnx").write_bytes(b"\xff" * 40)
+    done = run(*arguments)
+    assert done.exit_code == code, done.output
+    assert words in done.stderr
+    assert "Traceback" not in done.output
+    assert not Path("runs").exists()
+
+
+def test_data_of_other_classes_is_refused(trained: Path) -> None:
+    model = onnx.load(trained / "model.onnx")
+    for entry in model.metadata_props:
+        if entry.key == "sqakd.classes":
+            entry.value = json.dumps(list("abcdefghij"))
+    onnx.save(model, "other.onnx")
+    with pytest.raises(DataError, match="'a' against '0'"):
+        score_file(Path("other.onnx"), RunConfig())
+
+
+def test_a_run_on_unlabelled_images_cannot_be_scored(trained: Path) -> None:
+    flat(Path("flat"))
+    with pytest.raises(DataError, match="have no labels"):
+        score_run(open_run(trained / "student"), "flat")
