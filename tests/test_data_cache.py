@@ -264,9 +264,7 @@ load_data(sys.argv[1])
 """
 
 
-def test_what_a_killed_builder_leaves_is_no_cache_and_goes_later(
-    photos: Path, place: Path
-) -> None:
+def test_what_a_killed_builder_leaves_is_no_cache_and_goes_later(photos: Path, place: Path) -> None:
     command = [sys.executable, "-c", _HANG, str(photos)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
