@@ -184,6 +184,36 @@ def test_a_corrupt_image_is_named_or_skipped_and_counted(tmp_path: Path) -> None
     assert "broken.png" in skipped.stderr
 
 
+def test_what_is_said_about_data_is_kept_and_used(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", classes=("a", "b"))
+    cache = tmp_path / "kept"
+    options = ("--mean", "0.25,0.5,0.75", "--std", "0.5", "--augmentation", "none")
+    trained = run(
+        "train", "--data", str(folder), "--cache", str(cache), "--workers", "0", *options, *QUICK
+    )
+    assert trained.exit_code == 0, trained.output
+    assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".u8"]
+    facts = open_run(tmp_path / "runs" / "photos-resnet20-w4a4-lsq")
+    assert facts.facts["data"]["preprocessing"]["mean"] == [0.25, 0.5, 0.75]
+    assert facts.facts["data"]["preprocessing"]["std"] == [0.5] * 3
+    assert facts.config.data.cache == str(cache)
+
+    exported = run("export", "model.onnx", "--min-agreement", "0", "--max-accuracy-gap", "100")
+    assert exported.exit_code == 0, exported.output
+
+
+def test_without_a_cache_and_with_workers_the_student_is_the_same(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", classes=("a", "b"))
+    common = ("train", "--data", str(folder), "--epochs", "1", "--teacher-epochs", "1")
+    ways = {"a": (), "b": ("--no-cache",), "c": ("--max-cache-gb", "0", "--workers", "0")}
+    for name, way in ways.items():
+        trained = run(*common, *way, "--output", name)
+        assert trained.exit_code == 0, trained.output
+    assert "are more than max_cache_gb = 0" in " ".join(trained.stderr.split())
+    students = [(tmp_path / name / "student.safetensors").read_bytes() for name in ways]
+    assert students[0] == students[1] == students[2]
+
+
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     result = run("train", "--data", "empty", *QUICK)
