@@ -86,6 +86,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def _coarse_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 candidates for VGG-13's 9 million weights take seconds, and no run here needs the best."""
+    monkeypatch.setattr("sqakd_deploy.quantizers.ranges._CANDIDATES", 4)
+
+
 def read(name: str) -> RunConfig:
     return load_config(FOLDER / name, {})
 
