@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sqakd_deploy.acceleration import decide
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.evaluate import batch_agreement
-from sqakd_deploy.fitting import Epoch, Fit, Loader, Step, cosine
+from sqakd_deploy.fitting import Epoch, Fit, Loader, Step, warm_cosine
 from sqakd_deploy.hessian import update_deltas
 from sqakd_deploy.integer import snap_biases
 from sqakd_deploy.losses import distillation_loss
@@ -92,7 +92,8 @@ def distill(
         A record for each epoch trained here.
 
     Raises:
-        SpecError: if a loss with labels gets none, or labels come with one that needs none.
+        SpecError: if a loss with labels gets none, or labels come with one that needs none, or the
+            warm-up is as long as the run.
         TrainingError: if the loss is not finite.
     """
     config = config or DistillConfig()
@@ -133,9 +134,9 @@ def _first_images(images: Tensor | Iterable[object], count: int) -> Iterator[Ten
 
 
 def parameter_groups(student: nn.Module, config: DistillConfig) -> list[dict[str, Any]]:
-    """The model's parameters with weight decay, the quantizers' at their own rate without.
+    """The model's parameters with weight decay, the quantizers' at their own rate and decay.
 
-    PACT's α decays, as published.
+    PACT's α decays as the model does, as published.
     """
     quantizers = [*weight_quantizers(student).values(), *activation_quantizers(student).values()]
     own: list[nn.Parameter] = []
@@ -149,10 +150,18 @@ def parameter_groups(student: nn.Module, config: DistillConfig) -> list[dict[str
     rates = {"lr": config.quantizer_lr}
     groups = [
         {"params": model, "lr": config.lr, "weight_decay": config.weight_decay},
-        {"params": own, **rates, "weight_decay": 0.0},
+        {"params": own, **rates, "weight_decay": config.quantizer_weight_decay},
         {"params": decayed, **rates, "weight_decay": config.weight_decay},
     ]
     return [group for group in groups if group["params"]]
+
+
+def build_optimizer(student: nn.Module, config: DistillConfig) -> torch.optim.Optimizer:
+    """The optimizer that a config names, over :func:`parameter_groups`."""
+    groups = parameter_groups(student, config)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(groups, fused=True)
+    return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov)
 
 
 class _Distillation:
@@ -170,8 +179,14 @@ class _Distillation:
         self.device = next(student.parameters()).device
         self.accelerator = start(self.device)
         self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False).to(self.device)
-        example = first_tensor(next(iter(batches))).to(self.device)
         steps = config.epochs * len(batches)
+        if config.warmup_steps >= steps:
+            raise SpecError(
+                f"warmup_steps: wanted fewer than the {steps} steps of this run "
+                f"({config.epochs} epochs of {len(batches)}), got {config.warmup_steps}"
+            )
+        self.schedule = warm_cosine(steps, config.warmup_steps)
+        example = first_tensor(next(iter(batches))).to(self.device)
         self.how = decide(config, self.teacher, example, steps, self.device)
         message(f"training is {self.how.reason}")
         self.student = self.how.place(student)
@@ -193,8 +208,8 @@ class _Distillation:
             return Fit(
                 model=self.student,
                 objective=self._objective,
-                optimizer=torch.optim.Adam(parameter_groups(self.student, self.config), fused=True),
-                schedule=cosine,
+                optimizer=build_optimizer(self.student, self.config),
+                schedule=self.schedule,
                 batches=self.batches,
                 epochs=self.config.epochs,
                 accelerator=self.accelerator,
@@ -214,12 +229,13 @@ class _Distillation:
         return self._loss(logits, target, batch), batch_agreement(logits.detach(), target)
 
     def _loss(self, logits: Tensor, target: Tensor, batch: Any) -> Tensor:
-        if self.config.loss == "kl":
-            return distillation_loss(logits, target, self.config.temperature)
-        labelled = F.cross_entropy(logits, batch[1].to(logits.device))
         if self.config.loss == "ce":
-            return labelled
-        return labelled + distillation_loss(logits, target, self.config.temperature)
+            return F.cross_entropy(logits, batch[1].to(logits.device))
+        divergence = distillation_loss(logits, target, self.config.temperature)
+        weighted = self.config.kl_weight * divergence
+        if self.config.loss == "kl":
+            return weighted
+        return F.cross_entropy(logits, batch[1].to(logits.device)) + weighted
 
     def _refresh_delta(self, epoch: int) -> None:
         wanted = self.scales_gradient and self.config.delta == "hessian"

@@ -83,6 +83,26 @@ def cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def warm_cosine(steps: int, warmup: int) -> Callable[[float], float]:
+    """A line from 1/``warmup`` to 1, then :func:`cosine` (Goyal et al., 2017, §2.2).
+
+    Args:
+        steps: of the whole run.
+        warmup: steps of the line; 0 has none.
+
+    Returns:
+        From progress (0 to 1) to the factor of the learning rate.
+    """
+
+    def factor(progress: float) -> float:
+        done = progress * steps
+        if done < warmup:
+            return min(1.0, (done + 1) / warmup)
+        return cosine((done - warmup) / (steps - warmup))
+
+    return factor
+
+
 def one_cycle(progress: float, rise: float = 0.2, start: float = 0.04) -> float:
     """Factor of the highest rate: up from ``start``, then down to 0 (Smith & Topin, 2018)."""
     if progress < rise:

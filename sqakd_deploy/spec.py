@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sqakd_deploy.errors import SpecError
 
@@ -102,9 +102,16 @@ class DistillConfig(Spec):
         temperature: softening of both softmaxes, T in ``T²·KL`` (Hinton et al., 2015).
         epochs: passes over the training images; 0 only calibrates.
         batch_size: images a step.
-        lr: Adam's learning rate for weights, biases and BatchNorm, decayed to 0 by a cosine.
+        kl_weight: α in ``α·T²·KL``; with ``"kl+ce"`` it weighs the two.
+        optimizer: ``"adam"`` with coupled L2, or ``"sgd"``.
+        momentum: of SGD.
+        nesterov: SGD's momentum in Nesterov's form.
+        lr: learning rate of weights, biases and BatchNorm, decayed to 0 by a cosine.
         quantizer_lr: the same for the quantizers' own parameters.
-        weight_decay: coupled L2 on the model's parameters.
+        warmup_steps: steps in which the rates rise in a line before the cosine begins.
+        weight_decay: coupled L2 on the model's parameters, and on those quantizer parameters whose
+            method decays them (PACT's α).
+        quantizer_weight_decay: the same on all other quantizer parameters.
         delta: EWGS's scaling of the gradient by the discretisation error; ``"hessian"``
             re-estimates it by Hutchinson's trace (Lee et al., 2021, eq. 8).
         delta_every: epochs between re-estimates of ``delta``.
@@ -121,9 +128,15 @@ class DistillConfig(Spec):
     temperature: Annotated[float, Field(gt=0)] = 4.0
     epochs: Annotated[int, Field(ge=0)] = 30
     batch_size: Annotated[int, Field(ge=2)] = 128
+    kl_weight: Annotated[float, Field(gt=0)] = 1.0
+    optimizer: Literal["adam", "sgd"] = "adam"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
     lr: Annotated[float, Field(gt=0)] = 1e-3
     quantizer_lr: Annotated[float, Field(gt=0)] = 1e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    quantizer_weight_decay: Annotated[float, Field(ge=0)] = 0.0
     delta: Annotated[float, Field(ge=0)] | Literal["hessian"] = 1e-3
     delta_every: Annotated[int, Field(ge=1)] = 10
     clip_grad: Annotated[float, Field(gt=0)] | None = None
@@ -133,6 +146,17 @@ class DistillConfig(Spec):
     compile: Literal["auto", "on", "off"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     save_seconds: Annotated[float, Field(ge=0)] = 30.0
+
+    @model_validator(mode="after")
+    def _settings_go_together(self) -> DistillConfig:
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            raise SpecError(
+                "nesterov: wanted optimizer 'sgd' with a momentum above 0, got "
+                f"{self.optimizer!r} with {self.momentum:g}; change them, or leave nesterov out"
+            )
+        if self.kl_weight != 1.0 and self.loss == "ce":
+            raise SpecError("kl_weight: the loss 'ce' has no KL to weigh; leave it out")
+        return self
 
 
 _BITS = re.compile(r"(?:w(?P<w>\d+)a(?P<a>\d+)|(?P<both>\d+))", re.IGNORECASE)

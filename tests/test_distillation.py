@@ -7,9 +7,9 @@ import torch
 from networks import CLASSES, SHAPE, images, network
 from torch import Tensor, nn
 
-from sqakd_deploy.distillation import TensorBatches, distill, parameter_groups
+from sqakd_deploy.distillation import TensorBatches, build_optimizer, distill, parameter_groups
 from sqakd_deploy.errors import SpecError, TrainingError
-from sqakd_deploy.fitting import Epoch, Step
+from sqakd_deploy.fitting import Epoch, Step, cosine, warm_cosine
 from sqakd_deploy.hessian import update_deltas
 from sqakd_deploy.losses import distillation_loss
 from sqakd_deploy.quantization import (
@@ -280,3 +280,66 @@ def test_the_loss_is_hintons() -> None:
     distillation_loss(leaf, teacher, temperature).backward()
     assert leaf.grad is not None
     torch.testing.assert_close(leaf.grad, (temperature / 6 * (q - p)).float())
+
+
+def test_the_optimizer_is_the_one_named() -> None:
+    student = quantize(network("residual"), spec("lsq"), example=SHAPE)
+    config = DistillConfig(
+        optimizer="sgd", momentum=0.8, nesterov=True, weight_decay=0.1, quantizer_weight_decay=0.2
+    )
+    sgd = build_optimizer(student, config)
+    assert isinstance(sgd, torch.optim.SGD)
+    assert [group["weight_decay"] for group in sgd.param_groups] == [0.1, 0.2]
+    assert all(group["momentum"] == 0.8 and group["nesterov"] for group in sgd.param_groups)
+    assert isinstance(build_optimizer(student, DistillConfig()), torch.optim.Adam)
+
+
+def test_warm_up_is_a_line_and_then_a_cosine() -> None:
+    factor = warm_cosine(steps=110, warmup=10)
+    line = [factor(step / 110) for step in range(10)]
+    assert line == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+    assert factor(10 / 110) == pytest.approx(1.0)
+    assert factor(60 / 110) == pytest.approx(0.5)
+    assert factor(1.0) == pytest.approx(0.0)
+    assert [warm_cosine(7, 0)(x / 7) for x in range(7)] == pytest.approx(
+        [cosine(x / 7) for x in range(7)]
+    )
+
+
+def test_warm_up_reaches_the_optimizer() -> None:
+    rates: list[float] = []
+    config = DistillConfig(epochs=2, batch_size=16, lr=1e-3, warmup_steps=4)
+    trained(images(64), config, on_step=lambda step: rates.append(step.lr))
+    assert rates[:5] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3])
+    assert rates[5] < 1e-3
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused() -> None:
+    config = DistillConfig(epochs=2, batch_size=16, warmup_steps=8)
+    with pytest.raises(SpecError, match=r"fewer than the 8 steps of this run \(2 epochs of 4\), "):
+        trained(images(64), config)
+
+
+def test_the_kl_weight_multiplies_the_loss() -> None:
+    """Of the first step, which the weight has not reached yet through the weights."""
+
+    def first_loss(**settings: object) -> float:
+        losses: list[float] = []
+        config = SHORT.model_copy(update={"epochs": 1, "lr": 1e-9, **settings})
+        trained(images(64), config, on_step=lambda step: losses.append(step.loss))
+        return losses[0]
+
+    plain = first_loss()
+    assert plain > 0
+    assert first_loss(kl_weight=100.0) == pytest.approx(100 * plain, rel=1e-5)
+
+
+def test_sgd_trains() -> None:
+    config = DistillConfig(
+        epochs=20, batch_size=32, optimizer="sgd", nesterov=True, lr=5e-3, quantizer_lr=5e-4
+    )
+    teacher = network("residual")
+    reestimate_batch_norm(teacher, images(256))
+    student = quantize(teacher, spec("lsq", 2), example=SHAPE)
+    records = distill(student, images(256), teacher=teacher, config=config)
+    assert records[-1].loss < records[0].loss / 1.5

@@ -85,7 +85,15 @@ class Killed(BaseException):
 CONFIG = DistillConfig(epochs=3, batch_size=16, seed=1)
 
 
-def run(folder: Path | None, stop_at: int | None = None, seconds: float = 0.0) -> nn.Module:
+SGD = CONFIG.model_copy(update={"optimizer": "sgd", "nesterov": True, "warmup_steps": 5})
+
+
+def run(
+    folder: Path | None,
+    stop_at: int | None = None,
+    seconds: float = 0.0,
+    config: DistillConfig = CONFIG,
+) -> nn.Module:
     """Distil; every call starts from the same fresh student, as a new process does."""
     teacher = network("mixed")  # has dropout, so that torch's generator counts
     student = quantize(teacher, example=SHAPE)
@@ -96,7 +104,7 @@ def run(folder: Path | None, stop_at: int | None = None, seconds: float = 0.0) -
             raise Killed
 
     saves = None if folder is None else Saves(folder, seconds)
-    distill(student, Epochs(), teacher=teacher, config=CONFIG, saves=saves, on_step=watch)
+    distill(student, Epochs(), teacher=teacher, config=config, saves=saves, on_step=watch)
     return student
 
 
@@ -129,6 +137,15 @@ def test_resumed_at_any_step_the_result_is_the_same(stop_at: int, tmp_path: Path
     with pytest.raises(Killed):
         run(tmp_path, stop_at)
     assert same(run(tmp_path), run(None))
+
+
+@pytest.mark.parametrize("stop_at", [0, 3, 6])
+def test_sgd_with_a_warm_up_resumes_as_exactly(stop_at: int, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path, stop_at, config=SGD)
+    whole = run(None, config=SGD)
+    assert same(run(tmp_path, config=SGD), whole)
+    assert not same(whole, run(None))
 
 
 def newest(folder: Path) -> Path:

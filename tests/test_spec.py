@@ -62,6 +62,27 @@ def test_delta_is_a_number_or_hessian() -> None:
         DistillConfig.parse({"delta": -1})
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"nesterov": True},
+            "wanted optimizer 'sgd' with a momentum above 0, got 'adam'",
+        ),
+        ({"nesterov": True, "optimizer": "sgd", "momentum": 0.0}, "got 'sgd' with 0; change them"),
+        ({"loss": "ce", "kl_weight": 2.0}, "kl_weight: the loss 'ce' has no KL to weigh"),
+        ({"kl_weight": 0}, "kl_weight: .*greater than 0, got 0"),
+        ({"optimizer": "lion"}, "optimizer: .*'adam' or 'sgd', got 'lion'"),
+        ({"momentum": 1.0}, "momentum: .*less than 1, got 1.0"),
+        ({"warmup_steps": -1}, "warmup_steps: .*greater than or equal to 0, got -1"),
+        ({"quantizer_weight_decay": -1.0}, "quantizer_weight_decay: .*greater than or equal to 0"),
+    ],
+)
+def test_training_settings_that_cannot_be(values: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        DistillConfig.parse(values)
+
+
 def test_yaml_errors_name_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     with pytest.raises(SpecError, match=r"cannot read config .*run\.yaml: No such file"):
