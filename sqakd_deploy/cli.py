@@ -23,6 +23,7 @@ from sqakd_deploy.options import (
     JSON,
     data_options,
     model_options,
+    run_options,
     setting,
     settings_of,
     weights_option,
@@ -126,11 +127,7 @@ def main() -> None:
 
 
 @main.command(epilog=_EPILOG_TRAIN)
-@click.option("--config", type=EXISTING, help="YAML file with settings; options win over it.")
-@click.option("--output", type=EXISTING, help="Run folder.  [default: a free name under runs/]")
-@click.option(
-    "--resume", type=EXISTING, help="Go on with a run that was stopped, by its own settings."
-)
+@run_options
 @click.option("--bits", help="Weights and activations: 4, or w4a8.  [default: 4]")
 @setting("quantization.weights.bits", "--weight-bits", type=int, help="Weights alone, 1-8.")
 @setting("quantization.activations.bits", "--act-bits", type=int, help="Activations alone, 1-8.")
@@ -212,9 +209,7 @@ def export(path: Path, **options: Any) -> None:
 
 
 @main.command(epilog=_EPILOG_TEACHER)
-@click.option("--config", type=EXISTING, help="YAML file with settings; options win over it.")
-@click.option("--output", type=EXISTING, help="Run folder.  [default: a free name under runs/]")
-@click.option("--resume", type=EXISTING, help="Go on with a teacher that was stopped.")
+@run_options
 @model_options
 @weights_option
 @data_options

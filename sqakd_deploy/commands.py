@@ -120,21 +120,23 @@ def evaluate(
     what: Path, settings: dict[str, Any], *, samples: int | None, runtime: str, as_json: bool
 ) -> None:
     """Score whatever ``what`` is."""
-    source = settings.get("data", {}).get("source")
+    out, progress = _consoles()
+    listener = listener_for(progress)
     if what.is_dir():
         if settings.get("model"):
             raise SpecError(f"{what} is a run, which knows its model; leave out --model and others")
-        scores = score_run(open_run(what), source, samples)
+        source = settings.get("data", {}).get("source")
+        scores = score_run(open_run(what), source, samples, listener)
     elif what.suffix == ".onnx":
         config = load_config(None, settings)
-        scores = [score_file(what, config, source=source, runtime=runtime, limit=samples)]
+        scores = [score_file(what, config, runtime=runtime, limit=samples, listener=listener)]
     else:
         with_weights = merge(settings, {"model": {"weights": str(what)}})
-        scores = [score_weights(load_config(None, with_weights), samples)]
+        scores = [score_weights(load_config(None, with_weights), samples, listener)]
     if as_json:
         _print_json([asdict(score) for score in scores])
     else:
-        _consoles()[0].print(score_table(scores))
+        out.print(score_table(scores))
 
 
 def export(

@@ -90,6 +90,15 @@ _OF_MODEL = "Of the model's training images.  [default: its own, or the dataset'
 EXISTING = click.Path(path_type=Path)
 
 
+run_options = grouped(
+    click.option("--config", type=EXISTING, help="YAML file with settings; options win over it."),
+    click.option("--output", type=EXISTING, help="Run folder.  [default: a free name under runs/]"),
+    click.option(
+        "--resume", type=EXISTING, help="Go on with a run that was stopped, by its own settings."
+    ),
+)
+"""Where settings come from, and where the run goes."""
+
 model_options = grouped(
     setting("model.name", "--model", help="Name, or file.py:factory.  [default: resnet20]"),
     click.option(

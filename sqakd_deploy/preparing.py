@@ -8,12 +8,11 @@ import torch
 from torch import nn
 
 from sqakd_deploy.config import RunConfig
-from sqakd_deploy.data import ImageData, load_data
+from sqakd_deploy.data import ImageData, Preprocessing, load_data
 from sqakd_deploy.data.published import published_preprocessing
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.listening import Listener
-from sqakd_deploy.models import build_model
-from sqakd_deploy.runs import keeping_of
+from sqakd_deploy.runs import build_float, keeping_of
 
 
 def pick_device(name: str) -> torch.device:
@@ -28,14 +27,26 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if use_gpu else "cpu")
 
 
-def load(config: RunConfig, listener: Listener) -> ImageData:
+def load(
+    config: RunConfig,
+    listener: Listener,
+    *,
+    preprocessing: Preprocessing | None = None,
+    limit: int | None = None,
+) -> ImageData:
     """The images of a config.
+
+    Args:
+        config: its data, and its model for the preprocessing of published weights.
+        listener: hears of the progress.
+        preprocessing: what the images are for, where that is known.
+        limit: at most so many of each part.
 
     Raises:
         DataError: if they cannot be read.
     """
     source = config.data
-
+    published = published_preprocessing(config.model.name, config.model.weights)
     started = False
 
     def progress(done: int, total: int) -> None:
@@ -52,10 +63,11 @@ def load(config: RunConfig, listener: Listener) -> ImageData:
         std=source.std,
         skip_bad_images=source.skip_bad_images,
         progress=progress,
-        preprocessing=published_preprocessing(config.model.name, config.model.weights),
+        preprocessing=preprocessing or published,
         augmentation=source.augmentation,
         keeping=keeping_of(source),
         message=listener.message,
+        limit=limit,
     )
     if started:
         listener.finish()
@@ -74,19 +86,7 @@ def build(config: RunConfig, data: ImageData) -> nn.Module:
     Raises:
         SpecError: if the number of classes is unknown.
     """
-    args = dict(config.model.args)
-    classes = args.pop("num_classes", None) or data.num_classes
-    if classes is None:
-        raise SpecError(
-            f"{config.data.source} has no labels, so the number of classes is unknown; "
-            "give it with --model-arg num_classes=K"
-        )
-    return build_model(
-        config.model.name,
-        num_classes=classes,
-        in_channels=data.preprocessing.channels,
-        args=args,
-    )
+    return build_float(config.model, data.num_classes, data.preprocessing.channels)
 
 
 def data_facts(data: ImageData, config: RunConfig) -> dict[str, Any]:

@@ -6,14 +6,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import fx
+from torch import fx, nn
 
 from sqakd_deploy.checkpoint import STUDENT, Run, load_weights
-from sqakd_deploy.config import DataConfig
+from sqakd_deploy.config import DataConfig, ModelConfig
 from sqakd_deploy.data import ImageSplit, Preprocessing, load_data
 from sqakd_deploy.data.batches import Batches
 from sqakd_deploy.data.options import Keeping
-from sqakd_deploy.errors import CheckpointError
+from sqakd_deploy.errors import CheckpointError, SpecError
 from sqakd_deploy.models import build_model
 from sqakd_deploy.quantization import quantize
 
@@ -58,6 +58,27 @@ class Loaded:
         return facts
 
 
+def build_float(config: ModelConfig, classes: int | None, channels: int) -> nn.Module:
+    """The float model of a config, without trained weights.
+
+    Args:
+        config: which.
+        classes: of the images, None if unknown; the config's own ``num_classes`` wins.
+        channels: of the images.
+
+    Raises:
+        SpecError: if the number of classes is unknown.
+    """
+    args = dict(config.args)
+    classes = args.pop("num_classes", None) or classes
+    if classes is None:
+        raise SpecError(
+            "the images have no labels, so the number of classes is unknown; "
+            "give it with --model-arg num_classes=K"
+        )
+    return build_model(config.name, num_classes=classes, in_channels=channels, args=args)
+
+
 def load_student(run: Run) -> Loaded:
     """Rebuild the student of a run.
 
@@ -69,13 +90,7 @@ def load_student(run: Run) -> Loaded:
         preprocessing = Preprocessing(**facts["preprocessing"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"run {run.path} is damaged: no data facts in run.json") from error
-    args = {k: v for k, v in run.config.model.args.items() if k != "num_classes"}
-    model = build_model(
-        run.config.model.name,
-        num_classes=facts["num_classes"],
-        in_channels=preprocessing.channels,
-        args=args,
-    )
+    model = build_float(run.config.model, facts["num_classes"], preprocessing.channels)
     shape = (preprocessing.channels, *preprocessing.input_size)
     student = quantize(model, run.config.quantization, example=shape)
     load_weights(student, run.path / STUDENT)

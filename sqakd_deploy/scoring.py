@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -17,13 +16,14 @@ from pydantic import ValidationError
 
 from sqakd_deploy.checkpoint import TEACHER, Run, load_weights
 from sqakd_deploy.config import RunConfig
-from sqakd_deploy.data import ImageData, Preprocessing, load_data
-from sqakd_deploy.data.published import published_preprocessing
+from sqakd_deploy.data import ImageData, Preprocessing
 from sqakd_deploy.errors import DataError, ExportError, SpecError
 from sqakd_deploy.evaluate import Logits, accuracy, predict
 from sqakd_deploy.exporting import get_runtime
-from sqakd_deploy.models import build_model, load_any_weights
-from sqakd_deploy.runs import keeping_of, load_student, still_batches
+from sqakd_deploy.listening import Listener
+from sqakd_deploy.models import load_any_weights
+from sqakd_deploy.preparing import build, load
+from sqakd_deploy.runs import build_float, load_student, still_batches
 
 
 @dataclass(frozen=True)
@@ -71,36 +71,45 @@ def score_logits(what: str, logits: Logits, labels: NDArray[np.int64]) -> Score:
     return Score(what, len(labels), accuracy(logits, labels), top5, loss)
 
 
-def score_run(run: Run, source: str | None = None, limit: int | None = None) -> list[Score]:
+def score_run(
+    run: Run,
+    source: str | None = None,
+    limit: int | None = None,
+    listener: Listener | None = None,
+) -> list[Score]:
     """Score a run's student and teacher on its held-out images, or on other data.
 
     Args:
         run: the folder; a teacher's run has one model.
         source: another data set or folder.
         limit: at most so many images.
+        listener: hears of the progress.
 
     Raises:
         SqakdError: if the run is damaged or the images have no labels.
     """
     facts = run.facts.get("data", {})
     preprocessing = _preprocessing(facts.get("preprocessing"), str(run.path))
-    data = _labelled(source or run.config.data.source, preprocessing, run.config, limit)
+    data = _labelled(run.config, source, preprocessing, limit, listener)
     scores = []
     if run.kind == "student":
         scores.append(_score("student", load_student(run).student, data))
     if (run.path / TEACHER).exists() or not scores:
-        model = _float_model(run.config, facts["num_classes"], preprocessing)
+        model = build_float(run.config.model, facts["num_classes"], preprocessing.channels)
         load_weights(model, run.path / TEACHER)
         scores.append(_score("teacher", model, data))
     return scores
 
 
-def score_weights(config: RunConfig, limit: int | None = None) -> Score:
+def score_weights(
+    config: RunConfig, limit: int | None = None, listener: Listener | None = None
+) -> Score:
     """Score a float model's weights.
 
     Args:
         config: its ``model``, with weights, and ``data``.
         limit: at most so many images.
+        listener: hears of the progress.
 
     Raises:
         SqakdError: if the weights do not fit or the images have no labels.
@@ -108,9 +117,8 @@ def score_weights(config: RunConfig, limit: int | None = None) -> Score:
     weights = config.model.weights
     if weights is None:
         raise SpecError("wanted a file of weights to score, got none")
-    preprocessing = published_preprocessing(config.model.name, weights)
-    data = _labelled(config.data.source, preprocessing, config, limit)
-    model = _float_model(config, data.num_classes, data.preprocessing)
+    data = _labelled(config, None, None, limit, listener)
+    model = build(config, data)
     load_any_weights(model, config.model.name, weights)
     return _score("float model", model, data)
 
@@ -119,19 +127,19 @@ def score_file(
     path: Path,
     config: RunConfig,
     *,
-    source: str | None = None,
     runtime: str = "onnxruntime",
     limit: int | None = None,
+    listener: Listener | None = None,
 ) -> Score:
     """Score an exported file in a runtime.
 
     Args:
         path: of the file; its own preprocessing is used where it carries one, as files written
             here do.
-        config: its ``data``, where the file says nothing.
-        source: data set or folder; None takes the config's.
+        config: its ``data``; size, mean and standard deviation win over the file's.
         runtime: that runs the file.
         limit: at most so many images.
+        listener: hears of the progress.
 
     Raises:
         ExportError: if it is no such file, or the runtime refuses it.
@@ -140,7 +148,7 @@ def score_file(
     facts = _metadata(path)
     given = facts.get("sqakd.preprocessing")
     preprocessing = _preprocessing(json.loads(given), str(path)) if given else None
-    data = _labelled(source or config.data.source, preprocessing, config, limit)
+    data = _labelled(config, None, preprocessing, limit, listener)
     _same_classes(facts, data, path)
     session = get_runtime(runtime).open(path)
     batches = still_batches(data.test, data.preprocessing)
@@ -153,32 +161,18 @@ def _score(what: str, model: torch.nn.Module, data: ImageData) -> Score:
     return score_logits(what, logits, data.test.need_labels())
 
 
-def _float_model(
-    config: RunConfig, classes: int | None, preprocessing: Preprocessing
-) -> torch.nn.Module:
-    args = dict(config.model.args)
-    classes = args.pop("num_classes", None) or classes
-    if classes is None:
-        raise SpecError("the number of classes is unknown: give --model-arg num_classes=K")
-    return build_model(
-        config.model.name, num_classes=classes, in_channels=preprocessing.channels, args=args
-    )
-
-
 def _labelled(
-    source: str, preprocessing: Preprocessing | None, config: RunConfig, limit: int | None
+    config: RunConfig,
+    source: str | None,
+    preprocessing: Preprocessing | None,
+    limit: int | None,
+    listener: Listener | None,
 ) -> ImageData:
-    wanted = config.data
-    given: dict[str, Any] = {"preprocessing": preprocessing}
-    if preprocessing is None:
-        given |= {"input_size": wanted.input_size, "mean": wanted.mean, "std": wanted.std}
-    data = load_data(
-        source,
-        skip_bad_images=wanted.skip_bad_images,
-        limit=limit,
-        keeping=keeping_of(wanted),
-        **given,
-    )
+    if source is not None:
+        config = config.model_copy(
+            update={"data": config.data.model_copy(update={"source": source})}
+        )
+    data = load(config, listener or Listener(), preprocessing=preprocessing, limit=limit)
     data.test.need_labels()
     return data
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,15 +51,6 @@ def code(tmp_path: Path) -> Path:
     (tmp_path / "helper.py").write_text("WIDTH = 6\n")
     (tmp_path / "net.py").write_text(CODE)
     return tmp_path / "net.py"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """So small are these batches that a second thread mostly waits, eight times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,15 +10,6 @@ from torch import fx, nn
 
 from sqakd_deploy.models import MODELS, CifarResNet, build_model
 from sqakd_deploy.models.resnet import BasicBlock, Subsample
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """So small are these batches that a second thread mostly waits, eight times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _parameters(model: nn.Module) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,6 @@ CALIBRATED = DistillConfig(epochs=0, calibration_images=64, bn_images=64)
 # logits by single steps (docs/runtime-rules.md, rule 20). A wrong operator moves them by dozens.
 FEW_STEPS = 8
 RARELY = 0.2
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """So small are these batches that a second thread mostly waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Net(nn.Module):
