@@ -171,7 +171,9 @@ class Fit:
         if position.step == 0:
             self.before_epoch(position.epoch)
         self.model.train()
-        start, lr = time.perf_counter(), self._rates[0]
+        start = time.perf_counter()
+        # That of the last step taken: a run stopped at an epoch's end has none left to take.
+        lr = self._schedule(position.epoch + max(0, position.step - 1) / self._steps)
         for number, batch in enumerate(_from(self.batches, position.step), position.step):
             lr = self._schedule(position.epoch + number / self._steps)
             loss, share = self._step(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import shutil
@@ -17,7 +18,7 @@ from networks import SHAPE, images, network
 from torch import nn
 
 from sqakd_deploy.distillation import distill
-from sqakd_deploy.fitting import Step
+from sqakd_deploy.fitting import Epoch, Step
 from sqakd_deploy.quantization import quantize
 from sqakd_deploy.saves import Position, Saves
 from sqakd_deploy.spec import DistillConfig
@@ -93,6 +94,7 @@ def run(
     stop_at: int | None = None,
     seconds: float = 0.0,
     config: DistillConfig = CONFIG,
+    epochs: list[Epoch] | None = None,
 ) -> nn.Module:
     """Distil; every call starts from the same fresh student, as a new process does."""
     teacher = network("mixed")  # has dropout, so that torch's generator counts
@@ -104,7 +106,9 @@ def run(
             raise Killed
 
     saves = None if folder is None else Saves(folder, seconds)
-    distill(student, Epochs(), teacher=teacher, config=config, saves=saves, on_step=watch)
+    records = distill(student, Epochs(), teacher=teacher, config=config, saves=saves, on_step=watch)
+    if epochs is not None:
+        epochs += [dataclasses.replace(record, seconds=0.0) for record in records]
     return student
 
 
@@ -134,9 +138,12 @@ def values(model: nn.Module) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("stop_at", [1, 3, 4, 7, 11])
 def test_resumed_at_any_step_the_result_is_the_same(stop_at: int, tmp_path: Path) -> None:
+    resumed: list[Epoch] = []
+    whole: list[Epoch] = []
     with pytest.raises(Killed):
         run(tmp_path, stop_at)
-    assert same(run(tmp_path), run(None))
+    assert same(run(tmp_path, epochs=resumed), run(None, epochs=whole))
+    assert resumed == whole[-len(resumed) :]
 
 
 @pytest.mark.parametrize("stop_at", [0, 3, 6])
