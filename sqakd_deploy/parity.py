@@ -151,7 +151,7 @@ def verify(
         output_step_source=source,
         stages=tuple(_compare(name, o, reference, known, step) for name, o in outputs.items()),
         coverage=session.coverage(),
-        size=path.stat().st_size,
+        size=artifact.size if isinstance(artifact, Artifact) else path.stat().st_size,
         float_size=float_size(graph),
         tolerance=tolerance or Tolerance(),
     )
