@@ -155,6 +155,21 @@ class Runtime(Protocol):
         ...
 
 
+STAGES: Mapping[str, bool] = {"optimisations off": False, "optimisations on": True}
+"""What a proof runs: values of ``optimize`` by the stage's name."""
+
+
+@runtime_checkable
+class StagedRuntime(Runtime, Protocol):
+    """A runtime for which the names in :data:`STAGES` would be wrong.
+
+    Attributes:
+        stages: as :data:`STAGES`; the last is how the file is deployed.
+    """
+
+    stages: Mapping[str, bool]
+
+
 @runtime_checkable
 class Exporter(Protocol):
     """Writes integer graphs for one target.
@@ -226,6 +241,11 @@ def get_runtime(name: str) -> Runtime:
         UnavailableError: if it lacks a package, saying which.
     """
     return _pick("runtime", name, *_load(RUNTIMES, Runtime, None))  # type: ignore[type-abstract]
+
+
+def stages_of(runtime: Runtime) -> Mapping[str, bool]:
+    """What a proof in a runtime runs: values of ``optimize`` by the stage's name."""
+    return runtime.stages if isinstance(runtime, StagedRuntime) else STAGES
 
 
 Missing: TypeAlias = dict[str, UnavailableError]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sqakd_deploy.errors import ParityError
 from sqakd_deploy.evaluate import Logits, accuracy, agreement, predict
-from sqakd_deploy.exporting import Artifact, Coverage, get_exporter, get_runtime
+from sqakd_deploy.exporting import Artifact, Coverage, get_exporter, get_runtime, stages_of
 from sqakd_deploy.graph import IntegerGraph, IntWeight
 from sqakd_deploy.integer import lower
 from sqakd_deploy.quantization import spec_of
@@ -140,7 +140,7 @@ def verify(
     reference = predict(student, batches)
     arrays = [batch.float().numpy() for batch in batches]
     outputs = {"PyTorch student": reference}
-    for name, optimize in (("optimisations off", False), ("optimisations on", True)):
+    for name, optimize in stages_of(runtime).items():
         session = runtime.open(path, optimize=optimize)
         outputs[f"{runtime.name}, {name}"] = np.concatenate([session.run(a) for a in arrays])
     step, source = output_step(graph, reference)

@@ -7,8 +7,10 @@ that listing the targets stays quick.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx_ir as ir
@@ -81,6 +83,9 @@ class OpenVinoRuntime:
     """
 
     name = "openvino"
+    stages: Mapping[str, bool] = MappingProxyType(
+        {"low precision off": False, "low precision on": True}
+    )
 
     def __init__(self) -> None:
         _require_openvino()
@@ -90,8 +95,8 @@ class OpenVinoRuntime:
 
         Args:
             path: the file.
-            optimize: False turns the low-precision transformations off: quantised numbers, in
-                float kernels.
+            optimize: False turns the low-precision transformations off: the same numbers in float
+                kernels. OpenVINO has no way to run a file as written.
             threads: inference threads; None takes OpenVINO's default.
 
         Raises:

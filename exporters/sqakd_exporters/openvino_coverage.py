@@ -158,5 +158,7 @@ def _reaches(value: openvino.Output, kind: str) -> openvino.Node | None:
     """The node of a kind that a value comes from, through what changes no integer."""
     node = value.get_node()
     while node.get_type_name() in _TRANSPARENT and node.get_type_name() != kind:
-        node = node.input_values()[0].get_node()
+        sources = [source.get_node() for source in node.input_values()]
+        # Minimum and Maximum may have their bound in front
+        node = next((s for s in sources if s.get_type_name() != "Constant"), sources[0])
     return node if node.get_type_name() == kind else None
