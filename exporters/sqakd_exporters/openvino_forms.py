@@ -33,7 +33,8 @@ def with_rounding_kept(graph: g.IntegerGraph) -> g.IntegerGraph:
 
     OpenVINO fuses ``Conv → Quantize → Add → Quantize`` into one kernel and skips the first
     rounding: a tenth to a quarter of the sum's codes move. A 1×1 MaxPool on the codes, which
-    changes nothing, keeps the two apart. Students placed for OpenVINO have no such quantizer.
+    changes nothing, keeps the two apart. Sums with a convolution that is not rounded, as students
+    placed for OpenVINO have them, are fused into that one and need none.
 
     Args:
         graph: not changed.
@@ -43,12 +44,15 @@ def with_rounding_kept(graph: g.IntegerGraph) -> g.IntegerGraph:
     values = dict(graph.values)
     nodes: list[g.Node] = []
     for node in graph.nodes:
-        rounded = [
-            name
-            for name in dict.fromkeys(node.inputs if isinstance(node, g.Add) else ())
-            if readers[name] == 1 and _rounds_a_convolution(producers.get(name), producers)
-        ]
-        fences = {name: _fence(name, values) for name in rounded}
+        fences = {}
+        if isinstance(node, g.Add) and not any(
+            readers[name] == 1 and isinstance(producers.get(name), g.Conv) for name in node.inputs
+        ):
+            fences = {
+                name: _fence(name, values)
+                for name in dict.fromkeys(node.inputs)
+                if readers[name] == 1 and _rounds_a_convolution(producers.get(name), producers)
+            }
         inputs = [fences[name].output if name in fences else name for name in node.inputs]
         nodes += [*fences.values(), replace(node, inputs=tuple(inputs))]
     return replace(graph, nodes=tuple(nodes), values=values)
