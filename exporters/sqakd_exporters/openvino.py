@@ -1,7 +1,7 @@
 """OpenVINO on the CPU: the exporter, and the runtime that proves its files.
 
-The package itself is imported when it is first used (:mod:`sqakd_exporters.openvino_session`), so
-that listing the targets stays quick.
+The package itself is imported with the first runtime (:mod:`sqakd_exporters.openvino_session`):
+listing the targets stays quick.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ class OpenVinoRuntime:
 
     def __init__(self) -> None:
         _require_openvino()
+        self._module = _session_module()
 
     def open(self, path: Path, *, optimize: bool = True, threads: int | None = None) -> Session:
         """Load a file.
@@ -104,7 +105,5 @@ class OpenVinoRuntime:
         """
         if not path.is_file():  # OpenVINO's own message has ten lines
             raise ExportError(f"OpenVINO cannot load {path}: there is no such file")
-        session: Session = _session_module().OpenVinoSession(
-            path, optimize=optimize, threads=threads
-        )
+        session: Session = self._module.OpenVinoSession(path, optimize=optimize, threads=threads)
         return session
