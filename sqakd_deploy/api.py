@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,12 +73,21 @@ def export_proven(
     """
     target = Path(path)
     trial = target.with_name(f".{target.stem}.unproven{target.suffix}")
+    written = [trial]
     try:
         artifact = export(student, trial, options=options, metadata=metadata)
+        written = [*artifact.companions, trial]
         report = verify(artifact, student, images, labels=labels, tolerance=tolerance)
         if not report.failures:
-            trial.replace(target)
-            artifact = Artifact(target, artifact.exporter, artifact.size)
+            artifact = _renamed(artifact, target)
     finally:
-        trial.unlink(missing_ok=True)
+        for file in written:
+            file.unlink(missing_ok=True)
     return artifact, report
+
+
+def _renamed(artifact: Artifact, target: Path) -> Artifact:
+    """Give a file and its companions their names; the file comes last, when all is there."""
+    moved = [file.replace(target.with_suffix(file.suffix)) for file in artifact.companions]
+    artifact.path.replace(target)
+    return replace(artifact, path=target, companions=tuple(moved))

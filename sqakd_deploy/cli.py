@@ -6,6 +6,7 @@ This module imports click alone, so that ``--help`` answers at once; everything 
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -64,17 +65,27 @@ Exit codes: 0 proven, 2 wrong usage or setting, 3 the file does not give its stu
 (none is left under the name), 4 data, 5 run or weights, 6 model, 7 export, 8 training,
 130 interrupted.
 """
+_EPILOG_BENCH = """\b
+Examples:
+  sqakd-deploy bench model.onnx
+  sqakd-deploy bench model.onnx --runtime onnxruntime --runtime openvino --threads 1,2
+  sqakd-deploy bench model.onnx --fp32 model_fp32.onnx --json > bench.json
+  sqakd-deploy bench model.onnx --plot bench.svg
+
+\b
+Exit codes: 0 measured, 2 wrong usage or unknown runtime, 5 run, 6 no such model or no ONNX file,
+7 refused by the runtime, 130 interrupted.
+"""
 
 
-def _commands() -> ModuleType:
+def _commands(name: str = "commands") -> ModuleType:
     # Imported late: torch and Brevitas take seconds, and --help needs neither. On a machine with
     # the CUDA compiler and no GPU, the import logs a warning that concerns nobody here.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     # Threads that spin while they wait for each other stand in the way of the one they wait for as
     # soon as another process wants a core: training was seen to run 40 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import sqakd_deploy.commands as commands
-
+    commands = importlib.import_module(f"sqakd_deploy.{name}")
     warnings.showwarning = _warn
     return commands
 
@@ -249,6 +260,42 @@ def eval_(ctx: click.Context, what: Path, **options: Any) -> None:
     else say so with --data, --input-size, --mean and --std. The held-out part is used.
     """
     _commands().evaluate(what, settings_of(ctx), **options)
+
+
+def _counts(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    counts = value.split(",")
+    if not all(count.strip().isdecimal() and int(count) > 0 for count in counts):
+        raise click.BadParameter(f"wanted N or N,M with N of at least 1, got {value!r}")
+    return tuple(int(count) for count in counts)
+
+
+@main.command(epilog=_EPILOG_BENCH)
+@click.argument("model", type=EXISTING)
+@click.option("--runtime", multiple=True, help="Repeatable.  [default: all that are installed]")
+@click.option("--fp32", type=EXISTING, help="The float model.  [default: the run's teacher]")
+@click.option("--run", type=EXISTING, help="Run folder of the teacher.  [default: the newest]")
+@click.option("--threads", default="1", show_default=True, callback=_counts, help="N or N,M.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images.")
+@click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="Turns.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.25,
+    show_default=True,
+    help="Of a turn.",
+)
+@click.option(
+    "--warmup", type=click.IntRange(min=0), default=2, show_default=True, help="Untimed, a turn."
+)
+@click.option("--plot", type=EXISTING, help="Picture to draw, .svg or .png.")
+@JSON
+def bench(**options: Any) -> None:
+    """Measure MODEL in each runtime: latency, throughput, load time, memory, size, coverage.
+
+    Each file in each runtime has a process of its own; they take turns, so that whatever else
+    happens on the machine meets all alike. The float model is measured beside.
+    """
+    _commands("bench_command").run(**options)
 
 
 @main.command(name="list")

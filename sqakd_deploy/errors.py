@@ -17,6 +17,14 @@ class SpecError(SqakdError):
     exit_code = 2
 
 
+class UnavailableError(SpecError):
+    """A plugin cannot work because a package that it needs is not installed.
+
+    A plugin raises it when it is made: it is then left out without a warning, and whoever asks for
+    it by name gets this message.
+    """
+
+
 class ParityError(SqakdError):
     """An exported file does not give the answers of its student."""
 

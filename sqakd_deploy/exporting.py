@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sqakd_deploy.errors import SpecError
+from sqakd_deploy.errors import SpecError, UnavailableError
 from sqakd_deploy.graph import IntegerGraph
 from sqakd_deploy.registry import unknown_name
 from sqakd_deploy.spec import QuantSpec
@@ -33,10 +33,13 @@ class PlacementRules:
         quantize_edges: every tensor between layers is quantised (residual stream, pools,
             concatenations, output). False quantises only what convolutions and linears read.
         quantize_first_last: the first and last layers are quantised too.
+        fuse_sums: the target adds inside a convolution's kernel, before anything is rounded: one
+            input of an Add that is a convolution's own output (BatchNorm folded) stays float.
     """
 
     quantize_edges: bool = True
     quantize_first_last: bool = True
+    fuse_sums: bool = False
 
 
 PAPER_PLACEMENT = PlacementRules(quantize_edges=False, quantize_first_last=False)
@@ -67,12 +70,14 @@ class Artifact:
     Attributes:
         path: where it is.
         exporter: who wrote it.
-        size: bytes on disk.
+        size: bytes on disk, companions included.
+        companions: files beside it that belong to it, named like it but for the suffix.
     """
 
     path: Path
     exporter: str
     size: int
+    companions: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,17 @@ class Session(Protocol):
 
 
 @runtime_checkable
+class ShapedSession(Session, Protocol):
+    """A session that knows its input, which ``bench`` needs for files that are not ONNX.
+
+    Attributes:
+        input_shape: ``(N, C, H, W)``, None where an extent is dynamic.
+    """
+
+    input_shape: tuple[int | None, ...]
+
+
+@runtime_checkable
 class Runtime(Protocol):
     """Opens files of one format.
 
@@ -144,6 +160,21 @@ class Runtime(Protocol):
             ExportError: if the runtime refuses the file.
         """
         ...
+
+
+STAGES: Mapping[str, bool] = {"optimisations off": False, "optimisations on": True}
+"""What a proof runs: values of ``optimize`` by the stage's name."""
+
+
+@runtime_checkable
+class StagedRuntime(Runtime, Protocol):
+    """A runtime for which the names in :data:`STAGES` would be wrong.
+
+    Attributes:
+        stages: as :data:`STAGES`; the last is how the file is deployed.
+    """
+
+    stages: Mapping[str, bool]
 
 
 @runtime_checkable
@@ -202,15 +233,18 @@ Plugin = TypeVar("Plugin")
 def exporters(entries: Iterable[EntryPoint] | None = None) -> dict[str, Exporter]:
     """Installed exporters by name; a broken one warns and is left out.
 
+    Those that lack a package are left out, too, without a warning: see
+    :class:`~sqakd_deploy.errors.UnavailableError`.
+
     Args:
         entries: the entry points to read; None reads those of the installed distributions.
     """
-    return _load(EXPORTERS, Exporter, entries)  # type: ignore[type-abstract]
+    return _load(EXPORTERS, Exporter, entries)[0]  # type: ignore[type-abstract]
 
 
 def runtimes(entries: Iterable[EntryPoint] | None = None) -> dict[str, Runtime]:
-    """Installed runtimes by name; a broken one warns and is left out."""
-    return _load(RUNTIMES, Runtime, entries)  # type: ignore[type-abstract]
+    """Installed runtimes by name; left out are those that :func:`exporters` would leave out."""
+    return _load(RUNTIMES, Runtime, entries)[0]  # type: ignore[type-abstract]
 
 
 def get_exporter(name: str) -> Exporter:
@@ -218,8 +252,9 @@ def get_exporter(name: str) -> Exporter:
 
     Raises:
         SpecError: if none is installed, listing those that are.
+        UnavailableError: if it lacks a package, saying which.
     """
-    return _pick("target", name, exporters())
+    return _pick("target", name, *_load(EXPORTERS, Exporter, None))  # type: ignore[type-abstract]
 
 
 def get_runtime(name: str) -> Runtime:
@@ -227,11 +262,22 @@ def get_runtime(name: str) -> Runtime:
 
     Raises:
         SpecError: if none is installed, listing those that are.
+        UnavailableError: if it lacks a package, saying which.
     """
-    return _pick("runtime", name, runtimes())
+    return _pick("runtime", name, *_load(RUNTIMES, Runtime, None))  # type: ignore[type-abstract]
 
 
-def _pick(kind: str, name: str, found: Mapping[str, Plugin]) -> Plugin:
+def stages_of(runtime: Runtime) -> Mapping[str, bool]:
+    """What a proof in a runtime runs: values of ``optimize`` by the stage's name."""
+    return runtime.stages if isinstance(runtime, StagedRuntime) else STAGES
+
+
+Missing: TypeAlias = dict[str, UnavailableError]
+
+
+def _pick(kind: str, name: str, found: Mapping[str, Plugin], missing: Missing) -> Plugin:
+    if name in missing:
+        raise UnavailableError(f"{kind} {name!r}: {missing[name]}")
     if name not in found:
         raise SpecError(unknown_name(kind, name, sorted(found)))
     return found[name]
@@ -239,10 +285,16 @@ def _pick(kind: str, name: str, found: Mapping[str, Plugin]) -> Plugin:
 
 def _load(
     group: str, protocol: type[Plugin], entries: Iterable[EntryPoint] | None
-) -> dict[str, Plugin]:
+) -> tuple[dict[str, Plugin], Missing]:
+    """Plugins that work, and why those that lack a package do not."""
     found: dict[str, Plugin] = {}
+    missing: Missing = {}
     for entry in entry_points(group=group) if entries is None else entries:
-        plugin = _load_one(entry, protocol)
+        try:
+            plugin = _load_one(entry, protocol)
+        except UnavailableError as error:
+            missing[entry.name] = error
+            continue
         if plugin is None:
             continue
         if entry.name in found:
@@ -250,13 +302,15 @@ def _load(
                 f"two installed distributions provide {entry.name!r} in {group}; uninstall one"
             )
         found[entry.name] = plugin
-    return found
+    return found, missing
 
 
 def _load_one(entry: EntryPoint, protocol: type[Plugin]) -> Plugin | None:
     """Import and build one plugin. Whatever a stranger's code raises must not stop the others."""
     try:
         plugin = entry.load()()
+    except UnavailableError:
+        raise
     except Exception as error:
         warnings.warn(
             f"plugin {entry.name!r} ({entry.value}) failed to load: {error}", stacklevel=4

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sqakd_deploy.errors import ParityError
 from sqakd_deploy.evaluate import Logits, accuracy, agreement, predict
-from sqakd_deploy.exporting import Artifact, Coverage, get_exporter, get_runtime
+from sqakd_deploy.exporting import Artifact, Coverage, get_exporter, get_runtime, stages_of
 from sqakd_deploy.graph import IntegerGraph, IntWeight
 from sqakd_deploy.integer import lower
 from sqakd_deploy.quantization import spec_of
@@ -146,7 +146,7 @@ def verify(
     reference = predict(student, batches)
     arrays = [batch.float().numpy() for batch in batches]
     outputs = {"PyTorch student": reference}
-    for name, optimize in (("optimisations off", False), ("optimisations on", True)):
+    for name, optimize in stages_of(runtime).items():
         session = runtime.open(path, optimize=optimize)
         outputs[f"{runtime.name}, {name}"] = np.concatenate([session.run(a) for a in arrays])
     step, source = output_step(graph, reference)
@@ -157,7 +157,7 @@ def verify(
         output_step_source=source,
         stages=tuple(_compare(name, o, reference, known, step) for name, o in outputs.items()),
         coverage=session.coverage(),
-        size=path.stat().st_size,
+        size=artifact.size if isinstance(artifact, Artifact) else path.stat().st_size,
         float_size=float_size(graph),
         information_size=information_size(graph),
         narrow_layers=sum(bits < 8 for _, bits, _ in _weights(graph)),

@@ -16,7 +16,8 @@ a layer in ``exclude``                     none
 
 An edge is quantised once, right where it arises, at the most that any reader needs; a reader that
 needs less requantises what it reads (runtime-rule: the 8-bit residual stream stays whole for the
-add, and convolutions see ``b`` bits of it).
+add, and convolutions see ``b`` bits of it). Targets that add inside a convolution's kernel
+(``fuse_sums``) read that convolution's own output unrounded.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ class _Planner:
         }
         self.ends = self._chain_ends()
         self.end_layers = self._first_and_last()
+        self.fused = set(self._fused_sums()) if self.rules.fuse_sums else set()
 
     def plan(self) -> Placement:
         edges = self._edges() if self.rules.quantize_edges else self._layer_inputs()
@@ -211,8 +213,29 @@ class _Planner:
 
     # -- quantizers --------------------------------------------------------------------------
 
+    def _fused_sums(self) -> Iterator[fx.Node]:
+        """Ends of the convolutions that an Add alone reads, one an Add: it runs in their kernel.
+
+        Where both inputs are such, the later one is taken: its kernel runs when the other's
+        output is there.
+        """
+        layers = {end: start for start, end in self.ends.items() if self._is(start, ir.Conv)}
+        for node in self.graph.nodes:
+            if self._is(node, ir.Add) and len(node.all_input_nodes) == 2:
+                ends = [
+                    end
+                    for end, start in layers.items()
+                    if end in node.all_input_nodes
+                    and list(end.users) == [node]
+                    and not self._is(end, ir.Clip)
+                    and not self._is_float(start)
+                ]
+                yield from ends[-1:]
+
     def _edges(self) -> Iterator[Placed]:
         for edge in self._sources():
+            if edge in self.fused:
+                continue
             needs = [
                 (read_from, reader, self._bits(reader)) for read_from, reader in self._readers(edge)
             ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import fx, nn
 
-from sqakd_deploy.checkpoint import STUDENT, Run, load_weights
+from sqakd_deploy.checkpoint import STUDENT, TEACHER, Run, load_weights
 from sqakd_deploy.config import DataConfig, ModelConfig
 from sqakd_deploy.data import ImageSplit, Preprocessing, load_data
 from sqakd_deploy.data.batches import Batches
@@ -85,17 +85,35 @@ def load_student(run: Run) -> Loaded:
     Raises:
         CheckpointError: if the folder is incomplete or damaged.
     """
+    model, preprocessing = _untrained(run)
+    shape = (preprocessing.channels, *preprocessing.input_size)
+    student = quantize(model, run.config.quantization, example=shape)
+    load_weights(student, run.path / STUDENT)
+    classes = run.facts["data"].get("classes")
+    return Loaded(run, student.eval(), preprocessing, tuple(classes) if classes else None)
+
+
+def load_teacher(run: Run) -> tuple[nn.Module, Preprocessing]:
+    """Rebuild the float teacher of a run, and what its images need.
+
+    Raises:
+        CheckpointError: if the folder is incomplete or damaged.
+    """
+    model, preprocessing = _untrained(run)
+    load_weights(model, run.path / TEACHER)
+    return model.eval(), preprocessing
+
+
+def _untrained(run: Run) -> tuple[nn.Module, Preprocessing]:
+    """A run's model without its weights."""
     try:
         facts = run.facts["data"]
         preprocessing = Preprocessing(**facts["preprocessing"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"run {run.path} is damaged: no data facts in run.json") from error
-    model = build_float(run.config.model, facts["num_classes"], preprocessing.channels)
-    shape = (preprocessing.channels, *preprocessing.input_size)
-    student = quantize(model, run.config.quantization, example=shape)
-    load_weights(student, run.path / STUDENT)
-    classes = tuple(facts["classes"]) if facts.get("classes") else None
-    return Loaded(run, student.eval(), preprocessing, classes)
+    return build_float(
+        run.config.model, facts["num_classes"], preprocessing.channels
+    ), preprocessing
 
 
 def keeping_of(config: DataConfig) -> Keeping:

@@ -142,7 +142,7 @@ def save_weights(source: Path, path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["--method", "lsqq"], 2, "unknown method 'lsqq'. Did you mean 'lsq'? There are: dorefa"),
-        (["--target", "toaster"], 2, "unknown target 'toaster'. There are: onnxruntime."),
+        (["--target", "toaster"], 2, "unknown target 'toaster'. There are: onnxruntime"),
         (["--bits", "9"], 2, "bits: wanted 1 to 8, got 9 in '9'"),
         (["--bits", "four"], 2, "bits: wanted a number like 4 or a pair like w4a8, got 'four'"),
         (["--weight-bits", "0"], 2, "quantization.weights.bits"),

@@ -17,7 +17,7 @@ import onnx
 import pytest
 
 from sqakd_deploy import exporting
-from sqakd_deploy.errors import SpecError
+from sqakd_deploy.errors import SpecError, UnavailableError
 from sqakd_deploy.exporting import (
     EXPORTERS,
     RUNTIMES,
@@ -67,10 +67,14 @@ def fails() -> None:
     raise RuntimeError("no licence found")
 
 
+def lacks() -> None:
+    raise UnavailableError("the package toys is not installed; pip install toys")
+
+
 @pytest.fixture(autouse=True)
 def _module(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("toy_plugins")
-    for part in (Toy, Player, Incomplete, fails):
+    for part in (Toy, Player, Incomplete, fails, lacks):
         setattr(module, part.__name__, part)
     monkeypatch.setitem(sys.modules, "toy_plugins", module)
 
@@ -116,6 +120,17 @@ def test_a_broken_one_warns_and_harms_nothing(broken: EntryPoint, text: str, fir
 def test_duplicates_are_an_error() -> None:
     with pytest.raises(SpecError, match="two installed distributions provide 'toy'"):
         exporters([entry("Toy"), entry("Toy")])
+
+
+def test_one_that_lacks_a_package_is_left_out_without_a_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Warnings are errors here; whoever asks for it by name is told what to install."""
+    both = [entry("lacks", "absent"), entry("Toy")]
+    assert list(exporters(both)) == ["toy"]
+    monkeypatch.setattr(exporting, "entry_points", lambda group: both)
+    with pytest.raises(UnavailableError, match=r"target 'absent': .*pip install toys"):
+        get_exporter("absent")
 
 
 def test_a_broken_twin_does_not_count() -> None:
@@ -263,7 +278,7 @@ USED = """
 import sys
 from networks import SHAPE, images, network
 from sqakd_deploy import QuantSpec, calibrate, export, quantize, verify
-from sqakd_deploy.errors import SpecError
+from sqakd_deploy.errors import SpecError, UnavailableError
 
 model = network("mixed")
 student = quantize(model, QuantSpec(target="reference"), example=SHAPE)

@@ -39,8 +39,8 @@ def with_padding_apart(graph: g.IntegerGraph) -> g.IntegerGraph:
 def _rewritten(node: g.AveragePool, values: dict[str, g.Value]) -> list[g.Node]:
     wanted = values[node.output].shape[2:]
     axes = list(zip(_padded(node, values), node.kernel, node.stride, strict=True))
-    if wanted == tuple((extent - size) // step + 1 for extent, size, step in axes):
-        return [replace(node, ceil_mode=False)]  # no window hangs over
+    if not hangs_over(node, values):
+        return [replace(node, ceil_mode=False)]
     if wanted != tuple(_rounded_up(*axis) for axis in axes):
         raise ExportError(
             f"node {node.name!r}: AveragePool with ceil_mode, count_include_pad and padding "
@@ -48,6 +48,30 @@ def _rewritten(node: g.AveragePool, values: dict[str, g.Value]) -> list[g.Node]:
         )
     if not any(node.padding):
         return [replace(node, count_include_pad=False)]
+    return padded_apart(node, values)
+
+
+def hangs_over(node: g.AveragePool, values: Mapping[str, g.Value]) -> bool:
+    """Whether a window of a pool in ceil mode reaches beyond the padded image.
+
+    Raises:
+        ExportError: if more than the batch is dynamic, naming the pool.
+    """
+    axes = zip(_padded(node, values), node.kernel, node.stride, strict=True)
+    floored = tuple((extent - size) // step + 1 for extent, size, step in axes)
+    return values[node.output].shape[2:] != floored
+
+
+def padded_apart(node: g.AveragePool, values: dict[str, g.Value]) -> list[g.Node]:
+    """A pool that counts its padding, as a Pad and a pool without any.
+
+    Args:
+        node: the pool.
+        values: of its graph; the padded value is added.
+
+    Raises:
+        ExportError: if more than the batch is dynamic, naming the pool.
+    """
     pad = _pad(node, values)
     pool = replace(node, inputs=(pad.output,), padding=(0, 0, 0, 0), count_include_pad=False)
     return [pad, pool]

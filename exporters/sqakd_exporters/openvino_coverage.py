@@ -1,0 +1,164 @@
+"""Which layers OpenVINO runs in integers, and why it does not run the others so.
+
+The layers are those of the model as read; how each runs is said by the graph that OpenVINO made of
+it (its *runtime model*), whose nodes list the layers they stand for. Rule numbers are those of
+``docs/runtime-rules.md``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import openvino
+
+from sqakd_deploy.exporting import Coverage, FloatFallback
+
+LAYERS = {
+    "Convolution": "Conv",
+    "GroupConvolution": "Conv",
+    "ConvolutionBackpropData": "ConvTranspose",
+    "GroupConvolutionBackpropData": "ConvTranspose",
+    "MatMul": "Gemm",
+    "Add": "Add",
+    "Concat": "Concat",
+    "AvgPool": "AveragePool",
+    "ReduceMean": "GlobalAveragePool",
+    "MaxPool": "MaxPool",
+}
+"""OpenVINO's operators that count, by ONNX's names for them."""
+
+_INTEGERS = ("u8", "i8")
+_WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm")
+_MERGED_BIAS = "/WithoutBiases"  # what the ONNX reader calls a layer whose bias is a node apart
+
+# What stands between a layer and what quantised its input.
+_TRANSPARENT = {
+    "Broadcast",
+    "Clamp",
+    "Convert",
+    "MaxPool",
+    "Maximum",
+    "Minimum",
+    "Multiply",
+    "Pad",
+    "Reshape",
+    "ShuffleChannels",
+    "Slice",
+    "Squeeze",
+    "StridedSlice",
+    "Subtract",
+    "Transpose",
+    "Unsqueeze",
+}
+
+
+def measure(written: openvino.Model, executed: openvino.Model, *, fusing: bool = True) -> Coverage:
+    """Compare a model with what OpenVINO made of it.
+
+    Args:
+        written: the model as read.
+        executed: its runtime model.
+        fusing: whether the low-precision transformations were allowed.
+    """
+    run_by = _run_by(executed)
+    integer: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    fallbacks = []
+    for layer in _layers(written):
+        kind = LAYERS[layer.get_type_name()]
+        total[kind] += 1
+        if _runs_in_integers(run_by(layer.get_friendly_name())):
+            integer[kind] += 1
+        else:
+            name = layer.get_friendly_name().removesuffix(_MERGED_BIAS)
+            fallbacks.append(FloatFallback(name, kind, _reason(layer, kind, fusing)))
+    return Coverage(dict(integer), dict(total), tuple(fallbacks))
+
+
+def _layers(written: openvino.Model) -> list[openvino.Node]:
+    """Layers on the data's way; a bias is none, nor a pool over single pixels."""
+    data = {node.get_friendly_name() for node in written.get_parameters()}
+    found = []
+    for node in written.get_ordered_ops():
+        inputs = [v.get_node().get_friendly_name() for v in node.input_values()]
+        carried = [name in data for name in inputs]
+        kind = node.get_type_name()
+        if kind == "ShapeOf" or not any(carried):
+            continue
+        data.add(node.get_friendly_name())
+        if kind in LAYERS and not (kind == "Add" and not all(carried)) and not _is_fence(node):
+            found.append(node)
+    return found
+
+
+def _is_fence(node: openvino.Node) -> bool:
+    return node.get_type_name() == "MaxPool" and set(node.get_attributes()["kernel"]) == {1}
+
+
+def _run_by(executed: openvino.Model) -> Callable[[str], openvino.Node | None]:
+    """A look-up: the executed node that stands for a layer of that name.
+
+    A layer that the transformations moved has their suffix behind a slash.
+    """
+    nodes = {
+        name: node
+        for node in executed.get_ordered_ops()
+        for name in _told(node, "originalLayersNames").split(",")
+        if name
+    }
+
+    def find(layer: str) -> openvino.Node | None:
+        if layer in nodes:
+            return nodes[layer]
+        return next((node for name, node in nodes.items() if name.startswith(f"{layer}/")), None)
+
+    return find
+
+
+def _told(node: openvino.Node, key: str) -> str:
+    info = node.get_rt_info()
+    return str(info[key].value) if key in info else ""
+
+
+def _runs_in_integers(node: openvino.Node | None) -> bool:
+    """Both the data and the kernel are 8-bit: ``u8`` and ``brgconv_avx512_I8``, say."""
+    if node is None:
+        return False
+    kernel = _told(node, "primitiveType")
+    return _told(node, "runtimePrecision") in _INTEGERS and kernel.upper().endswith("_I8")
+
+
+def _reason(layer: openvino.Node, kind: str, fusing: bool) -> str:
+    if not fusing:
+        return "the session runs without low-precision transformations, which make integer kernels"
+    inputs = layer.input_values()
+    weighted = kind in _WITH_WEIGHTS and _reaches(inputs[1], "Constant") is not None
+    for value in inputs[:1] if weighted or kind not in ("Add", "Concat", "Gemm") else inputs:
+        if not _is_quantized(value):
+            source = value.get_node().get_friendly_name()
+            return f"input {source!r} is not quantised (rule O1)"
+    if weighted and not _has_integer_weights(inputs[1]):
+        return "weights are not 8-bit integers (rule O1)"
+    if kind == "AveragePool" and layer.get_attributes().get("rounding_type") != "floor":
+        return "windows that may hang over the edge (ceil_mode) are averaged in float (rule O4)"
+    return "OpenVINO chose a float kernel, though input and weights are integers as rule O1 asks"
+
+
+def _is_quantized(value: openvino.Output) -> bool:
+    return _reaches(value, "FakeQuantize") is not None
+
+
+def _has_integer_weights(value: openvino.Output) -> bool:
+    constant = _reaches(value, "Constant")
+    return constant is not None and constant.get_element_type().get_type_name() in _INTEGERS
+
+
+def _reaches(value: openvino.Output, kind: str) -> openvino.Node | None:
+    """The node of a kind that a value comes from, through what changes no integer."""
+    node = value.get_node()
+    while node.get_type_name() in _TRANSPARENT and node.get_type_name() != kind:
+        sources = [source.get_node() for source in node.input_values()]
+        # Minimum and Maximum may have their bound in front
+        node = next((s for s in sources if s.get_type_name() != "Constant"), sources[0])
+    return node if node.get_type_name() == kind else None

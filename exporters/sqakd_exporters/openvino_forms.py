@@ -1,0 +1,156 @@
+"""Integer graphs in forms that OpenVINO computes as they are written.
+
+Each pass gives the same function another form, where OpenVINO's int8 path would change the numbers
+or leave it. Rule numbers are those of ``docs/runtime-rules.md``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from sqakd_deploy import graph as g
+from sqakd_exporters.pooling import hangs_over, padded_apart, with_padding_apart
+
+_ONE = (1, 1)
+
+
+def for_openvino(graph: g.IntegerGraph) -> g.IntegerGraph:
+    """All passes of this module.
+
+    Args:
+        graph: not changed; its grids are unsigned.
+
+    Raises:
+        ExportError: if a pool has no exact form, naming it.
+    """
+    pooled = with_zeros_counted(with_floors(with_padding_apart(graph)))
+    return with_strides_apart(with_rounding_kept(pooled))
+
+
+def with_rounding_kept(graph: g.IntegerGraph) -> g.IntegerGraph:
+    """Keep sums out of convolutions whose output is rounded first (rule O2).
+
+    OpenVINO fuses ``Conv → Quantize → Add → Quantize`` into one kernel and skips the first
+    rounding: a tenth to a quarter of the sum's codes move. A 1×1 MaxPool on the codes, which
+    changes nothing, keeps the two apart. Sums with a convolution that is not rounded, as students
+    placed for OpenVINO have them, are fused into that one and need none.
+
+    Args:
+        graph: not changed.
+    """
+    readers = _readers(graph)
+    producers = {node.output: node for node in graph.nodes}
+    values = dict(graph.values)
+    nodes: list[g.Node] = []
+    for node in graph.nodes:
+        fences = {}
+        if isinstance(node, g.Add) and not any(
+            readers[name] == 1 and isinstance(producers.get(name), g.Conv) for name in node.inputs
+        ):
+            fences = {
+                name: _fence(name, values)
+                for name in dict.fromkeys(node.inputs)
+                if readers[name] == 1 and _rounds_a_convolution(producers.get(name), producers)
+            }
+        inputs = [fences[name].output if name in fences else name for name in node.inputs]
+        nodes += [*fences.values(), replace(node, inputs=tuple(inputs))]
+    return replace(graph, nodes=tuple(nodes), values=values)
+
+
+def _readers(graph: g.IntegerGraph) -> Counter[str]:
+    """How often each value is read; being the graph's output counts."""
+    return Counter([*(name for node in graph.nodes for name in node.inputs), graph.output])
+
+
+def _rounds_a_convolution(node: g.Node | None, producers: dict[str, g.Node]) -> bool:
+    if not isinstance(node, g.Quantize):
+        return False
+    source = producers.get(node.inputs[0])
+    while isinstance(source, (g.Clip, g.ChannelAffine)):
+        source = producers.get(source.inputs[0])
+    return isinstance(source, (g.Conv, g.Linear))
+
+
+def _fence(name: str, values: dict[str, g.Value]) -> g.MaxPool:
+    output = f"{name}/rounded"
+    values[output] = replace(values[name], name=output)
+    return g.MaxPool(output, (name,), output, _ONE, _ONE, (0, 0, 0, 0), _ONE, ceil_mode=False)
+
+
+def with_strides_apart(graph: g.IntegerGraph) -> g.IntegerGraph:
+    """Write strided 1×1 convolutions as a slice of the codes and a plain one (rule O5).
+
+    OpenVINO moves such a stride forward, and where it meets the dequantisation makes a float
+    MaxPool of it, with the convolution in float behind. It leaves strides alone where another
+    layer reads the same value without them.
+
+    Args:
+        graph: not changed.
+    """
+    readers = _readers(graph)
+    values = dict(graph.values)
+    nodes: list[g.Node] = []
+    for node in graph.nodes:
+        if isinstance(node, g.Conv) and _only_skips(node) and readers[node.inputs[0]] == 1:
+            sliced = _slice(node, values)
+            nodes += [sliced, replace(node, inputs=(sliced.output,), stride=_ONE)]
+        else:
+            nodes.append(node)
+    return replace(graph, nodes=tuple(nodes), values=values)
+
+
+def _only_skips(node: g.Conv) -> bool:
+    codes = node.weight.codes if isinstance(node.weight, g.IntWeight) else node.weight
+    return codes.shape[2:] == _ONE and node.stride != _ONE and not any(node.padding)
+
+
+def _slice(node: g.Conv, values: dict[str, g.Value]) -> g.Slice:
+    (name,) = node.inputs
+    output = f"{node.name}/strided"
+    shape = (*values[name].shape[:2], *values[node.output].shape[2:])
+    values[output] = g.Value(output, shape, values[name].grid)
+    return g.Slice(output, (name,), output, (2, 3), (0, 0), (None, None), node.stride)
+
+
+def with_floors(graph: g.IntegerGraph) -> g.IntegerGraph:
+    """Drop the ceil mode of average pools where no window hangs over the edge (rule O4).
+
+    Args:
+        graph: not changed.
+
+    Raises:
+        ExportError: if more than the batch is dynamic, naming the pool.
+    """
+    nodes = [
+        replace(node, ceil_mode=False)
+        if isinstance(node, g.AveragePool) and node.ceil_mode and not hangs_over(node, graph.values)
+        else node
+        for node in graph.nodes
+    ]
+    return replace(graph, nodes=tuple(nodes))
+
+
+def with_zeros_counted(graph: g.IntegerGraph) -> g.IntegerGraph:
+    """Pad average pools that count their padding in a node of its own (rule O3).
+
+    OpenVINO's int8 pool pads with the integer 0, which is real zero only on a grid whose
+    zero-point is 0.
+
+    Args:
+        graph: not changed; no pool in it has both ``ceil_mode`` and ``count_include_pad``.
+    """
+    values = dict(graph.values)
+    nodes: list[g.Node] = []
+    for node in graph.nodes:
+        if isinstance(node, g.AveragePool) and _pads_off_zero(node, values):
+            nodes += padded_apart(node, values)
+        else:
+            nodes.append(node)
+    return replace(graph, nodes=tuple(nodes), values=values)
+
+
+def _pads_off_zero(node: g.AveragePool, values: dict[str, g.Value]) -> bool:
+    grid = values[node.inputs[0]].grid
+    off_zero = grid is not None and grid.zero_point != 0
+    return node.count_include_pad and any(node.padding) and off_zero

@@ -1,0 +1,64 @@
+"""What an ONNX file wants to be given, and which bits it says it has."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from sqakd_deploy.errors import ModelError
+
+IR = ".xml"  # the only other kind of file that a runtime here opens
+
+
+@dataclass(frozen=True)
+class InputShape:
+    """A file's input, and what its metadata say.
+
+    Attributes:
+        shape: ``(N, C, H, W)``, None where an extent is dynamic.
+        bits: of weights and activations, None if the file does not say.
+        metadata: by key.
+    """
+
+    shape: tuple[int | None, ...]
+    bits: tuple[int, int] | None
+    metadata: dict[str, str]
+
+
+def onnx_input(path: Path) -> InputShape | None:
+    """Read an ONNX file's input; None for a file of another kind.
+
+    Raises:
+        ModelError: if there is no such file, it is no ONNX file or it has several inputs.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: there is no such file; sqakd-deploy export writes one")
+    if path.suffix == IR:
+        return None
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, OSError) as error:
+        raise ModelError(f"{path} cannot be read as an ONNX file: {error}") from error
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    if not model.graph.node or len(inputs) != 1:
+        names = ", ".join(repr(value.name) for value in inputs) or "none"
+        raise ModelError(f"{path}: wanted an ONNX model with one input, got {names}")
+    dims = inputs[0].type.tensor_type.shape.dim
+    shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+    metadata = {prop.key: prop.value for prop in model.metadata_props}
+    return InputShape(shape, _bits(metadata), metadata)
+
+
+def _bits(metadata: dict[str, str]) -> tuple[int, int] | None:
+    if "sqakd.spec" not in metadata:
+        return None
+    try:
+        spec = json.loads(metadata["sqakd.spec"])
+        return int(spec["weights"]["bits"]), int(spec["activations"]["bits"])
+    except (ValueError, KeyError, TypeError):
+        return None  # another program's, or another version's

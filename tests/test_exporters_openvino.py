@@ -1,0 +1,275 @@
+"""Hand-made graphs through three arithmetics: integers in numpy, OpenVINO in float and in int8."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from integer_graphs import CASES, UINT8, Builder, Case, images
+from networks import SHAPE, network
+from networks import images as photos
+from reference_executor import logits
+
+from sqakd_deploy import graph as g
+from sqakd_deploy.api import export_proven
+from sqakd_deploy.errors import ExportError, UnavailableError
+from sqakd_deploy.exporting import (
+    Exporter,
+    ExportOptions,
+    Runtime,
+    ShapedSession,
+    StagedRuntime,
+    get_exporter,
+    get_runtime,
+)
+from sqakd_deploy.integer import lower, snap_biases
+from sqakd_deploy.parity import Tolerance
+from sqakd_deploy.quantization import calibrate, quantize
+from sqakd_deploy.spec import QuantSpec
+
+openvino = pytest.importorskip("openvino")
+
+from sqakd_exporters import openvino as plugin  # noqa: E402
+from sqakd_exporters.onnxruntime import OnnxRuntimeExporter  # noqa: E402
+from sqakd_exporters.openvino import OpenVinoExporter, OpenVinoRuntime  # noqa: E402
+from sqakd_exporters.openvino_forms import (  # noqa: E402
+    with_rounding_kept,
+    with_strides_apart,
+    with_zeros_counted,
+)
+
+# As for ONNX Runtime: no sum of these graphs lies on a rounding boundary, so that all arithmetics
+# give the same codes; what is left is one float32 product.
+SAME_CODE = 1e-4
+
+
+def write(graph: g.IntegerGraph, folder: Path, suffix: str = "onnx", **options: object) -> Path:
+    path = folder / f"{graph.name}.{suffix}"
+    return OpenVinoExporter().export(graph, path, ExportOptions(**options)).path  # type: ignore[arg-type]
+
+
+def error_in_steps(graph: g.IntegerGraph, path: Path, optimize: bool = True) -> float:
+    array = images(48, graph.values[graph.input].shape[1:], seed=5)  # type: ignore[arg-type]
+    reference = logits(graph, array)
+    got = OpenVinoRuntime().open(path, optimize=optimize, threads=1).run(array)
+    grid = graph.values[graph.output].grid
+    step = float(grid.scale) if grid else float(np.ptp(reference)) / 255
+    assert got.shape == reference.shape
+    return float(np.abs(got - reference).max()) / step
+
+
+def in_other_form(graph: g.IntegerGraph, folder: Path) -> Path:
+    """The file that ONNX Runtime gets."""
+    return OnnxRuntimeExporter().export(graph, folder / "other.onnx", ExportOptions()).path
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_three_arithmetics_agree(name: str, tmp_path: Path) -> None:
+    graph = CASES[name]().graph
+    path = write(graph, tmp_path)
+    # `floats` sums hundreds of float32 products before it is compared with float64
+    allowed = 0.01 if name == "floats" else SAME_CODE
+    assert error_in_steps(graph, path, optimize=False) <= allowed
+    assert error_in_steps(graph, path, optimize=True) <= allowed
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "floats"])
+def test_all_runs_in_integers(name: str, tmp_path: Path) -> None:
+    case: Case = CASES[name]()
+    coverage = OpenVinoRuntime().open(write(case.graph, tmp_path), threads=1).coverage()
+    assert coverage.fallbacks == ()
+    assert coverage.integer == coverage.total
+    assert sum(coverage.total.values()) == sum(case.integer.values()) + len(case.floats)
+
+
+def test_float_layers_have_reasons(tmp_path: Path) -> None:
+    session = OpenVinoRuntime().open(write(CASES["floats"]().graph, tmp_path), threads=1)
+    reasons = {fallback.node: fallback.reason for fallback in session.coverage().fallbacks}
+    assert reasons["only_weights"] == "input 'affine' is not quantised (rule O1)"
+    assert reasons["only_input"] == "weights are not 8-bit integers (rule O1)"
+    assert set(reasons) == {"stem", "only_weights", "only_input", "add", "concat", "fc"}
+
+
+def test_nothing_runs_in_integers_without_low_precision(tmp_path: Path) -> None:
+    path = write(CASES["plain"]().graph, tmp_path)
+    coverage = OpenVinoRuntime().open(path, optimize=False, threads=1).coverage()
+    assert coverage.total == {"Conv": 3, "GlobalAveragePool": 1, "Gemm": 1}
+    assert not coverage.integer
+    assert all("without low-precision" in fallback.reason for fallback in coverage.fallbacks)
+
+
+# -- IR ------------------------------------------------------------------------------------------
+
+
+def test_ir_is_the_same_model(tmp_path: Path) -> None:
+    graph = replace(CASES["residual"]().graph, metadata={"sqakd.spec": "{}", "who": "me"})
+    path = write(graph, tmp_path, "xml")
+    assert error_in_steps(graph, path) <= SAME_CODE
+    session = OpenVinoRuntime().open(path, threads=1)
+    assert session.coverage() == OpenVinoRuntime().open(write(graph, tmp_path)).coverage()
+    model = openvino.Core().read_model(path)
+    assert model.get_rt_info(["sqakd", "spec"]).astype(str) == "{}"
+    assert model.get_rt_info(["who"]).astype(str) == "me"
+    assert not [o for o in model.get_ordered_ops() if o.get_output_element_type(0) == "f16"]
+
+
+def test_ir_comes_with_its_weights(tmp_path: Path) -> None:
+    graph = CASES["plain"]().graph
+    artifact = OpenVinoExporter().export(graph, tmp_path / "m.xml", ExportOptions())
+    assert artifact.companions == (tmp_path / "m.bin",)
+    assert {file.name for file in tmp_path.iterdir()} == {"m.xml", "m.bin"}
+    assert artifact.size == sum(file.stat().st_size for file in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("agreement", "left"), [(99.0, {"m.xml", "m.bin"}), (101.0, set())])
+def test_ir_is_proven_as_a_whole(agreement: float, left: set[str], tmp_path: Path) -> None:
+    """An agreement above 100 % cannot be had: then neither file gets its name."""
+    student = quantize(network("residual"), QuantSpec(target="openvino"), example=SHAPE)
+    calibrate(student, photos(64))
+    snap_biases(student)
+    artifact, report = export_proven(
+        student, tmp_path / "m.xml", photos(64, seed=3), tolerance=Tolerance(agreement)
+    )
+    assert [stage.name for stage in report.stages[1:]] == [
+        "openvino, low precision off",
+        "openvino, low precision on",
+    ]
+    assert report.size == artifact.size
+    assert {file.name for file in tmp_path.iterdir()} == left
+    if left:
+        assert artifact.companions == (tmp_path / "m.bin",)
+
+
+# -- forms that OpenVINO computes otherwise, and how they are avoided ---------------------------
+
+
+def test_sums_do_not_swallow_a_rounding(tmp_path: Path) -> None:
+    """Rule O2: fused into the convolution, the sum sees its output unrounded."""
+    graph = CASES["residual"]().graph
+    other = in_other_form(graph, tmp_path)
+    assert error_in_steps(graph, other, optimize=False) <= SAME_CODE
+    assert error_in_steps(graph, other, optimize=True) >= 1 - SAME_CODE
+    fences = [n for n in with_rounding_kept(graph).nodes if n.output.endswith("/rounded")]
+    assert [fence.inputs for fence in fences] == [("oneb_quant_out",), ("twob_quant_out",)]
+
+
+def bare_sum() -> g.IntegerGraph:
+    b = Builder()
+    stream = b.layer("stem", b.quantize("image", "x", UINT8, 128), 8)
+    shortcut = b.quantize("skip_quant", b.conv("skip", stream, 8, kernel=1), UINT8, 128)
+    total = b.append(g.Add, "add", b.conv("main", stream, 8), shortcut)
+    return b.graph(b.quantize("out", b.relu("relu", total)))
+
+
+def test_a_convolutions_own_output_is_added_in_its_kernel(tmp_path: Path) -> None:
+    """What the placement asks for needs no fence and runs in integers."""
+    graph = bare_sum()
+    path = write(graph, tmp_path)
+    assert "MaxPool" not in {node.op_type for node in onnx.load(path).graph.node}
+    assert error_in_steps(graph, path) <= SAME_CODE
+    assert OpenVinoRuntime().open(path, threads=1).coverage().integer == {"Conv": 3, "Add": 1}
+
+
+def test_counted_padding_is_real_zero(tmp_path: Path) -> None:
+    """Rule O3."""
+    b = Builder()
+    x = b.quantize("image", "x", UINT8, 90)
+    mean = b.append(g.AveragePool, "avg", x, kernel=(3, 3), stride=(1, 1), padding=(1, 1, 1, 1),
+                    ceil_mode=False, count_include_pad=True)  # fmt: skip
+    graph = b.graph(b.quantize("out", mean, UINT8, 60))
+    assert error_in_steps(graph, in_other_form(graph, tmp_path)) > 50
+    assert error_in_steps(graph, write(graph, tmp_path)) <= SAME_CODE
+    assert any(isinstance(node, g.Pad) for node in with_zeros_counted(graph).nodes)
+
+
+def test_hanging_windows_are_said_to_be_float(tmp_path: Path) -> None:
+    """Rule O4."""
+    b = Builder(shape=(3, 7, 7))
+    x = b.quantize("image", "x", UINT8, 128)
+    mean = b.append(g.AveragePool, "avg", x, kernel=(2, 2), stride=(2, 2), padding=(0, 0, 0, 0),
+                    ceil_mode=True, count_include_pad=False)  # fmt: skip
+    graph = b.graph(b.quantize("out", mean, UINT8, 128))
+    path = write(graph, tmp_path)
+    assert error_in_steps(graph, path) <= SAME_CODE
+    (fallback,) = OpenVinoRuntime().open(path, threads=1).coverage().fallbacks
+    assert "(rule O4)" in fallback.reason
+
+
+def test_strided_pointwise_convolutions_stay_in_integers(tmp_path: Path) -> None:
+    """Rule O5."""
+    graph = CASES["shapes"]().graph
+    session = OpenVinoRuntime().open(in_other_form(graph, tmp_path), threads=1)
+    assert [fallback.node for fallback in session.coverage().fallbacks] == ["strided"]
+    sliced = [n for n in with_strides_apart(graph).nodes if isinstance(n, g.Slice)]
+    assert [node.steps for node in sliced] == [(2, 3)]
+
+
+def test_float_inputs_are_not_quantised_on_the_fly(tmp_path: Path) -> None:
+    """Rule O6: with OpenVINO's defaults the last layer of this graph is off by a step and more."""
+    graph = CASES["floats"]().graph
+    path = write(graph, tmp_path)
+    array = images(48, seed=5)
+    reference = logits(graph, array)
+    default = openvino.compile_model(path, "CPU")(array)[0]
+    step = float(np.ptp(reference)) / 255
+    assert error_in_steps(graph, path) <= 0.01
+    changed = float(np.abs(default - reference).max()) / step
+    capable = "avx512_vnni" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    assert not capable or changed > 0.5
+
+
+# -- placement -----------------------------------------------------------------------------------
+
+
+def test_one_input_of_a_sum_stays_unrounded() -> None:
+    student = quantize(network("residual"), QuantSpec(target="openvino"), example=SHAPE)
+    calibrate(student, photos(64))
+    graph = lower(student)
+    (add,) = [node for node in graph.nodes if isinstance(node, g.Add)]
+    kinds = {value: graph.values[value].grid is None for value in add.inputs}
+    assert sorted(kinds.values()) == [False, True]
+    (bare,) = [name for name, is_float in kinds.items() if is_float]
+    (producer,) = [node for node in graph.nodes if node.output == bare]
+    assert isinstance(producer, g.Conv)
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+def test_they_are_what_the_protocols_say(tmp_path: Path) -> None:
+    assert isinstance(get_exporter("openvino"), Exporter)
+    assert isinstance(get_runtime("openvino"), Runtime)
+    assert isinstance(get_runtime("openvino"), StagedRuntime)
+    session = OpenVinoRuntime().open(write(CASES["plain"]().graph, tmp_path))
+    assert isinstance(session, ShapedSession)
+    assert session.input_shape == (None, 3, 8, 8)
+    OpenVinoExporter().check(QuantSpec())
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin, "find_spec", lambda name: None)
+    with pytest.raises(UnavailableError, match=r"target 'openvino': .* 'sqakd-deploy\[openvino\]'"):
+        get_exporter("openvino")
+    with pytest.raises(UnavailableError, match=r"runtime 'openvino': the package openvino is not"):
+        get_runtime("openvino")
+
+
+def test_bad_files_and_images(tmp_path: Path) -> None:
+    runtime = OpenVinoRuntime()
+    with pytest.raises(ExportError, match=r"cannot load .*nothing\.onnx: there is no such file"):
+        runtime.open(tmp_path / "nothing.onnx")
+    (tmp_path / "text.onnx").write_text("no model")
+    with pytest.raises(ExportError, match=r"OpenVINO cannot load .*text\.onnx: ") as caught:
+        runtime.open(tmp_path / "text.onnx")
+    assert "\n" not in str(caught.value)
+    session = runtime.open(write(CASES["plain"]().graph, tmp_path))
+    with pytest.raises(ExportError, match=r"wanted images \['N', 3, 8, 8\], got \[2, 1, 8, 8\]"):
+        session.run(np.zeros((2, 1, 8, 8), np.float32))
+
+
+def test_ir_into_nowhere(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"cannot write .*m\.xml: No such file"):
+        write(replace(CASES["plain"]().graph, name="m"), tmp_path / "nowhere", "xml")
