@@ -125,7 +125,7 @@ def bench(
         workers, skipped = _start(candidates, stack, strict=bool(runtime))
         shape = _shape(known[MODEL], [w.shape for w in workers.values()], files[MODEL], how.batch)
         load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        _take_turns(list(workers.values()), shape, how, progress)
+        take_turns(list(workers.values()), shape, how, progress)
         rows = tuple(worker.row(how.batch) for worker in workers.values())
     facts = known[MODEL]
     return BenchReport(
@@ -184,13 +184,20 @@ def _shape(
     return (batch, *(extent for extent in others if extent is not None))
 
 
-def _take_turns(
+def take_turns(
     workers: Sequence[Process],
     shape: tuple[int, ...],
     how: BenchOptions,
-    progress: Callable[[int, int], None],
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Round after round; who begins moves on, so that no place in the round is always one's."""
+    """Round after round; who begins moves on, so that no place in the round is always one's.
+
+    Args:
+        workers: each keeps its own times.
+        shape: of a run's images ``(N, C, H, W)``.
+        how: rounds, seconds and warm-up.
+        progress: called with the turns done and their total.
+    """
     total = how.rounds * len(workers)
     for turn in range(total):
         round_, place = divmod(turn, len(workers))

@@ -186,7 +186,10 @@ class Add(Node):
 
 @dataclass(frozen=True)
 class Concat(Node):
-    """Concatenation along ``axis``."""
+    """Concatenation along ``axis``.
+
+    Where its output is on a grid, all inputs are on that grid, and codes are put side by side.
+    """
 
     axis: int
 

@@ -17,7 +17,8 @@ a layer in ``exclude``                     none
 An edge is quantised once, right where it arises, at the most that any reader needs; a reader that
 needs less requantises what it reads (runtime-rule: the 8-bit residual stream stays whole for the
 add, and convolutions see ``b`` bits of it). Targets that add inside a convolution's kernel
-(``fuse_sums``) read that convolution's own output unrounded.
+(``fuse_sums``) read that convolution's own output unrounded. What a concatenation alone reads is
+rounded behind it, once, on one grid: exporters round each part on that grid, which is the same.
 """
 
 from __future__ import annotations
@@ -103,7 +104,9 @@ class _Planner:
         }
         self.ends = self._chain_ends()
         self.end_layers = self._first_and_last()
-        self.fused = set(self._fused_sums()) if self.rules.fuse_sums else set()
+        self.unrounded = set(self._joined())
+        if self.rules.fuse_sums:
+            self.unrounded |= set(self._fused_sums())
 
     def plan(self) -> Placement:
         edges = self._edges() if self.rules.quantize_edges else self._layer_inputs()
@@ -213,6 +216,17 @@ class _Planner:
 
     # -- quantizers --------------------------------------------------------------------------
 
+    def _joined(self) -> Iterator[fx.Node]:
+        """Ends that a concatenation alone reads, where that is so of all its inputs."""
+        ends = set(self.ends.values())
+        for node in self.graph.nodes:
+            if not self._is(node, ir.Concat):
+                continue
+            parts = node.all_input_nodes
+            alone = all(part in ends and list(part.users) == [node] for part in parts)
+            if alone and any(self._bits(reader) for _, reader in self._readers(node)):
+                yield from parts
+
     def _fused_sums(self) -> Iterator[fx.Node]:
         """Ends of the convolutions that an Add alone reads, one an Add: it runs in their kernel.
 
@@ -234,7 +248,7 @@ class _Planner:
 
     def _edges(self) -> Iterator[Placed]:
         for edge in self._sources():
-            if edge in self.fused:
+            if edge in self.unrounded:
                 continue
             needs = [
                 (read_from, reader, self._bits(reader)) for read_from, reader in self._readers(edge)

@@ -164,7 +164,9 @@ def _(node: g.Add, reader: Reader) -> Held:
 
 @run.register
 def _(node: g.Concat, reader: Reader) -> Held:
-    return np.concatenate([reader.real(name) for name in node.inputs], axis=node.axis)
+    on_codes = reader.values[node.output].grid is not None
+    parts = [reader.held[name] if on_codes else reader.real(name) for name in node.inputs]
+    return np.concatenate(parts, axis=node.axis)
 
 
 @run.register

@@ -15,6 +15,7 @@ from sqakd_deploy.exporting import Artifact, Coverage, ExportOptions, PlacementR
 from sqakd_deploy.graph import IntegerGraph
 from sqakd_deploy.spec import QuantSpec
 from sqakd_exporters.coverage import measure
+from sqakd_exporters.joining import with_codes_joined
 from sqakd_exporters.packing import PACKED_BITS
 from sqakd_exporters.pooling import with_padding_apart
 from sqakd_exporters.qdq import build_model
@@ -43,7 +44,7 @@ class OnnxRuntimeExporter:
             ExportError: if a node cannot be written, naming it; if the model does not pass onnx's
                 checker; if the file cannot be written.
         """
-        graph = with_padding_apart(as_unsigned(graph))
+        graph = with_padding_apart(with_codes_joined(as_unsigned(graph)))
         size = save_checked(build_model(graph, options, packs=self.packs), path)
         return Artifact(path, self.name, size)
 

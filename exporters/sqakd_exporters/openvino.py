@@ -19,6 +19,7 @@ from sqakd_deploy.errors import ExportError, UnavailableError
 from sqakd_deploy.exporting import Artifact, ExportOptions, PlacementRules, Session
 from sqakd_deploy.graph import IntegerGraph
 from sqakd_deploy.spec import QuantSpec
+from sqakd_exporters.joining import with_codes_joined
 from sqakd_exporters.openvino_forms import for_openvino
 from sqakd_exporters.packing import PACKED_BITS
 from sqakd_exporters.qdq import build_model
@@ -66,7 +67,9 @@ class OpenVinoExporter:
             ExportError: if a node cannot be written, naming it; if the model does not pass onnx's
                 checker; if the file cannot be written.
         """
-        model = build_model(for_openvino(as_unsigned(graph)), options, packs=self.packs)
+        model = build_model(
+            for_openvino(with_codes_joined(as_unsigned(graph))), options, packs=self.packs
+        )
         if path.suffix == ".xml":
             return self._export_ir(model, path)
         return Artifact(path, self.name, save_checked(model, path))

@@ -177,8 +177,15 @@ def add(writer: Writer, node: g.Add) -> None:
 
 
 def concat(writer: Writer, node: g.Concat) -> None:
-    """Concat; the scales of its inputs may differ (rule 10)."""
-    as_float(writer, node, "Concat", axis=node.axis)
+    """Concat, of codes on one grid or of reals, whose scales may differ (rule 10)."""
+    grid = writer.graph.values[node.output].grid
+    if grid is None:
+        as_float(writer, node, "Concat", axis=node.axis)
+        return
+    if any(writer.graph.values[name].grid != grid for name in node.inputs):
+        raise ExportError(f"node {node.name!r}: wanted all inputs on the grid of its output")
+    parts = [writer.held(node, number) for number in range(len(node.inputs))]
+    writer.hold(node, writer.op("Concat", parts, node.output, node.name, axis=node.axis), grid)
 
 
 def average_pool(writer: Writer, node: g.AveragePool) -> None:
