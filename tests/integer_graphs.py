@@ -283,6 +283,19 @@ def branches(b: Builder) -> str:
     return b.pool_and_classify(b.quantize("concat_quant", joined, UINT8, 100))
 
 
+@case(Conv=6, Concat=2, GlobalAveragePool=1, Gemm=1)
+def joined(b: Builder) -> str:
+    """Concatenations rounded behind them: to 4 bits, and around a zero-point by another step."""
+    x = b.layer("stem", b.quantize("image", "x", UINT8, 128), 8)
+    parts = (b.conv("one", x, 6, kernel=1), b.conv("three", x, 10))
+    both = b.append(g.Concat, "concat1", *parts, axis=1)
+    x = b.quantize("narrow", b.relu("both_relu", both), (0, 15))
+    parts = (b.conv("left", x, 4), b.relu("right_relu", b.conv("right", x, 4)))
+    both = b.append(g.Concat, "concat2", *parts, axis=1)
+    x = b.quantize("wide", both, (0, 63), 20, step_ratio=0.8)
+    return b.pool_and_classify(b.layer("last", x, 8, act_bits=5))
+
+
 @case(AveragePool=4, MaxPool=3, GlobalAveragePool=1, Gemm=1)
 def pools(b: Builder) -> str:
     """Every form of pooling, on codes whose zero-point is not 0."""

@@ -36,6 +36,7 @@ from sqakd_exporters import openvino as plugin  # noqa: E402
 from sqakd_exporters.onnxruntime import OnnxRuntimeExporter  # noqa: E402
 from sqakd_exporters.openvino import OpenVinoExporter, OpenVinoRuntime  # noqa: E402
 from sqakd_exporters.openvino_forms import (  # noqa: E402
+    with_bounds_apart,
     with_rounding_kept,
     with_strides_apart,
     with_zeros_counted,
@@ -171,6 +172,22 @@ def test_a_convolutions_own_output_is_added_in_its_kernel(tmp_path: Path) -> Non
     assert "MaxPool" not in {node.op_type for node in onnx.load(path).graph.node}
     assert error_in_steps(graph, path) <= SAME_CODE
     assert OpenVinoRuntime().open(path, threads=1).coverage().integer == {"Conv": 3, "Add": 1}
+
+
+def test_bounds_are_met_inside_convolutions(tmp_path: Path) -> None:
+    """Rule O10: a Clip of reals is part of the convolution's kernel; no layer of its own is run."""
+    graph = CASES["joined"]().graph
+    session = OpenVinoRuntime().open(write(graph, tmp_path), threads=1)
+    run = session._compiled.get_runtime_model().get_ordered_ops()  # type: ignore[attr-defined]
+    kinds = [node.get_rt_info()["layerType"].astype(str) for node in run]
+    assert kinds.count("Convolution") == 6
+    assert kinds.count("FakeQuantize") == 1  # the image
+    assert kinds.count("Eltwise") == 1  # the logits dequantised
+    ends = {(n.low, n.high) for n in with_bounds_apart(graph).nodes if isinstance(n, g.Clip)}
+    steps = {n.output: n.step for n in graph.nodes if isinstance(n, g.Quantize)}
+    assert (0.0, float(steps["narrow_out"] * np.float32(15))) in ends
+    low, high = (float(steps["wide_out"] * np.float32(q - 20)) for q in (0, 63))
+    assert (low, high) in ends
 
 
 def test_counted_padding_is_real_zero(tmp_path: Path) -> None:

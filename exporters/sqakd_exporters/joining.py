@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sqakd_deploy import graph as g
@@ -11,8 +12,9 @@ from sqakd_deploy import graph as g
 def with_codes_joined(graph: g.IntegerGraph) -> g.IntegerGraph:
     """Round each input of a concatenation on the grid of its output, instead of the output.
 
-    Rounding works on each number by itself, so the codes are the same. Convolutions then have a
-    Quantize right behind them, which every runtime fuses, and the concatenation copies bytes.
+    Rounding, and an activation before it, work on each number by itself: the codes are the same.
+    Convolutions then have their Quantize right behind them, which every runtime fuses, and the
+    concatenation copies bytes.
 
     Args:
         graph: not changed.
@@ -22,25 +24,46 @@ def with_codes_joined(graph: g.IntegerGraph) -> g.IntegerGraph:
     values = dict(graph.values)
     nodes: list[g.Node] = []
     for node in graph.nodes:
-        joined = producers.get(node.inputs[0]) if isinstance(node, g.Quantize) else None
-        if not isinstance(node, g.Quantize) or not _moves_behind(joined, readers, graph):
-            nodes.append(node)
+        nodes.append(node)
+        if not isinstance(node, g.Quantize):
             continue
-        assert isinstance(joined, g.Concat)
-        nodes.remove(joined)
+        chain = [node, *_behind(node, producers, readers, graph)]
+        joined = chain.pop()
+        if not isinstance(joined, g.Concat):
+            continue
+        del nodes[-1]
+        nodes = [kept for kept in nodes if kept not in (joined, *chain)]
         parts = []
-        for number, name in enumerate(joined.inputs):
-            part = f"{node.output}/{number}"
-            values[part] = g.Value(part, values[name].shape, values[node.output].grid)
-            parts.append(replace(node, name=part, inputs=(name,), output=part))
-        together = tuple(part.output for part in parts)
-        nodes += [*parts, replace(joined, inputs=together, output=node.output)]
+        for number, part in enumerate(joined.inputs):
+            copies = _copied(chain[::-1], part, number, values)
+            parts.append(copies[-1].output)
+            nodes += copies
+        nodes.append(replace(joined, inputs=tuple(parts), output=node.output))
     return replace(graph, nodes=tuple(nodes), values=values)
 
 
-def _moves_behind(node: g.Node | None, readers: Counter[str], graph: g.IntegerGraph) -> bool:
-    return (
-        isinstance(node, g.Concat)
-        and readers[node.output] == 1
-        and all(graph.values[name].grid is None for name in node.inputs)
-    )
+def _behind(
+    node: g.Node, producers: Mapping[str, g.Node], readers: Counter[str], graph: g.IntegerGraph
+) -> list[g.Node]:
+    """Activations before a rounding, and the concatenation of reals that they end at, if any."""
+    found: list[g.Node] = []
+    (name,) = node.inputs
+    while readers[name] == 1 and isinstance(before := producers.get(name), (g.Clip, g.Concat)):
+        found.append(before)
+        if isinstance(before, g.Concat):
+            return [] if any(graph.values[part].grid for part in before.inputs) else found
+        (name,) = before.inputs
+    return []
+
+
+def _copied(
+    chain: Sequence[g.Node], name: str, number: int, values: dict[str, g.Value]
+) -> list[g.Node]:
+    """A chain on one part of what it was on."""
+    copies: list[g.Node] = []
+    for node in chain:
+        output = f"{node.output}/{number}"
+        values[output] = replace(values[node.output], name=output, shape=values[name].shape)
+        copies.append(replace(node, name=f"{node.name}/{number}", inputs=(name,), output=output))
+        name = output
+    return copies
