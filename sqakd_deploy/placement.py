@@ -217,14 +217,20 @@ class _Planner:
     # -- quantizers --------------------------------------------------------------------------
 
     def _joined(self) -> Iterator[fx.Node]:
-        """Ends that a concatenation alone reads, where that is so of all its inputs."""
+        """Ends that a concatenation alone reads, where that is so of all its inputs.
+
+        Not where it takes a ReLU's output together with negative values: no runtime fuses a ReLU
+        with a grid whose zero-point is not its lowest code (rule 2).
+        """
         ends = set(self.ends.values())
         for node in self.graph.nodes:
             if not self._is(node, ir.Concat):
                 continue
             parts = node.all_input_nodes
             alone = all(part in ends and list(part.users) == [node] for part in parts)
-            if alone and any(self._bits(reader) for _, reader in self._readers(node)):
+            mixed = self._signed(node) and any(self._is(part, ir.Clip) for part in parts)
+            quantised = any(self._bits(reader) for _, reader in self._readers(node))
+            if alone and quantised and not mixed:
                 yield from parts
 
     def _fused_sums(self) -> Iterator[fx.Node]:

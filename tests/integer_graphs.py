@@ -290,7 +290,7 @@ def joined(b: Builder) -> str:
     parts = (b.conv("one", x, 6, kernel=1), b.conv("three", x, 10))
     both = b.append(g.Concat, "concat1", *parts, axis=1)
     x = b.quantize("narrow", b.relu("both_relu", both), (0, 15))
-    parts = (b.conv("left", x, 4), b.relu("right_relu", b.conv("right", x, 4)))
+    parts = (b.conv("left", x, 4), b.conv("right", x, 4))
     both = b.append(g.Concat, "concat2", *parts, axis=1)
     x = b.quantize("wide", both, (0, 63), 20, step_ratio=0.8)
     return b.pool_and_classify(b.layer("last", x, 8, act_bits=5))
