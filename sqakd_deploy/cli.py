@@ -175,6 +175,14 @@ def main() -> None:
 )
 @setting("distillation.temperature", "--temperature", type=float, help="[default: 4]")
 @click.option("--delta", help="EWGS: a number, or hessian.  [default: 1e-3]")
+@setting(
+    "distillation.feature_weight",
+    "--features",
+    is_flag=True,
+    flag_value=1.0,
+    type=float,
+    help="Compare the last inner layer's codes with the teacher's, too (SQuaT).",
+)
 @setting("distillation.clip_grad", "--clip-grad", type=float, help="Largest gradient norm.")
 @setting("teacher.epochs", "--teacher-epochs", type=int, help="If none is given.  [default: 30]")
 @setting("teacher.lr", "--teacher-lr", type=float, help="[default: 0.1]")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sqakd_deploy.acceleration import decide
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.evaluate import batch_agreement
+from sqakd_deploy.features import answers, feature_loss, with_codes
 from sqakd_deploy.fitting import Epoch, Fit, Loader, Step, warm_cosine
 from sqakd_deploy.hessian import update_deltas
 from sqakd_deploy.integer import snap_biases
@@ -192,6 +193,9 @@ class _Distillation:
         self.student = self.how.place(student)
         self.how.place(self.teacher)
         self.scales_gradient = _set_delta(student, config)
+        self.networks: tuple[nn.Module, nn.Module] = (self.student, self.teacher)
+        if config.feature_weight:
+            self.networks = with_codes(self.student, self.teacher)
 
     def fit(
         self,
@@ -202,9 +206,10 @@ class _Distillation:
         with synchronised_batch_norm(self.student, self.accelerator):
             # Collective operations inside BatchNorm break the graph of several processes.
             whole = self.accelerator.num_processes == 1
-            compiled = self.how.compiled(self.student, whole=whole)
+            student, teacher = self.networks
+            compiled = self.how.compiled(student, whole=whole)
             self._student = self.accelerator.prepare_model(compiled)
-            self._teacher = self.how.compiled(self.teacher, whole=False)
+            self._teacher = self.how.compiled(teacher, whole=False)
             return Fit(
                 model=self.student,
                 objective=self._objective,
@@ -224,9 +229,12 @@ class _Distillation:
         images = self.how.images(first_tensor(batch).to(self.device))
         with self.how.autocast(self.device):
             with torch.no_grad():
-                target = self._teacher(images).float()
-            logits = self._student(images).float()
-        return self._loss(logits, target, batch), batch_agreement(logits.detach(), target)
+                target, *wanted = answers(self._teacher(images))
+            logits, *codes = answers(self._student(images))
+        loss = self._loss(logits, target, batch)
+        if self.config.feature_weight:
+            loss = loss + self.config.feature_weight * feature_loss(*codes, *wanted)
+        return loss, batch_agreement(logits.detach(), target)
 
     def _loss(self, logits: Tensor, target: Tensor, batch: Any) -> Tensor:
         if self.config.loss == "ce":
@@ -245,6 +253,7 @@ class _Distillation:
                 self.teacher,
                 itertools.islice(self.batches, _DELTA_BATCHES),
                 temperature=self.config.temperature,
+                feature_weight=self.config.feature_weight,
                 seed=self.config.seed + epoch,
             )
 

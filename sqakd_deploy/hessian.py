@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
+from sqakd_deploy.features import answers, feature_loss, with_codes
 from sqakd_deploy.losses import distillation_loss
 from sqakd_deploy.quantization import scaling_quantizers
 from sqakd_deploy.quantizers import ActivationQuantizer, WeightQuantizer
@@ -47,6 +48,7 @@ def update_deltas(
     batches: Iterable[object],
     *,
     temperature: float,
+    feature_weight: float = 0.0,
     probes: int = 8,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -62,6 +64,7 @@ def update_deltas(
         teacher: gives the targets.
         batches: unlabelled images; the estimates are averaged over them.
         temperature: of the loss.
+        feature_weight: γ of the loss (:mod:`sqakd_deploy.features`).
         probes: vectors v per batch.
         seed: of v.
 
@@ -77,9 +80,18 @@ def update_deltas(
     count = 0
     for quantizer in quantizers:
         quantizer.delta.zero_()  # the curvature of the loss itself, not of the scaled gradient
+    networks = with_codes(student, teacher) if feature_weight else (student, teacher)
+
+    def loss(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            target, *wanted = answers(networks[1](images))
+        logits, *codes = answers(networks[0](images))
+        divergence = distillation_loss(logits, target, temperature)
+        return divergence + feature_weight * feature_loss(*codes, *wanted) if codes else divergence
+
     for batch in batches:
         count += 1
-        for quantizer, ratio in _ratios(student, teacher, batch, temperature, probes, generator):
+        for quantizer, ratio in _ratios(student, batch, loss, probes, generator):
             sums[quantizer] += ratio
     student.train(training)
     deltas = {name: max(0.0, sums[q] / max(1, count)) for name, q in named.items()}
@@ -90,19 +102,16 @@ def update_deltas(
 
 def _ratios(
     student: nn.Module,
-    teacher: nn.Module,
     batch: object,
-    temperature: float,
+    objective: Callable[[Tensor], Tensor],
     probes: int,
     generator: torch.Generator,
 ) -> list[tuple[Quantizer, float]]:
     """(Tr H / N) / (3·std(g)) of each quantizer on one batch."""
     images = first_tensor(batch).to(next(student.parameters()).device)
-    with torch.no_grad():
-        target = teacher(images)
     outputs = _Outputs(list(scaling_quantizers(student).values()))
     try:
-        loss = distillation_loss(student(images), target, temperature)
+        loss = objective(images)
     finally:
         outputs.remove()
     quantizers = list(outputs.tensors)

@@ -103,6 +103,7 @@ class DistillConfig(Spec):
         epochs: passes over the training images; 0 only calibrates.
         batch_size: images a step.
         kl_weight: α in ``α·T²·KL``; with ``"kl+ce"`` it weighs the two.
+        feature_weight: γ of SQuaT's term beside the KL (:mod:`sqakd_deploy.features`); 0 is none.
         optimizer: ``"adam"`` with coupled L2, or ``"sgd"``.
         momentum: of SGD.
         nesterov: SGD's momentum in Nesterov's form.
@@ -129,6 +130,7 @@ class DistillConfig(Spec):
     epochs: Annotated[int, Field(ge=0)] = 30
     batch_size: Annotated[int, Field(ge=2)] = 128
     kl_weight: Annotated[float, Field(gt=0)] = 1.0
+    feature_weight: Annotated[float, Field(ge=0)] = 0.0
     optimizer: Literal["adam", "sgd"] = "adam"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
@@ -156,6 +158,8 @@ class DistillConfig(Spec):
             )
         if self.kl_weight != 1.0 and self.loss == "ce":
             raise SpecError("kl_weight: the loss 'ce' has no KL to weigh; leave it out")
+        if self.feature_weight and self.loss == "ce":
+            raise SpecError("feature_weight: goes with the losses 'kl' and 'kl+ce', not with 'ce'")
         return self
 
 

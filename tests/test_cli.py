@@ -88,6 +88,15 @@ def test_json_is_all_there_is_on_stdout(tmp_path: Path) -> None:
     assert Path(report["path"]) == Path("model.onnx")
 
 
+def test_features_is_a_flag_for_its_weight(tmp_path: Path) -> None:
+    assert run("train", "--bits", "4", "--features", *QUICK).exit_code == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert open_run(folder).config.distillation.feature_weight == 1.0
+    refused = run("train", "--features", "--loss", "ce", *QUICK)
+    assert refused.exit_code == 2
+    assert "feature_weight: goes with the losses 'kl' and 'kl+ce'" in refused.stderr
+
+
 def test_options_win_over_the_config_file(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(
         "quantization: {weights: {bits: 2, method: ste}}\ndistillation: {epochs: 0}\n"

@@ -184,6 +184,15 @@ class ActivationQuantizer(nn.Module, ABC):
         y = unified_quantize(x, step, -zero, self.steps - zero, out_step, self.delta, self.rule)
         return y, out_step, zero, self.bit_width
 
+    def normalised(self, y: Tensor) -> Tensor:
+        """Codes on [0, 1], the papers' x_q, of what :meth:`forward` gave; differentiable.
+
+        Args:
+            y: quantised values.
+        """
+        _, zero, out_step = self.operands(y)
+        return (y / out_step + round_through(zero, 0, self.steps)) / self.steps
+
     def search(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The range (l, u) that fits a batch best, within :attr:`limit`."""
         lower, upper = search_range(x, self.bits, signed=self.signed)
