@@ -235,7 +235,8 @@ def report(results: dict[str, Any]) -> str:
         f"ResNet-20 on CIFAR-10 as JPEG, teacher {first['teacher_top1']:.2f} % "
         f"({' + '.join(str(cycle['epochs']) for cycle in TEACHER)} epochs), students "
         f"{first['epochs']} epochs, 10,000 test images, one seed, last epoch "
-        "(nothing was selected on test data). Figures near each other rank nothing: one standard error of an accuracy near 87 % is 0.34 points here.",
+        "(nothing was selected on test data). Figures near each other rank nothing: "
+        "one standard error of an accuracy near 87 % is 0.34 points here.",
         "",
         "Made by `python benchmarks/accuracy.py --data cifar10-jpeg/ --work work/ "
         "--json docs/results.json`, then `--report docs/results.md`. Minutes are of training on "
