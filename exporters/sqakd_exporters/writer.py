@@ -171,6 +171,8 @@ class Writer:
         inputs: Sequence[ir.Value | None],
         output: str,
         name: str | None = None,
+        *,
+        domain: str = "",
         **attributes: Any,
     ) -> ir.Value:
         """Append an ONNX node.
@@ -180,6 +182,7 @@ class Writer:
             inputs: its inputs.
             output: what its output should be called; a number is added where that is taken.
             name: its own name; None makes one of the output and the operator.
+            domain: of the operator, ONNX's own unless given.
             **attributes: ONNX attributes.
 
         Returns:
@@ -188,6 +191,7 @@ class Writer:
         free = self._free(output)
         node = ir.node(
             op_type,
+            domain=domain,
             inputs=inputs,
             attributes=attributes,
             name=name or (free if free.startswith(_UNNAMED) else f"{free}/{op_type}"),

@@ -1,0 +1,110 @@
+"""What needs the package qonnx: sessions of its executor."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import NodeProto
+from qonnx.core.modelwrapper import ModelWrapper
+from qonnx.core.onnx_exec import execute_onnx
+from qonnx.transformation.infer_shapes import InferShapes
+
+from sqakd_deploy.errors import ExportError
+from sqakd_deploy.exporting import Coverage, FloatFallback
+from sqakd_exporters.coverage import FLOAT_LAYERS
+
+_QUANTIZERS = ("IntQuant", "Quant", "BipolarQuant")
+_MOVING = ("Concat", "Flatten", "MaxPool", "Mul", "Pad", "Reshape", "Slice", "Transpose")
+_WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+class QonnxSession:
+    """An opened file of one input and one output.
+
+    Attributes:
+        path: the file.
+        input_shape: ``(N, C, H, W)``, None where an extent is dynamic.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._model = onnx.load(path)
+        except (DecodeError, OSError) as error:
+            raise ExportError(f"QONNX cannot load {path}: {error}") from error
+        ends = len(self._model.graph.input), len(self._model.graph.output)
+        if ends != (1, 1):
+            raise ExportError(
+                f"{path}: wanted one input and one output, got {ends[0]} and {ends[1]}"
+            )
+        extents = self._model.graph.input[0].type.tensor_type.shape.dim
+        self.input_shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in extents)
+        self._ready: dict[int, ModelWrapper] = {}
+
+    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits ``(N, K)`` of preprocessed images ``(N, C, H, W)``.
+
+        Raises:
+            ExportError: if the images have another shape than the file's input.
+        """
+        if images.ndim != len(self.input_shape) or any(
+            extent not in (None, got)
+            for extent, got in zip(self.input_shape, images.shape, strict=True)
+        ):
+            shown = ["N" if extent is None else extent for extent in self.input_shape]
+            raise ExportError(f"{self.path}: wanted images {shown}, got {list(images.shape)}")
+        model = self._sized(len(images))
+        name = model.graph.input[0].name
+        results = execute_onnx(model, {name: np.ascontiguousarray(images, np.float32)})
+        logits: NDArray[np.float32] = results[model.graph.output[0].name]
+        return logits
+
+    def _sized(self, count: int) -> ModelWrapper:
+        """The model for so many images: the executor wants every shape as a number."""
+        if count not in self._ready:
+            model = onnx.ModelProto()
+            model.CopyFrom(self._model)
+            for value in (model.graph.input[0], model.graph.output[0]):
+                value.type.tensor_type.shape.dim[0].dim_value = count
+            self._ready[count] = ModelWrapper(model).transform(InferShapes())
+        return self._ready[count]
+
+    def coverage(self) -> Coverage:
+        """Which layers have integers of a stated width on every input."""
+        producers = {name: node for node in self._model.graph.node for name in node.output}
+        integer: Counter[str] = Counter()
+        total: Counter[str] = Counter()
+        fallbacks = []
+        for node in self._model.graph.node:
+            kind = FLOAT_LAYERS.get(node.op_type)
+            if kind is None:
+                continue
+            total[kind] += 1
+            missing = _missing(node, producers)
+            if missing is None:
+                integer[kind] += 1
+            else:
+                reason = f"{missing!r} has no Quant node"
+                fallbacks.append(FloatFallback(node.name, kind, reason))
+        return Coverage(dict(integer), dict(total), tuple(fallbacks))
+
+
+def _missing(node: NodeProto, producers: dict[str, NodeProto]) -> str | None:
+    """The first input of a layer, biases apart, that no quantizer wrote; None if all have one."""
+    count = 2 if node.op_type in (*_WITH_WEIGHTS, "Add") else 1
+    names = node.input if node.op_type == "Concat" else node.input[:count]
+    return next((name for name in names if not _quantised(name, producers)), None)
+
+
+def _quantised(name: str, producers: dict[str, NodeProto]) -> bool:
+    node = producers.get(name)
+    if node is None:
+        return False
+    if node.op_type in _QUANTIZERS:
+        return True
+    return node.op_type in _MOVING and _quantised(node.input[0], producers)
