@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from sqakd_deploy.errors import ExportError
 from sqakd_deploy.exporting import Artifact, Coverage, ExportOptions, PlacementRules
 from sqakd_deploy.graph import IntegerGraph
+from sqakd_deploy.pixels import to_pixels
 from sqakd_deploy.spec import QuantSpec
 from sqakd_exporters.coverage import measure
 from sqakd_exporters.packing import PACKED_BITS
@@ -83,20 +86,34 @@ class OnnxRuntimeSession:
             )
         self._input, self._output = inputs[0], outputs[0]
 
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits ``(N, K)`` of preprocessed images ``(N, C, H, W)``.
+    def run(self, images: NDArray[np.float32] | NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Logits ``(N, K)`` of preprocessed images ``(N, C, H, W)``, however many.
+
+        A file for raw pixels is given those that the images were made of, or uint8 as it is. One of
+        a fixed batch runs as often as it takes; what is missing in the last is filled up.
 
         Raises:
-            ExportError: if the images have another shape than the file's input.
+            ExportError: if the images have another shape than the file's input, or are no prepared
+                pixels where it wants pixels.
         """
+        dtype = np.uint8 if self._input.type == "tensor(uint8)" else np.float32
+        if dtype == np.uint8:
+            metadata = self._session.get_modelmeta().custom_metadata_map
+            images = to_pixels(images, metadata)
         wanted = self._input.shape
         fits = len(wanted) == images.ndim and all(
             not isinstance(extent, int) or extent == got
-            for extent, got in zip(wanted, images.shape, strict=True)
+            for extent, got in zip(wanted[1:], images.shape[1:], strict=True)
         )
         if not fits:
             raise ExportError(f"{self.path}: wanted images {wanted}, got {list(images.shape)}")
-        feed = {self._input.name: np.ascontiguousarray(images, np.float32)}
+        images = np.ascontiguousarray(images, dtype)
+        if not isinstance(wanted[0], int) or len(images) == wanted[0]:
+            return self._run(images)
+        return _in_batches(self._run, images, wanted[0])
+
+    def _run(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        feed = {self._input.name: images}
         try:
             (logits,) = self._session.run([self._output.name], feed)
         except Exception as error:  # see _open
@@ -112,6 +129,16 @@ class OnnxRuntimeSession:
             options.optimized_model_filepath = str(optimised)
             _open(self.path, options)
             return measure(onnx.load(self.path), onnx.load(optimised), fusing=self._optimize)
+
+
+def _in_batches(
+    run: Callable[[NDArray[Any]], NDArray[np.float32]], images: NDArray[Any], size: int
+) -> NDArray[np.float32]:
+    """Run images in batches of one size, the last one filled up with zeros."""
+    missing = -len(images) % size if len(images) else size
+    filled = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
+    parts = [run(filled[start : start + size]) for start in range(0, len(filled), size)]
+    return np.concatenate(parts)[: len(images)]
 
 
 def _options(optimize: bool, threads: int | None) -> ort.SessionOptions:
