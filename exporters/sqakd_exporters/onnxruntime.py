@@ -107,10 +107,10 @@ class OnnxRuntimeSession:
         )
         if not fits:
             raise ExportError(f"{self.path}: wanted images {wanted}, got {list(images.shape)}")
-        images = np.ascontiguousarray(images, dtype)
-        if not isinstance(wanted[0], int) or len(images) == wanted[0]:
-            return self._run(images)
-        return _in_batches(self._run, images, wanted[0])
+        batch: NDArray[Any] = np.ascontiguousarray(images, dtype)
+        if not isinstance(wanted[0], int) or len(batch) == wanted[0]:
+            return self._run(batch)
+        return _in_batches(self._run, batch, wanted[0])
 
     def _run(self, images: NDArray[Any]) -> NDArray[np.float32]:
         feed = {self._input.name: images}
