@@ -14,6 +14,7 @@ from sqakd_deploy.errors import ExportError, SpecError
 from sqakd_deploy.exporting import Artifact, ExportOptions, get_exporter, packs_of
 from sqakd_deploy.integer import lower
 from sqakd_deploy.parity import ParityReport, Tolerance, verify
+from sqakd_deploy.pixels import fed_as
 from sqakd_deploy.quantization import spec_of
 
 
@@ -29,12 +30,14 @@ def export(
     Args:
         student: trained or calibrated.
         path: of the file; replaced as a whole if it exists.
-        options: opset, names and packing.
-        metadata: strings that travel in the file, beside the spec.
+        options: opset, names, packing, kind of input and batch.
+        metadata: strings that travel in the file, beside the spec; raw pixels as input need the
+            preprocessing among them.
 
     Raises:
         ExportError: if the folder does not exist or a layer cannot be written, naming it.
-        SpecError: if the options insist on packed weights and the target cannot restore them.
+        SpecError: if the options insist on packed weights and the target cannot restore them, or
+            want raw pixels and the metadata do not say how they are prepared.
     """
     target = Path(path)
     if not target.parent.is_dir():
@@ -44,7 +47,8 @@ def export(
         raise SpecError(
             f"target {exporter.name!r} does not restore packed weights at load; leave out --pack"
         )
-    return exporter.export(lower(student, metadata), target, options)
+    graph, form = fed_as(lower(student, metadata), options)
+    return replace(exporter.export(graph, target, options), input_form=form)
 
 
 def export_proven(

@@ -23,6 +23,7 @@ from sqakd_deploy.options import (
     EXISTING,
     JSON,
     data_options,
+    export_options,
     model_options,
     run_options,
     setting,
@@ -58,6 +59,7 @@ _EPILOG_EXPORT = """\b
 Examples:
   sqakd-deploy export model.onnx
   sqakd-deploy export model.onnx --run runs/digits-resnet20-w4a4-lsq
+  sqakd-deploy export model.onnx --input uint8 --batch 1
   sqakd-deploy export model.onnx --json > parity.json
 
 \b
@@ -211,7 +213,7 @@ def train(ctx: click.Context, **options: Any) -> None:
 @click.option(
     "--max-accuracy-gap", type=float, default=0.3, show_default=True, help="Top-1, points."
 )
-@click.option("--opset", type=int, help="ONNX opset.  [default: the lowest that will do]")
+@export_options
 @click.option(
     "--pack/--no-pack",
     default=None,

@@ -147,9 +147,8 @@ def export(
     samples: int,
     min_agreement: float,
     max_accuracy_gap: float,
-    opset: int | None,
-    pack: bool | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Export a run, print the proof, fail if there is none."""
     out, progress = _consoles()
@@ -162,16 +161,18 @@ def export(
         images,
         labels=split.labels,
         tolerance=Tolerance(min_agreement, max_accuracy_gap),
-        options=ExportOptions(opset=opset, pack=pack),
+        options=ExportOptions(**options),
         metadata=loaded.metadata,
     )
     if as_json:
         facts = {"path": str(artifact.path), "run": str(loaded.run.path)}
+        facts["input"] = artifact.input_form
         _print_json(facts | report.to_dict())
     else:
         out.print(parity_table(report))
         for line in coverage_lines(report):
             out.print(line, highlight=False, soft_wrap=True)
+        out.print(f"input {artifact.input_form}", highlight=False, soft_wrap=True)
     report.raise_for_failures()
     if not as_json:
         out.print(f"wrote {artifact.path}", highlight=False, soft_wrap=True)

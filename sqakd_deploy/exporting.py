@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,12 +55,35 @@ class ExportOptions:
         output_name: name of the graph's output.
         pack: store weights below 8 bits at their own width; None does so where the target can
             restore them and the file gets smaller, True also refuses what stands in the way.
+        input_type: ``float32`` for preprocessed images, ``uint8`` for raw pixels 0 to 255, which
+            the file normalises itself (:mod:`sqakd_deploy.pixels`).
+        input_layout: ``nchw``, or for raw pixels ``nhwc``.
+        batch: images in a batch; None leaves it open.
+
+    Raises:
+        SpecError: if a value is out of range.
     """
 
     opset: int | None = None
     input_name: str = "input"
     output_name: str = "logits"
     pack: bool | None = None
+    input_type: Literal["float32", "uint8"] = "float32"
+    input_layout: Literal["nchw", "nhwc"] = "nchw"
+    batch: int | None = None
+
+    def __post_init__(self) -> None:
+        for field_name in ("input_name", "output_name"):
+            if not getattr(self, field_name).strip():
+                raise SpecError(f"{field_name}: wanted a name, got an empty one")
+        if self.input_type not in ("float32", "uint8"):
+            raise SpecError(f"input: wanted float32 or uint8, got {self.input_type!r}")
+        if self.input_layout not in ("nchw", "nhwc"):
+            raise SpecError(f"input_layout: wanted nchw or nhwc, got {self.input_layout!r}")
+        if self.input_layout == "nhwc" and self.input_type != "uint8":
+            raise SpecError("input_layout: nhwc is for raw pixels; ask for uint8 input as well")
+        if self.batch is not None and self.batch < 1:
+            raise SpecError(f"batch: wanted at least 1, or None for any, got {self.batch}")
 
 
 @dataclass(frozen=True)
@@ -72,12 +95,14 @@ class Artifact:
         exporter: who wrote it.
         size: bytes on disk, companions included.
         companions: files beside it that belong to it, named like it but for the suffix.
+        input_form: a line on what it is fed and where normalisation happens.
     """
 
     path: Path
     exporter: str
     size: int
     companions: tuple[Path, ...] = ()
+    input_form: str = ""
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,19 @@ class ChannelAffine(Node):
 
 
 @dataclass(frozen=True)
+class Normalize(Node):
+    """``(x / 255 − mean[c]) / std[c]`` along axis 1, each operation rounded to float32.
+
+    Attributes:
+        mean: float32 ``(C,)``.
+        std: positive float32 ``(C,)``.
+    """
+
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Clip(Node):
     """``min(max(x, low), high)``; ReLU is ``low=0, high=None``, ReLU6 ``high=6``."""
 
@@ -267,7 +280,7 @@ class IntegerGraph:
         name: the model's name.
         nodes: in topological order; each writes one value.
         values: every value by name, the graph's input and output included.
-        input: name of the float input ``(None, C, H, W)``.
+        input: name of the input ``(None, C, H, W)``, floats, or uint8 where it has a grid.
         output: name of the output ``(None, K)``; it may be on a grid.
         metadata: what travels in the file (spec, preprocessing, class names), as strings.
     """

@@ -170,3 +170,43 @@ work_options = grouped(
     setting("tensorboard", "--tensorboard", is_flag=True, help="Write curves into the run."),
 )
 """How the machine is used."""
+
+
+def _batch(ctx: click.Context, parameter: click.Parameter, value: str) -> int | None:
+    if value == "dynamic":
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        wanted = f"wanted a number of images from 1 on, or dynamic; got {value!r}"
+        raise click.BadParameter(wanted, ctx, parameter)
+    return int(value)
+
+
+export_options = grouped(
+    click.option(
+        "--input",
+        "input_type",
+        type=click.Choice(["float32", "uint8"]),
+        default="float32",
+        show_default=True,
+        help="uint8: raw pixels, normalised in the file.",
+    ),
+    click.option(
+        "--input-layout",
+        type=click.Choice(["nchw", "nhwc"]),
+        default="nchw",
+        show_default=True,
+        help="nhwc for raw pixels only.",
+    ),
+    click.option(
+        "--batch",
+        default="dynamic",
+        show_default=True,
+        metavar="N|dynamic",
+        callback=_batch,
+        help="Images in a batch.",
+    ),
+    click.option("--input-name", default="input", show_default=True, help="In the file."),
+    click.option("--output-name", default="logits", show_default=True, help="In the file."),
+    click.option("--opset", type=int, help="ONNX opset.  [default: the lowest that will do]"),
+)
+"""What the file looks like from outside."""

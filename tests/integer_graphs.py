@@ -358,6 +358,14 @@ def clips(b: Builder) -> str:
     return b.pool_and_classify(x)
 
 
+@case(Conv=1, GlobalAveragePool=1, Gemm=1)
+def normalised(b: Builder) -> str:
+    """Values of another range, normalised per channel before the first quantizer."""
+    mean, std = (np.array(v, np.float32) for v in ((0.01, -0.02, 0.0), (0.004, 0.003, 0.005)))
+    x = b.append(g.Normalize, "normalise", "x", mean=mean, std=std)
+    return b.pool_and_classify(b.layer("conv1", b.quantize("image", x, UINT8, 128), 8))
+
+
 @case(Conv=2, GlobalAveragePool=1, Gemm=1)
 def batch_norm_alone(b: Builder) -> str:
     """A BatchNorm as a depthwise 1×1 convolution with the code 127, signs included."""

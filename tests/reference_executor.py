@@ -149,6 +149,14 @@ def _(node: g.ChannelAffine, reader: Reader) -> Held:
 
 
 @run.register
+def _(node: g.Normalize, reader: Reader) -> Held:
+    # the node is defined by its roundings to float32
+    x = reader.real(node.inputs[0]).astype(np.float32) / np.float32(255)
+    shape = (-1, *[1] * (x.ndim - 2))
+    return ((x - node.mean.reshape(shape)) / node.std.reshape(shape)).astype(np.float64)
+
+
+@run.register
 def _(node: g.Clip, reader: Reader) -> Held:
     scaled = reader.scaled(node.inputs[0])
     if scaled is not None and (node.low, node.high) == (0.0, None):

@@ -330,6 +330,36 @@ def test_an_interrupt_leaves_a_run_that_can_be_looked_at(tmp_path: Path) -> None
     assert json.loads(exported.stdout)["run"] == "r"
 
 
+def test_an_export_for_pixels_says_how_they_are_normalised(tmp_path: Path) -> None:
+    photos(tmp_path / "photos", classes=("a", "b"))
+    common = ("--data", "photos", "--epochs", "0", "--teacher-epochs", "1")
+    trained = run("train", *common, "--output", "r")
+    assert trained.exit_code == 0, trained.output
+    options = ("--run", "r", "--min-agreement", "0", "--input", "uint8", "--input-layout", "nhwc")
+    exported = run("export", "m.onnx", *options, "--batch", "2", "--input-name", "pixels")
+    assert exported.exit_code == 0, exported.output
+    assert "input uint8: normalisation stays as float nodes before the first" in exported.stdout
+    (given,) = onnx.load("m.onnx").graph.input
+    assert given.name == "pixels"
+    assert [d.dim_value for d in given.type.tensor_type.shape.dim] == [2, 8, 8, 3]
+    exported = run("export", "m.onnx", *options[:4], "--json")
+    assert json.loads(exported.stdout)["input"].startswith("float32: the caller prepares")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--batch", "0"), "wanted a number of images from 1 on, or dynamic; got '0'"),
+        (("--batch", "many"), "wanted a number of images from 1 on, or dynamic; got 'many'"),
+        (("--input", "int8"), "'int8' is not one of 'float32', 'uint8'"),
+    ],
+)
+def test_bad_export_options_are_usage_errors(options: tuple[str, ...], text: str) -> None:
+    result = run("export", "model.onnx", *options)
+    assert result.exit_code == 2
+    assert text in result.stderr
+
+
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     for name in ("a", "b"):

@@ -307,6 +307,7 @@ def test_a_run_that_fails_names_the_file(tmp_path: Path) -> None:
 
 
 def test_the_runtime_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()  # what plugins of pytest said
     session = OnnxRuntime().open(write(CASES["floats"]().graph, tmp_path))
     session.run(images(2))
     session.coverage()

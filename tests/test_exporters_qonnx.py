@@ -123,6 +123,8 @@ def test_bad_files_images_and_options(tmp_path: Path) -> None:
     graph = CASES["joined"]().graph
     with pytest.raises(ExportError, match="opset: QONNX files have 13, got 17"):
         QonnxExporter().export(graph, tmp_path / "m.onnx", ExportOptions(opset=17))
+    with pytest.raises(ExportError, match="input: QONNX files take prepared floats"):
+        QonnxExporter().export(graph, tmp_path / "m.onnx", ExportOptions(input_type="uint8"))
     session = QonnxRuntime().open(write(graph, tmp_path))
     with pytest.raises(ExportError, match=r"wanted images \['N', "):
         session.run(np.zeros((2, 1, 3, 3), np.float32))

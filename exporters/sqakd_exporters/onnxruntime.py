@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from sqakd_deploy.exporting import Artifact, Coverage, ExportOptions, PlacementR
 from sqakd_deploy.graph import IntegerGraph
 from sqakd_deploy.spec import QuantSpec
 from sqakd_exporters.coverage import measure
+from sqakd_exporters.feeding import feed
 from sqakd_exporters.joining import with_codes_joined
 from sqakd_exporters.packing import PACKED_BITS
 from sqakd_exporters.pooling import with_padding_apart
@@ -84,20 +86,18 @@ class OnnxRuntimeSession:
             )
         self._input, self._output = inputs[0], outputs[0]
 
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits ``(N, K)`` of preprocessed images ``(N, C, H, W)``.
+    def run(self, images: NDArray[np.float32] | NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Logits ``(N, K)`` of preprocessed images ``(N, C, H, W)``, however many.
 
         Raises:
-            ExportError: if the images have another shape than the file's input.
+            ExportError: as :func:`~sqakd_exporters.feeding.feed`, or if the runtime fails.
         """
-        wanted = self._input.shape
-        fits = len(wanted) == images.ndim and all(
-            not isinstance(extent, int) or extent == got
-            for extent, got in zip(wanted, images.shape, strict=True)
-        )
-        if not fits:
-            raise ExportError(f"{self.path}: wanted images {wanted}, got {list(images.shape)}")
-        feed = {self._input.name: np.ascontiguousarray(images, np.float32)}
+        takes_pixels = self._input.type == "tensor(uint8)"
+        metadata = self._session.get_modelmeta().custom_metadata_map if takes_pixels else None
+        return feed(self._run, images, shape=self._input.shape, pixels=metadata, path=self.path)
+
+    def _run(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        feed = {self._input.name: images}
         try:
             (logits,) = self._session.run([self._output.name], feed)
         except Exception as error:  # see _open

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from sqakd_deploy.errors import ExportError
 from sqakd_deploy.exporting import Coverage
 from sqakd_deploy.files import replacing
+from sqakd_deploy.pixels import INPUT_KEY, PREPROCESSING_KEY
+from sqakd_exporters.feeding import feed
 from sqakd_exporters.openvino_coverage import measure
 
 _EXACT: Mapping[str, Any] = {
@@ -48,26 +50,25 @@ class OpenVinoSession:
         self.input_shape = tuple(None if d.is_dynamic else d.get_length() for d in shape)
         self._compiled = _compile(self._model, path, optimize, threads)
         self._request = self._compiled.create_infer_request()
+        takes_pixels = self._model.inputs[0].element_type == openvino.Type.u8
+        self._metadata = _metadata(self._model, path) if takes_pixels else None
 
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits ``(N, K)`` of preprocessed images ``(N, C, H, W)``.
+    def run(self, images: NDArray[np.float32] | NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Logits ``(N, K)`` of preprocessed images ``(N, C, H, W)``, however many.
 
         Raises:
-            ExportError: if the images have another shape than the file's input.
+            ExportError: as :func:`~sqakd_exporters.feeding.feed`, or if OpenVINO fails.
         """
-        wanted = self.input_shape
-        fits = len(wanted) == images.ndim and all(
-            extent in (None, got) for extent, got in zip(wanted, images.shape, strict=True)
+        return feed(
+            self._run, images, shape=self.input_shape, pixels=self._metadata, path=self.path
         )
-        if not fits:
-            shown = ["N" if extent is None else extent for extent in wanted]
-            raise ExportError(f"{self.path}: wanted images {shown}, got {list(images.shape)}")
-        feed = [np.ascontiguousarray(images, np.float32)]
+
+    def _run(self, images: NDArray[Any]) -> NDArray[np.float32]:
         try:
-            results = self._request.infer(feed, share_inputs=True)
+            results = self._request.infer([images], share_inputs=True)
         except RuntimeError as error:
             raise ExportError(f"OpenVINO cannot run {self.path}: {_first_line(error)}") from error
-        logits: NDArray[np.float32] = results[0]
+        logits: NDArray[np.float32] = results[0].copy()  # the request's own memory
         return logits
 
     def coverage(self) -> Coverage:
@@ -105,6 +106,15 @@ def save_ir(model: onnx.ModelProto, path: Path, weights: Path) -> int:
         except OSError as error:
             raise ExportError(f"cannot write {path}: {error.strerror}") from error
     return sum(len(content) for content in parts.values())
+
+
+def _metadata(model: openvino.Model, path: Path) -> dict[str, str]:
+    """What travels in a file; OpenVINO drops ONNX's metadata, and keeps those of IR."""
+    if path.suffix == ".xml":
+        keys = (PREPROCESSING_KEY, INPUT_KEY)
+        return {key: model.get_rt_info(key.split(".")).astype(str) for key in keys}
+    properties = onnx.load(path, load_external_data=False).metadata_props
+    return {entry.key: entry.value for entry in properties}
 
 
 def _read(path: Path) -> openvino.Model:

@@ -158,6 +158,19 @@ def channel_affine(writer: Writer, node: g.ChannelAffine) -> None:
     as_float(writer, node, "BatchNormalization", *constants, epsilon=0.0)
 
 
+def normalize(writer: Writer, node: g.Normalize) -> None:
+    """Div, Sub and Div, as training computes it: a product with 1/std would round otherwise."""
+    (value,) = writer.real(node)
+    whole = writer.constant(f"{node.name}/whole", np.array(255, np.float32))
+    mean, std = (
+        writer.constant(f"{node.name}/{name}", array.reshape(-1, 1, 1))
+        for name, array in (("mean", node.mean), ("std", node.std))
+    )
+    scaled = writer.op("Div", [value, whole], f"{node.output}/scaled")
+    centred = writer.op("Sub", [scaled, mean], f"{node.output}/centred")
+    writer.hold(node, writer.op("Div", [centred, std], node.output, node.name), grid=None)
+
+
 def clip(writer: Writer, node: g.Clip) -> None:
     """Relu where it is one, else Clip (rules 2 and 3)."""
     if (node.low, node.high) == (0.0, None):
@@ -260,6 +273,7 @@ EMITTERS: Emitters = MappingProxyType(
         g.Conv: conv,
         g.Linear: linear,
         g.ChannelAffine: channel_affine,
+        g.Normalize: normalize,
         g.Clip: clip,
         g.Add: add,
         g.Concat: concat,

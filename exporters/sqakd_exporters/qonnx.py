@@ -58,6 +58,8 @@ class QonnxExporter:
                 QONNX's own; if the model does not pass onnx's checker; if the file cannot be
                 written.
         """
+        if options.input_type != "float32":
+            raise ExportError("input: QONNX files take prepared floats; leave --input out")
         if options.opset not in (None, OPSET):
             raise ExportError(f"opset: QONNX files have {OPSET}, got {options.opset}; leave it out")
         writer = _QonnxWriter(with_codes_joined(graph), options, OPSET, _EMITTERS)

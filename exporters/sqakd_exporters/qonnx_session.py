@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from qonnx.transformation.infer_shapes import InferShapes
 from sqakd_deploy.errors import ExportError
 from sqakd_deploy.exporting import Coverage, FloatFallback
 from sqakd_exporters.coverage import FLOAT_LAYERS
+from sqakd_exporters.feeding import feed
 
 _QUANTIZERS = ("IntQuant", "Quant", "BipolarQuant")
 _MOVING = ("Concat", "Flatten", "MaxPool", "Mul", "Pad", "Reshape", "Slice", "Transpose")
@@ -47,20 +49,16 @@ class QonnxSession:
         self._ready: dict[int, ModelWrapper] = {}
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits ``(N, K)`` of preprocessed images ``(N, C, H, W)``.
+        """Logits ``(N, K)`` of preprocessed images ``(N, C, H, W)``, however many.
 
         Raises:
-            ExportError: if the images have another shape than the file's input.
+            ExportError: as :func:`~sqakd_exporters.feeding.feed`.
         """
-        if images.ndim != len(self.input_shape) or any(
-            extent not in (None, got)
-            for extent, got in zip(self.input_shape, images.shape, strict=True)
-        ):
-            shown = ["N" if extent is None else extent for extent in self.input_shape]
-            raise ExportError(f"{self.path}: wanted images {shown}, got {list(images.shape)}")
+        return feed(self._run, images, shape=self.input_shape, pixels=None, path=self.path)
+
+    def _run(self, images: NDArray[Any]) -> NDArray[np.float32]:
         model = self._sized(len(images))
-        name = model.graph.input[0].name
-        results = execute_onnx(model, {name: np.ascontiguousarray(images, np.float32)})
+        results = execute_onnx(model, {model.graph.input[0].name: images})
         logits: NDArray[np.float32] = results[model.graph.output[0].name]
         return logits
 

@@ -75,8 +75,10 @@ class Writer:
         self._constants: dict[str, ir.Value] = {}
         self._folded: dict[str, ir.Value] = {}
         self._readers: Counter[str] = Counter()
-        shape = _dims(graph.values[graph.input].shape)
-        self._input = ir.val(options.input_name, ir.DataType.FLOAT, shape)
+        self._batch = options.batch
+        source = graph.values[graph.input]
+        kind = ir.DataType.FLOAT if source.grid is None else ir.DataType[source.grid.dtype.upper()]
+        self._input = ir.val(options.input_name, kind, _dims(source.shape, options.batch))
         self._held = {graph.input: self._input}
 
     def model(self) -> ir.Model:
@@ -115,7 +117,7 @@ class Writer:
         if output is self._input:
             output = self.op("Identity", [output], value.name)
         output.name = self._output_name
-        output.shape = ir.Shape(_dims(value.shape))
+        output.shape = ir.Shape(_dims(value.shape, self._batch))
         output.type = ir.TensorType(ir.DataType.FLOAT)
         return output
 
@@ -267,5 +269,5 @@ class Writer:
         return free
 
 
-def _dims(shape: g.Shape) -> list[int | str]:
-    return ["N" if extent is None else extent for extent in shape]
+def _dims(shape: g.Shape, batch: int | None) -> list[int | str]:
+    return [(batch or "N") if extent is None else extent for extent in shape]
