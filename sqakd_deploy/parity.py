@@ -20,8 +20,9 @@ from sqakd_deploy.verification.stages import (
     ParityReport,
     Stage,
     Tolerance,
-    compare,
     output_step,
+    report_of,
+    run_stages,
 )
 
 __all__ = [
@@ -66,4 +67,4 @@ def verify(
         "PyTorch student", reference, known, output_step(graph, reference), sizes_of(graph)
     )
     arrays = [batch.float().numpy() for batch in batches]
-    return compare(path, arrays, expected, runtime, tolerance=tolerance)
+    return report_of(path, run_stages(path, arrays, expected, runtime), expected, tolerance)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +19,7 @@ from sqakd_deploy.verification.tables import (
     parity_table,
     saturation_table,
 )
-from sqakd_deploy.verification.verifying import Verification, verify_file
+from sqakd_deploy.verification.verifying import Recorder, Verification, verify_file
 
 SAMPLES = 2048
 """Images compared where nobody says how many."""
@@ -40,15 +41,16 @@ def verify(
 ) -> None:
     """Verify a file, print what was found, fail if it is not its student."""
     count = layer_samples if layers else 0
+    recorder = None
     if reference is not None:
         _refuse(run=run, data=data, samples=samples, save_reference=save_reference)
         answers = load_reference(reference)
     else:
-        answers = _from_run(run, data, samples or SAMPLES, count)
+        answers, recorder = _from_run(run, data, samples or SAMPLES)
     tolerance = Tolerance(min_agreement, max_accuracy_gap)
-    report = verify_file(path, answers, tolerance=tolerance, layer_samples=count)
+    report = verify_file(path, answers, tolerance=tolerance, layer_samples=count, recorder=recorder)
     if save_reference is not None:
-        _save(answers, save_reference)
+        _save(report.reference, save_reference)
     if as_json:
         print(json.dumps({"path": str(path)} | report.to_dict(), indent=2))
     else:
@@ -65,18 +67,19 @@ def _refuse(**given: object) -> None:
         )
 
 
-def _from_run(run: Path | None, data: str | None, samples: int, layer_samples: int) -> Reference:
+def _from_run(run: Path | None, data: str | None, samples: int) -> tuple[Reference, Recorder]:
     # Imported late: all of this needs torch, and verifying against a reference must not.
     from sqakd_deploy.checkpoint import newest_run, open_run
     from sqakd_deploy.runs import held_out, load_student
-    from sqakd_deploy.verification.student import reference_of
+    from sqakd_deploy.verification.student import record, reference_of
 
     loaded = load_student(open_run(run) if run else newest_run())
     Console(stderr=True).print(
         f"verifying against {loaded.run.path} ({loaded.run.status})", highlight=False
     )
     images, split = held_out(loaded, data, samples)
-    return reference_of(loaded.student, images, labels=split.labels, layer_samples=layer_samples)
+    answers = reference_of(loaded.student, images, labels=split.labels)
+    return answers, partial(record, loaded.student)
 
 
 def _save(answers: Reference, path: Path) -> None:

@@ -8,8 +8,9 @@ evaluator, not with what wrote them or what runs them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,7 @@ class QdqFile:
         tensor = self._initializers.get(name)
         return None if tensor is None else numpy_helper.to_array(tensor)
 
+    @cached_property
     def constants(self) -> dict[str, c.Facts]:
         """The facts of every layer that has any, by the names of the nodes."""
         found = {name: dict(self._facts(node)) for name, node in self._by_name.items()}
@@ -217,9 +219,10 @@ class QdqFile:
                 found += [d for name in reader.output for d in self._dequantizers(name)]
         return found
 
+    @cached_property
     def quantized(self) -> dict[str, Quantized]:
         """Every 8-bit tensor that a named quantizer writes, in topological order."""
-        facts = self.constants()
+        facts = self.constants
         nodes = {
             node.name: node
             for node in self._nodes
@@ -238,9 +241,9 @@ class QdqFile:
             )
         return found
 
-    def inputs_of_layers(self, quantized: Mapping[str, Quantized]) -> dict[str, tuple[str, ...]]:
+    def inputs_of_layers(self) -> dict[str, tuple[str, ...]]:
         """Quantizers of what each layer with weights reads, by the layer's name."""
-        held = {tensor.value: name for name, tensor in quantized.items()}
+        held = {tensor.value: name for name, tensor in self.quantized.items()}
         found = {}
         for node in self._nodes:
             if node.op_type in _LAYERS:

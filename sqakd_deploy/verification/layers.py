@@ -42,6 +42,7 @@ ROUNDING_SHARE = 0.1
 """Codes that rounding may move: a Gemm's float bias, rounded to int32, moves 9 %."""
 
 Kind: TypeAlias = Literal["export", "optimiser", "kernel"]
+KINDS: tuple[Kind, ...] = ("export", "optimiser", "kernel")
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,15 @@ class LayersReport:
     missing: tuple[str, ...]
 
     @property
-    def first(self) -> TensorReport | None:
-        """The topologically first tensor in which a difference begins; None if there is none."""
+    def begun(self) -> tuple[TensorReport, ...]:
+        """Tensors in which differences begin, in topological order."""
         begun = [tensor for tensor in self.tensors if tensor.begins]
-        return min(begun, key=lambda tensor: tensor.position, default=None)
+        return tuple(sorted(begun, key=lambda tensor: tensor.position))
+
+    @property
+    def first(self) -> TensorReport | None:
+        """The first of them; None if there is none."""
+        return next(iter(self.begun), None)
 
 
 def compare_layers(
@@ -152,7 +158,7 @@ def compare_layers(
         ExportError: if a runtime cannot run the file.
         ParityError: if a tensor has another shape than the student's.
     """
-    quantized = file.quantized()
+    quantized = file.quantized
     names = [name for name in expected if name in quantized]
     shapes = {name: expected[name].codes.shape[1:] for name in names}
     off, on = (f"{runtime.name}, optimisations {state}" for state in ("off", "on"))

@@ -52,7 +52,8 @@ class Reference:
         step: that logit errors are counted in, and where it comes from; None if not known.
         sizes: of the student; None if not known.
         constants: of every layer; None if not known.
-        tensors: by the quantizer's name, of the first images; None if not known.
+        tensors: by the quantizer's name; None if not known.
+        tensor_images: indices ``(M,)`` of the images that the tensors are of.
     """
 
     name: str
@@ -63,21 +64,19 @@ class Reference:
     sizes: Sizes | None = None
     constants: Constants | None = None
     tensors: Mapping[str, Tensor] | None = None
+    tensor_images: NDArray[np.int64] | None = None
 
     def expected(self) -> Expected:
         """What the stages of a file are compared with."""
         step = self.step or range_step(self.logits)
         return Expected(self.name, self.logits, self.labels, step, self.sizes)
 
-    def first_images(self, count: int) -> NDArray[np.float32]:
-        """The first images, as one array."""
-        taken, left = [], count
-        for batch in self.batches:
-            taken.append(batch[:left])
-            left -= len(taken[-1])
-            if left <= 0:
-                break
-        return np.concatenate(taken)
+    def images(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Some of the images, as one array."""
+        starts = np.cumsum([0, *(len(batch) for batch in self.batches)])
+        batch_of = np.searchsorted(starts, indices, side="right") - 1
+        pairs = zip(batch_of, indices, strict=True)
+        return np.stack([self.batches[b][i - starts[b]] for b, i in pairs])
 
 
 def save_reference(reference: Reference, path: Path) -> None:
@@ -99,6 +98,8 @@ def save_reference(reference: Reference, path: Path) -> None:
     for layer, facts in (reference.constants or {}).items():
         for name, array in facts.items():
             arrays[_SEPARATOR.join((_CONSTANT, layer, name))] = array
+    if reference.tensor_images is not None:
+        arrays["tensor_images"] = reference.tensor_images
     for name, tensor in (reference.tensors or {}).items():
         arrays[_SEPARATOR.join((_TENSOR, name))] = tensor.codes
         grid = np.array([tensor.scale, tensor.zero_point], np.float64)
@@ -117,7 +118,7 @@ def load_reference(path: Path) -> Reference:
         DataError: if it is missing, damaged, or lacks either.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
     except OSError as error:
         raise DataError(f"cannot read the reference {path}: {error.strerror or error}") from error
@@ -138,6 +139,7 @@ def load_reference(path: Path) -> Reference:
         Sizes(*(int(size) for size in arrays["sizes"])) if "sizes" in arrays else None,
         _constants(arrays) or None,
         _tensors(arrays) or None,
+        arrays.get("tensor_images"),
     )
 
 

@@ -96,8 +96,7 @@ def saturation_of(file: QdqFile, cpu: Cpu | None = None) -> SaturationReport:
         file: the file.
         cpu: None asks this machine.
     """
-    facts, quantized = file.constants(), file.quantized()
-    inputs = file.inputs_of_layers(quantized)
+    facts, inputs = file.constants, file.inputs_of_layers()
     layers = []
     for name, numbers in facts.items():
         if c.WEIGHT_CODES in numbers and name in inputs:

@@ -137,16 +137,35 @@ class Expected:
     sizes: Sizes | None = None
 
 
-def compare(
+@dataclass(frozen=True)
+class Runs:
+    """What every way of running a file answered.
+
+    Attributes:
+        outputs: logits ``(N, K)`` by stage.
+        coverage: which layers the optimised session runs in integers.
+        skipped: why a runtime took no part, by its name.
+    """
+
+    outputs: Mapping[str, Logits]
+    coverage: Coverage
+    skipped: Mapping[str, str]
+
+    def worst_images(self, expected: Expected, count: int) -> NDArray[np.int64]:
+        """Indices of the images whose logits are farthest off in any stage, worst first."""
+        errors = [np.abs(o.astype(np.float64) - expected.logits) for o in self.outputs.values()]
+        largest = np.max([error.max(axis=1) for error in errors], axis=0)
+        return np.argsort(-np.nan_to_num(largest, nan=np.inf), kind="stable")[:count]
+
+
+def run_stages(
     path: Path,
     batches: Sequence[NDArray[np.float32]],
     expected: Expected,
     runtime: Runtime,
-    *,
     others: Mapping[str, Runtime] | None = None,
-    tolerance: Tolerance | None = None,
-) -> ParityReport:
-    """Run a file in every way there is and compare the answers.
+) -> Runs:
+    """Run a file in every way there is.
 
     Args:
         path: the file.
@@ -154,12 +173,12 @@ def compare(
         expected: the answers to all of them.
         runtime: that proves the file: it must open it, and runs it without optimisations and with.
         others: runtimes that take part if they can open the file.
-        tolerance: what :attr:`ParityReport.failures` counts as failing.
 
     Raises:
         ExportError: if the runtime cannot open or run the file.
+        ParityError: if the answers have another shape.
     """
-    outputs = {expected.name: expected.logits}
+    outputs = {}
     for name, optimize in (("optimisations off", False), ("optimisations on", True)):
         session = runtime.open(path, optimize=optimize)
         outputs[f"{runtime.name}, {name}"] = _logits(session, batches)
@@ -169,19 +188,39 @@ def compare(
             outputs[name] = _logits(other.open(path), batches)
         except Exception as error:  # a stranger's plugin must not keep the others from reporting
             skipped[name] = " ".join(str(error).split()) or type(error).__name__
-    sizes = expected.sizes
+    for name, output in outputs.items():
+        if output.shape != expected.logits.shape:
+            raise ParityError(
+                f"{name}: wanted logits {expected.logits.shape}, as the {expected.name} gave "
+                f"them, got {output.shape}: the file is another model's"
+            )
+    return Runs(outputs, session.coverage(), skipped)
+
+
+def report_of(
+    path: Path, runs: Runs, expected: Expected, tolerance: Tolerance | None = None
+) -> ParityReport:
+    """Compare all answers with the expected ones.
+
+    Args:
+        path: the file.
+        runs: what it answered.
+        expected: what it should have.
+        tolerance: what :attr:`ParityReport.failures` counts as failing.
+    """
+    outputs, sizes = {expected.name: expected.logits, **runs.outputs}, expected.sizes
     return ParityReport(
         samples=len(expected.logits),
         output_step=expected.step[0],
         output_step_source=expected.step[1],
         stages=tuple(_stage(name, output, expected) for name, output in outputs.items()),
-        coverage=session.coverage(),
+        coverage=runs.coverage,
         size=path.stat().st_size,
         float_size=sizes.float_size if sizes else None,
         information_size=sizes.information_size if sizes else None,
         narrow_layers=sizes.narrow_layers if sizes else None,
         tolerance=tolerance or Tolerance(),
-        skipped=skipped,
+        skipped=runs.skipped,
     )
 
 
@@ -190,11 +229,6 @@ def _logits(session: Session, batches: Sequence[NDArray[np.float32]]) -> Logits:
 
 
 def _stage(name: str, output: Logits, expected: Expected) -> Stage:
-    if output.shape != expected.logits.shape:
-        raise ParityError(
-            f"{name}: wanted logits {expected.logits.shape}, as {expected.name} gave them, "
-            f"got {output.shape}: the file is another model's"
-        )
     error, (step, _) = np.abs(output.astype(np.float64) - expected.logits), expected.step
     return Stage(
         name=name,

@@ -23,23 +23,18 @@ _CHUNK = 8  # images whose tensors are all held at a time
 
 
 def reference_of(
-    student: nn.Module,
-    images: Iterable[object],
-    *,
-    labels: NDArray[np.int64] | None = None,
-    layer_samples: int = 0,
+    student: nn.Module, images: Iterable[object], *, labels: NDArray[np.int64] | None = None
 ) -> Reference:
-    """What a student answers to images, to compare files with.
+    """What a student answers to images, and its constants, to compare files with.
 
     Args:
         student: as exported.
         images: batches of preprocessed images.
         labels: of them, where known.
-        layer_samples: of so many images the codes of every quantised tensor are kept.
     """
     batches = [first_tensor(batch) for batch in images]
     graph, logits = lower(student), predict(student, batches)
-    reference = Reference(
+    return Reference(
         "PyTorch student",
         tuple(batch.float().cpu().numpy() for batch in batches),
         logits,
@@ -48,26 +43,20 @@ def reference_of(
         sizes_of(graph),
         constants_of(graph),
     )
-    if not layer_samples:
-        return reference
-    tensors = record(student, graph, reference.first_images(layer_samples))
-    return Reference(**(vars(reference) | {"tensors": tensors}))
 
 
 @torch.no_grad()
-def record(
-    student: nn.Module, graph: ir.IntegerGraph, images: NDArray[np.float32]
-) -> dict[str, Tensor]:
+def record(student: nn.Module, images: NDArray[np.float32]) -> dict[str, Tensor]:
     """The codes of every quantised tensor.
 
     Args:
         student: made by :func:`~sqakd_deploy.quantization.quantize`.
-        graph: its integers.
         images: ``(M, C, H, W)``.
 
     Returns:
         By the quantizer's name, in topological order.
     """
+    graph = lower(student)
     quantizers = {node.output: node for node in graph.nodes if isinstance(node, ir.Quantize)}
     recorder = _Recorder(student, set(quantizers))
     training = student.training

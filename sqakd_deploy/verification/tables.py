@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from rich.console import JustifyMethod
 from rich.table import Table
 
-from sqakd_deploy.verification.layers import Begin, LayersReport, TensorReport
+from sqakd_deploy.verification.layers import KINDS, Begin, Kind, LayersReport, TensorReport
 from sqakd_deploy.verification.saturation import SaturationReport
 from sqakd_deploy.verification.stages import ParityReport
 from sqakd_deploy.verification.verifying import Verification
@@ -84,16 +85,21 @@ def constants_lines(report: Verification) -> list[str]:
 
 
 def layers_table(report: LayersReport) -> Table:
-    """Quantised tensors, worst first, each in its worst stage."""
-    title = f"{len(report.tensors)} quantised tensors on {report.images} images, worst first"
-    table = Table(title=title, title_justify="left")
+    """Quantised tensors that differ, worst first, each in its worst stage."""
+    count = len(report.tensors)
+    images = f"the {report.images} images that differ most" if report.images > 1 else "one image"
+    table = Table(title=f"{count} quantised tensors, on {images}", title_justify="left")
     for name in ("tensor", "largest error", "mean error", "codes that differ", "SNR", "begins"):
-        table.add_column(name, justify="left" if name in ("tensor", "begins") else "right")
-    for tensor in report.tensors[:_SHOWN]:
+        justify: JustifyMethod = "left" if name in ("tensor", "begins") else "right"
+        table.add_column(name, justify=justify, overflow="fold")
+    differing = [t for t in report.tensors if not t.stages or t.worst[0] < 0]
+    for tensor in differing[:_SHOWN]:
         table.add_row(*_tensor_row(tensor))
-    left = len(report.tensors) - _SHOWN
-    table.caption = f"{left} more, none of them worse: see --json" if left > 0 else None
-    table.caption_justify = "left"
+    more = len(differing) - _SHOWN
+    left = [f"{more} more, none of them worse: see --json"] if more > 0 else []
+    same = count - len(differing)
+    left += [f"{same} are the student's, code for code"] if same else []
+    table.caption, table.caption_justify = "; ".join(left) or None, "left"
     return table
 
 
@@ -119,18 +125,29 @@ def _begin(begin: Begin) -> str:
 
 def layers_lines(report: LayersReport) -> list[str]:
     """Where differences begin, and what cannot be seen."""
-    first = report.first
-    if first is None:
-        lines = ["no quantised tensor differs from the student's"]
-        if any(stage.max_error for tensor in report.tensors for stage in tensor.stages):
-            lines = ["where the first difference begins cannot be seen"]
-    else:
-        what = "; ".join(_begin(begin) for begin in first.begins)
-        lines = [f"the first tensor that differs: {first.name}: {what}"]
+    lines = [_kind_line(report, kind) for kind in KINDS]
+    lines = [line for line in lines if line]
+    if not lines:
+        differ = any(tensor.worst[0] < 0 for tensor in report.tensors)
+        seen = "where differences begin cannot be seen"
+        lines = [seen if differ else "no quantised tensor differs from the student's"]
     lines += [f"not in the file under its name: {name}" for name in report.missing]
     for stage, names in report.unseen.items():
         lines.append(f"unseen in {stage} (reading changes the answers): {', '.join(names)}")
     return lines
+
+
+def _kind_line(report: LayersReport, kind: Kind) -> str:
+    """Where differences of a kind begin, first in topological order; empty if there are none."""
+    begun = [(t, b) for t in report.begun for b in t.begins if b.kind == kind]
+    if not begun:
+        return ""
+    count = len({tensor.name for tensor, _ in begun})
+    tensor, begin = begun[0]
+    return (
+        f"{kind}: differences begin in {count} tensors, the first {tensor.name} "
+        f"({begin.stage}, {begin.images} images, up to {begin.max_error:.2f} steps)"
+    )
 
 
 def saturation_table(report: SaturationReport) -> Table:

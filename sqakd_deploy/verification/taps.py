@@ -64,7 +64,7 @@ def read_codes(
     Raises:
         ExportError: if the runtime cannot open or run the file.
     """
-    quantized, size = file.quantized(), file.batch or CHUNK
+    quantized, size = file.quantized, file.batch or CHUNK
     chunks = [images[i : i + size] for i in range(0, len(images), size)]
     session = runtime.open(file.path, optimize=optimize)
     plain = [session.run(chunk) for chunk in chunks]

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sqakd_deploy.errors import DataError, ParityError
 from sqakd_deploy.exporting import Runtime, exporters, get_exporter, get_runtime, runtimes
 from sqakd_deploy.verification.constants import Difference, compare_constants
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.layers import LayersReport, compare_layers
-from sqakd_deploy.verification.reference import Reference
+from sqakd_deploy.verification.reference import Reference, Tensor
 from sqakd_deploy.verification.saturation import SaturationReport, saturation_of
-from sqakd_deploy.verification.stages import ParityReport, Tolerance, compare
+from sqakd_deploy.verification.stages import ParityReport, Runs, Tolerance, report_of, run_stages
 
 _DEFAULT_RUNTIME = "onnxruntime"
+
+Recorder: TypeAlias = Callable[[NDArray[np.float32]], Mapping[str, Tensor]]
+"""The student's quantised tensors for images ``(M, C, H, W)``."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +35,14 @@ class Verification:
             known.
         layers: every quantised tensor, where asked for and known.
         saturation: which layers can saturate on CPUs without VNNI.
+        reference: what the file was compared with, recorded tensors included.
     """
 
     parity: ParityReport
     constants: tuple[Difference, ...] | None
     layers: LayersReport | None
     saturation: SaturationReport
+    reference: Reference = field(repr=False)
 
     @property
     def failures(self) -> list[str]:
@@ -55,7 +63,8 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for json."""
-        facts = asdict(self)
+        facts = asdict(replace(self, reference=None))  # type: ignore[arg-type]
+        del facts["reference"]
         facts["saturation"]["summary"] = self.saturation.summary
         if self.layers is not None:
             facts["layers"]["first"] = self.layers.first.name if self.layers.first else None
@@ -68,6 +77,7 @@ def verify_file(
     *,
     tolerance: Tolerance | None = None,
     layer_samples: int = 0,
+    recorder: Recorder | None = None,
     others: Mapping[str, Runtime] | None = None,
 ) -> Verification:
     """Compare a file with a student's answers, constants and tensors, as far as these are known.
@@ -77,33 +87,53 @@ def verify_file(
         reference: the student's answers.
         tolerance: of the logits.
         layer_samples: images to compare quantised tensors on; 0 leaves them out.
+        recorder: gives the student's tensors for the images whose answers are farthest off; None
+            takes those of the reference, whatever images they are of.
         others: runtimes that take part if they can open the file; None takes all installed.
 
     Raises:
         ExportError: if the file cannot be read, or its runtime cannot run it.
-        DataError: if tensors are asked for and the reference has none.
+        DataError: if tensors are asked for and there are none.
     """
     file = QdqFile(path)
     runtime = proving_runtime(file)
     others = runtimes() if others is None else others
     others = {name: other for name, other in others.items() if name != runtime.name}
-    batches = [
-        batch[i : i + (file.batch or len(batch))]
-        for batch in reference.batches
-        for i in range(0, len(batch), file.batch or len(batch))
-    ]
-    parity = compare(
-        path, batches, reference.expected(), runtime, others=others, tolerance=tolerance
-    )
+    expected = reference.expected()
+    runs = run_stages(path, _batches(file, reference), expected, runtime, others)
     differences = None
     if reference.constants is not None:
-        differences = tuple(compare_constants(reference.constants, file.constants()))
+        differences = tuple(compare_constants(reference.constants, file.constants))
     layers = None
     if layer_samples:
-        able = {name: other for name, other in others.items() if name not in parity.skipped}
+        reference = _with_tensors(reference, runs, layer_samples, recorder)
+        able = {name: other for name, other in others.items() if name not in runs.skipped}
         wrong = {difference.layer for difference in differences or ()}
         layers = _layers(file, reference, layer_samples, runtime, able, wrong)
-    return Verification(parity, differences, layers, saturation_of(file))
+    parity = report_of(path, runs, expected, tolerance)
+    return Verification(parity, differences, layers, saturation_of(file), reference)
+
+
+def _batches(file: QdqFile, reference: Reference) -> list[NDArray[np.float32]]:
+    """The images in batches that the file takes."""
+    if file.batch is None:
+        return list(reference.batches)
+    return [b[i : i + file.batch] for b in reference.batches for i in range(0, len(b), file.batch)]
+
+
+def _with_tensors(
+    reference: Reference, runs: Runs, count: int, recorder: Recorder | None
+) -> Reference:
+    """The reference with tensors: its own, or recorded for the images that are farthest off."""
+    if recorder is not None:
+        worst = runs.worst_images(reference.expected(), count)
+        return replace(reference, tensors=recorder(reference.images(worst)), tensor_images=worst)
+    if not reference.tensors or reference.tensor_images is None:
+        raise DataError(
+            "the reference has no tensors to compare layers with; save it with --layers, or "
+            "verify against the run"
+        )
+    return reference
 
 
 def proving_runtime(file: QdqFile) -> Runtime:
@@ -120,16 +150,11 @@ def _layers(
     others: Mapping[str, Runtime],
     wrong: set[str],
 ) -> LayersReport:
-    tensors = reference.tensors
-    if not tensors:
-        raise DataError(
-            "the reference has no tensors to compare layers with; save it with --layers, or "
-            "verify against the run"
-        )
-    count = min(count, *(len(tensor.codes) for tensor in tensors.values()))
-    first = {
-        name: type(tensor)(tensor.codes[:count], tensor.scale, tensor.zero_point)
-        for name, tensor in tensors.items()
+    assert reference.tensors is not None  # see _with_tensors
+    assert reference.tensor_images is not None
+    tensors = {
+        name: replace(tensor, codes=tensor.codes[:count])
+        for name, tensor in reference.tensors.items()
     }
-    images = reference.first_images(count)
-    return compare_layers(file, images, first, runtime, others=others, wrong=wrong)
+    images = reference.images(reference.tensor_images[:count])
+    return compare_layers(file, images, tensors, runtime, others=others, wrong=wrong)
