@@ -233,6 +233,9 @@ def export(path: Path, **options: Any) -> None:
 @click.option(
     "--max-accuracy-gap", type=float, default=0.3, show_default=True, help="Top-1, points."
 )
+@click.option(
+    "--runtime", multiple=True, help="Other runtimes to compare.  [default: all installed]"
+)
 @click.option("--layers", is_flag=True, help="Compare every quantised tensor, too.")
 @click.option(
     "--layer-samples",

@@ -394,6 +394,29 @@ def test_a_tensor_that_cannot_be_read_is_said_to_be_unseen(model: Path) -> None:
         np.testing.assert_array_equal(codes, every.codes[name])
 
 
+def test_a_difference_behind_an_unseen_tensor_may_have_begun_there(
+    student: torch.fx.GraphModule, model: Path
+) -> None:
+    """The runtime's own fault is in conv1; the tensor that conv1 writes cannot be read."""
+    file, sample = QdqFile(model), images(32).numpy()
+
+    class Both(Shy):
+        def open(self, path: Path, *, optimize: bool = True, threads: int | None = None) -> Session:
+            if optimize:
+                plant(path, "conv1/bias", at(4, lambda code: code + np.int32(4000)))
+            return super().open(path, optimize=optimize)
+
+    shy = Both(file.quantized["quant_relu_1"].value)
+    copy = model.with_name("copy.onnx")
+    copy.write_bytes(model.read_bytes())
+    report = compare_layers(QdqFile(copy), sample, record(student, sample), shy)
+    assert set(report.unseen.values()) == {("quant_relu_1",)}
+    assert report.first is not None
+    assert report.first.name == "quant_norm2"
+    (begin,) = report.first.begins
+    assert (begin.kind, begin.or_in) == ("optimiser", ("quant_relu_1",))
+
+
 def test_reading_takes_no_layer_from_the_integer_kernels(model: Path, tmp_path: Path) -> None:
     file = QdqFile(model)
     path = tmp_path / "tapped.onnx"

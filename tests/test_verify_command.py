@@ -17,6 +17,8 @@ from sqakd_deploy.cli import main
 from sqakd_deploy.errors import DataError
 from sqakd_deploy.verification.reference import load_reference, save_reference
 
+ONE = ("--runtime", "onnxruntime")  # whatever else is installed
+
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
@@ -31,7 +33,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     exported = run("export", folder / "m.onnx", "--run", folder / "r", "--no-pack",
                    "--save-reference", folder / "plain.npz", "--samples", 40)  # fmt: skip
     assert exported.exit_code == 0, exported.output
-    options = ("--samples", 60, "--layers", "--layer-samples", 12, "--json")
+    options = ("--samples", 60, "--layers", "--layer-samples", 12, "--json", *ONE)
     verified = run("verify", folder / "m.onnx", "--run", folder / "r", *options,
                    "--save-reference", folder / "full.npz")  # fmt: skip
     assert verified.exit_code == 0, verified.output
@@ -67,7 +69,7 @@ def test_a_run_is_compared_in_all_stages(home: Path) -> None:
 def test_saved_answers_say_the_same(home: Path) -> None:
     """The reference has everything the run had, so that nothing of the report is lost."""
     again = run("verify", home / "m.onnx", "--reference", home / "full.npz", "--layers",
-                "--layer-samples", 12, "--json")  # fmt: skip
+                "--layer-samples", 12, "--json", *ONE)  # fmt: skip
     assert again.exit_code == 0, again.output
     first, second = json.loads((home / "verified.json").read_text()), json.loads(again.stdout)
     assert second["parity"]["stages"][0]["name"] == "saved reference"
@@ -79,7 +81,7 @@ def test_saved_answers_say_the_same(home: Path) -> None:
 def test_without_torch(home: Path) -> None:
     code = (
         "import sys\nfrom sqakd_deploy.cli import main\n"
-        f"try: main(['verify', {str(home / 'm.onnx')!r}, '--layers',"
+        f"try: main(['verify', {str(home / 'm.onnx')!r}, '--layers', *{ONE!r},"
         f" '--reference', {str(home / 'full.npz')!r}])\n"
         "except SystemExit as done: code = done.code\n"
         "print(code, sorted({'torch', 'brevitas', 'accelerate'} & set(sys.modules)))"
@@ -103,7 +105,7 @@ def test_answers_alone_tell_that_not_where(home: Path, tmp_path: Path) -> None:
     """Any .npz of images and logits will do, whoever wrote it."""
     with np.load(home / "plain.npz") as stored:
         np.savez(tmp_path / "bare.npz", images=stored["images"], logits=stored["logits"])
-    good = run("verify", home / "m.onnx", "--reference", tmp_path / "bare.npz")
+    good = run("verify", home / "m.onnx", "--reference", tmp_path / "bare.npz", *ONE)
     assert good.exit_code == 0, good.output
     assert "constants: not compared, since only answers are known" in good.stdout
     assert "1/255 of the logits' range" in good.stdout
@@ -114,6 +116,16 @@ def test_answers_alone_tell_that_not_where(home: Path, tmp_path: Path) -> None:
     layers = run("verify", path, "--reference", tmp_path / "bare.npz", "--layers")
     assert layers.exit_code == 4
     assert "the reference has no tensors to compare layers with" in layers.stderr
+
+
+def test_other_runtimes_can_be_chosen(home: Path) -> None:
+    options = ("--reference", home / "plain.npz", "--json", "--runtime")
+    alone = run("verify", home / "m.onnx", *options, "onnxruntime")
+    assert alone.exit_code == 0, alone.output
+    assert len(json.loads(alone.stdout)["parity"]["stages"]) == 3
+    unknown = run("verify", home / "m.onnx", *options, "toaster")
+    assert unknown.exit_code == 2
+    assert "unknown runtime 'toaster'. There are: " in unknown.stderr
 
 
 def test_the_tolerance_is_the_callers(home: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sqakd_deploy.errors import SpecError
+from sqakd_deploy.exporting import get_runtime
 from sqakd_deploy.verification.reference import Reference, load_reference, save_reference
 from sqakd_deploy.verification.stages import Tolerance
 from sqakd_deploy.verification.tables import (
@@ -34,6 +35,7 @@ def verify(
     samples: int | None,
     min_agreement: float,
     max_accuracy_gap: float,
+    runtime: tuple[str, ...],
     layers: bool,
     layer_samples: int,
     save_reference: Path | None,
@@ -41,14 +43,21 @@ def verify(
 ) -> None:
     """Verify a file, print what was found, fail if it is not its student."""
     count = layer_samples if layers else 0
+    others = {name: get_runtime(name) for name in runtime} or None
     recorder = None
     if reference is not None:
         _refuse(run=run, data=data, samples=samples, save_reference=save_reference)
         answers = load_reference(reference)
     else:
         answers, recorder = _from_run(run, data, samples or SAMPLES)
-    tolerance = Tolerance(min_agreement, max_accuracy_gap)
-    report = verify_file(path, answers, tolerance=tolerance, layer_samples=count, recorder=recorder)
+    report = verify_file(
+        path,
+        answers,
+        tolerance=Tolerance(min_agreement, max_accuracy_gap),
+        layer_samples=count,
+        recorder=recorder,
+        others=others,
+    )
     if save_reference is not None:
         _save(report.reference, save_reference)
     if as_json:

@@ -18,11 +18,11 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
+from onnx import ModelProto, NodeProto, numpy_helper
 
 from sqakd_deploy.errors import ExportError
 from sqakd_deploy.verification import constants as c
+from sqakd_deploy.verification.computed import computed_constants
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _INTEGER_TYPES = ("uint8", "int8")
@@ -77,7 +77,7 @@ class QdqFile:
             for name in dict.fromkeys(node.input):
                 self._readers.setdefault(name, []).append(node)
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
-        self._computed = self._compute()
+        self._computed = computed_constants(self.model, path)
 
     @property
     def target(self) -> str | None:
@@ -92,31 +92,11 @@ class QdqFile:
     @property
     def batch(self) -> int | None:
         """The batch size that the file insists on, None if any will do."""
-        dims = self.model.graph.input[0].type.tensor_type.shape.dim
+        inputs = self.model.graph.input
+        dims = inputs[0].type.tensor_type.shape.dim if inputs else ()
         return int(dims[0].dim_value) or None if dims else None
 
     # -- constants ---------------------------------------------------------------------------
-
-    def _compute(self) -> dict[str, NDArray[Any]]:
-        """Values that nodes compute from initializers alone, but for dequantised ones."""
-        known, nodes = set(self._initializers), []
-        for node in self._nodes:
-            inputs = [name for name in node.input if name]
-            constant = bool(inputs) and known.issuperset(inputs)
-            if (constant or node.op_type == "Constant") and node.op_type != "DequantizeLinear":
-                known.update(node.output)
-                nodes.append(node)
-        names = [name for node in nodes for name in node.output]
-        if not nodes:
-            return {}
-        needed = {name for node in nodes for name in node.input} & set(self._initializers)
-        outputs = [onnx.ValueInfoProto(name=name) for name in names]
-        graph = helper.make_graph(
-            nodes, "constants", [], outputs, [self._initializers[name] for name in needed]
-        )
-        part = helper.make_model(graph, opset_imports=self.model.opset_import)
-        part.ir_version = self.model.ir_version
-        return dict(zip(names, ReferenceEvaluator(part).run(None, {}), strict=True))
 
     def constant(self, name: str) -> NDArray[Any] | None:
         """What a constant holds; None for a value that depends on the images."""

@@ -16,7 +16,8 @@ Rounding is at most :data:`ROUNDING_STEPS` steps for at most :data:`ROUNDING_SHA
 fault that does so little is told from it only if it lies in a constant. Behind a tensor that
 differs for all images, later faults do not show here; comparing constants
 (:mod:`~sqakd_deploy.verification.constants`) finds those as well. What :mod:`taps
-<sqakd_deploy.verification.taps>` cannot read is listed as unseen.
+<sqakd_deploy.verification.taps>` cannot read is listed as unseen; a difference behind it may have
+begun there.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class Begin:
         images: count of images for which it begins here.
         max_error: the largest (steps).
         share: codes that differ, of the images whose inputs to this tensor are the same (percent).
+        or_in: unseen tensors before it, in which the difference may have begun.
     """
 
     kind: Kind
@@ -81,6 +83,7 @@ class Begin:
     images: int
     max_error: float
     share: float
+    or_in: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ def compare_layers(
     off, on = (f"{runtime.name}, optimisations {state}" for state in ("off", "on"))
     runs = {off: (runtime, False), on: (runtime, True)}
     runs |= {name: (other, True) for name, other in (others or {}).items()}
-    errors: dict[str, dict[str, NDArray[np.float64]]] = {}
+    errors: dict[str, dict[str, NDArray[np.float32]]] = {}
     unseen = {}
     for stage, (opened, optimize) in runs.items():
         seen = read_codes(file, opened, images, shapes, optimize=optimize)
@@ -174,9 +177,8 @@ def compare_layers(
         }
         if seen.unseen:
             unseen[stage] = seen.unseen
-    reports = [
-        _report(quantized[name], i, expected[name], errors, wrong) for i, name in enumerate(names)
-    ]
+    comparison = _Comparison(quantized, errors, wrong)
+    reports = [_report(name, i, expected[name], comparison) for i, name in enumerate(names)]
     missing = tuple(name for name in expected if name not in quantized)
     ordered = tuple(sorted(reports, key=lambda report: report.worst))
     return LayersReport(len(images), ordered, unseen, missing)
@@ -184,65 +186,93 @@ def compare_layers(
 
 def _error(
     name: str, codes: NDArray[np.uint8], found: Quantized, expected: Tensor
-) -> NDArray[np.float64]:
+) -> NDArray[np.float32]:
     """``(M, …)``: the file's real numbers less the student's, in steps of the student's scale."""
     if codes.shape != expected.codes.shape:
         raise ParityError(
             f"{name}: wanted codes {expected.codes.shape}, the file has {codes.shape}"
         )
-    ours = (codes.astype(np.float64) - found.zero_point) * (found.scale / expected.scale)
-    return ours - (expected.codes.astype(np.float64) - expected.zero_point)
+    ratio = found.scale / expected.scale  # exactly 1 where the scales are the same
+    theirs = expected.codes.astype(np.float32) - np.float32(expected.zero_point)
+    ours = (codes.astype(np.float32) - np.float32(found.zero_point)) * np.float32(ratio)
+    return ours - theirs
 
 
-Errors: TypeAlias = Mapping[str, Mapping[str, NDArray[np.float64]]]
+@dataclass(frozen=True)
+class _Comparison:
+    """Everything that reports are made of.
+
+    Attributes:
+        quantized: tensors of the file.
+        errors: of each stage, ``(M, …)`` by the tensor's name (steps); the first is the base.
+        wrong: layers whose constants are not the student's.
+    """
+
+    quantized: Mapping[str, Quantized]
+    errors: Mapping[str, Mapping[str, NDArray[np.float32]]]
+    wrong: Collection[str]
+
+    @property
+    def base(self) -> str:
+        """The stage that the student is compared with; others are compared with it."""
+        return next(iter(self.errors))
+
+    def change(self, stage: str, name: str) -> NDArray[np.float32] | None:
+        """``(M, size)``: a stage less what it is compared with; None where either is unseen."""
+        own, base = self.errors[stage].get(name), self.errors[self.base].get(name)
+        if own is None or base is None:
+            return None
+        change = own if stage == self.base else own - base
+        return change.reshape(len(change), -1)
+
+    def before(self, stage: str, name: str) -> tuple[list[NDArray[np.float32]], tuple[str, ...]]:
+        """Changes of the nearest seen tensors before one, and the unseen tensors between."""
+        changes, unseen, left = [], [], list(self.quantized[name].parents)
+        while left:
+            parent = left.pop()
+            change = self.change(stage, parent)
+            if change is not None:
+                changes.append(change)
+            elif parent not in unseen:
+                unseen.append(parent)
+                left += self.quantized[parent].parents
+        return changes, tuple(unseen)
 
 
-def _report(
-    tensor: Quantized, position: int, expected: Tensor, errors: Errors, wrong: Collection[str]
-) -> TensorReport:
-    name = tensor.layer
+def _report(name: str, position: int, expected: Tensor, comparison: _Comparison) -> TensorReport:
+    errors = comparison.errors
     seen = [stage for stage in errors if name in errors[stage]]
     stages = tuple(_stage(stage, errors[stage][name], expected) for stage in seen)
-    base = next(iter(errors))
-    begins = [_begin(tensor, base, stage, errors, wrong) for stage in seen]
+    begins = [_begin(name, stage, comparison) for stage in seen]
     return TensorReport(name, position, stages, tuple(b for b in begins if b is not None))
 
 
-def _stage(stage: str, error: NDArray[np.float64], expected: Tensor) -> TensorStage:
+def _stage(stage: str, error: NDArray[np.float32], expected: Tensor) -> TensorStage:
     size = np.abs(error)
-    signal = np.square(expected.codes.astype(np.float64) - expected.zero_point).sum()
-    noise = np.square(error).sum()
+    signal = np.square(expected.codes.astype(np.float32) - expected.zero_point).sum(dtype=float)
+    noise = np.square(error).sum(dtype=float)
     ratio = 10 * math.log10(signal / noise) if noise and signal else None
     share = 100 * float(np.mean(error != 0))
     return TensorStage(stage, float(size.max()), float(size.mean()), share, ratio)
 
 
-def _begin(
-    tensor: Quantized, base: str, stage: str, errors: Errors, wrong: Collection[str]
-) -> Begin | None:
-    """What begins in a tensor: the base stage against the student, others against the base."""
-    names = (tensor.layer, *tensor.parents)
-    sides = (stage,) if stage == base else (stage, base)
-    if any(name not in errors[side] for side in sides for name in names):
-        return None  # a neighbour is unseen
-    own, *before = (
-        _rows(errors[stage][n] if stage == base else errors[stage][n] - errors[base][n])
-        for n in names
-    )
+def _begin(name: str, stage: str, comparison: _Comparison) -> Begin | None:
+    """What begins in a tensor, or in unseen ones right before it."""
+    own = comparison.change(stage, name)
+    if own is None:
+        return None
+    before, unseen = comparison.before(stage, name)
     eligible = np.ones(len(own), bool)
-    for difference in before:
-        eligible &= ~difference.any(axis=1)
+    for change in before:
+        eligible &= ~change.any(axis=1)
     begun = own[eligible & own.any(axis=1)]
     if not len(begun):
         return None
     largest, share = float(np.abs(begun).max()), float(np.mean(own[eligible] != 0))
     rounding = largest <= ROUNDING_STEPS and share <= ROUNDING_SHARE
     kind: Kind = "kernel" if rounding else "optimiser"
-    if stage == base:
-        faulty = bool({*tensor.layers, *tensor.parents}.intersection(wrong))
+    if stage == comparison.base:
+        tensor = comparison.quantized[name]
+        faulty = bool({*tensor.layers, *tensor.parents, *unseen}.intersection(comparison.wrong))
         kind = "export" if faulty or not rounding else "kernel"
-    return Begin(kind, stage, len(begun), largest, 100 * share)
-
-
-def _rows(error: NDArray[np.float64]) -> NDArray[np.float64]:
-    return error.reshape(len(error), -1)
+    return Begin(kind, stage, len(begun), largest, 100 * share, unseen)

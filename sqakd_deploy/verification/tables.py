@@ -120,7 +120,11 @@ def _tensor_row(tensor: TensorReport) -> tuple[str, ...]:
 
 
 def _begin(begin: Begin) -> str:
-    return f"here, {begin.kind} ({begin.stage}, {begin.images} images)"
+    return f"{_where(begin)}, {begin.kind} ({begin.stage}, {begin.images} images)"
+
+
+def _where(begin: Begin) -> str:
+    return " or in ".join(["here", *begin.or_in])
 
 
 def layers_lines(report: LayersReport) -> list[str]:
@@ -147,6 +151,7 @@ def _kind_line(report: LayersReport, kind: Kind) -> str:
     return (
         f"{kind}: differences begin in {count} tensors, the first {tensor.name} "
         f"({begin.stage}, {begin.images} images, up to {begin.max_error:.2f} steps)"
+        + (f", or before it in {', '.join(begin.or_in)}, unseen" if begin.or_in else "")
     )
 
 

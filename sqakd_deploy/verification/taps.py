@@ -69,7 +69,8 @@ def read_codes(
     session = runtime.open(file.path, optimize=optimize)
     plain = [session.run(chunk) for chunk in chunks]
     found: dict[str, NDArray[np.uint8]] = {}
-    unseen, groups = [], [list(shapes)]
+    unseen: list[str] = []
+    groups = [list(shapes)] if shapes else []
     while groups:
         names = groups.pop()
         wanted = [quantized[name] for name in names]

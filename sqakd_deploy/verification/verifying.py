@@ -20,6 +20,7 @@ from sqakd_deploy.verification.saturation import SaturationReport, saturation_of
 from sqakd_deploy.verification.stages import ParityReport, Runs, Tolerance, report_of, run_stages
 
 _DEFAULT_RUNTIME = "onnxruntime"
+_NAMED = 5  # failures in an error's one line; the report has all
 
 Recorder: TypeAlias = Callable[[NDArray[np.float32]], Mapping[str, Tensor]]
 """The student's quantised tensors for images ``(M, C, H, W)``."""
@@ -56,10 +57,12 @@ class Verification:
         """Raise if the file is not its student.
 
         Raises:
-            ParityError: with every failure.
+            ParityError: with the first failures.
         """
         if self.failures:
-            raise ParityError("the file is not its student: " + "; ".join(self.failures))
+            more = len(self.failures) - _NAMED
+            shown = [*self.failures[:_NAMED], *([f"and {more} more"] if more > 0 else [])]
+            raise ParityError("the file is not its student: " + "; ".join(shown))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for json."""
