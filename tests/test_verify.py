@@ -17,6 +17,8 @@ from networks import SHAPE, images, network
 from onnx import numpy_helper
 from reference_executor import execute
 from sqakd_exporters.onnxruntime import OnnxRuntime, OnnxRuntimeExporter
+from sqakd_exporters.qdq import build_model
+from sqakd_exporters.saving import save_checked
 from sqakd_exporters.unsigned import as_unsigned
 
 from sqakd_deploy import graph as g
@@ -257,6 +259,20 @@ def test_tensors_of_every_form_are_those_of_an_executor(name: str, tmp_path: Pat
     report = compare_layers(QdqFile(path), sample, expected, OnnxRuntime())
     assert len(report.tensors) == len(expected)
     assert (report.unseen, report.missing) == ({}, ())
+    assert all(s.max_error < 1e-6 for tensor in report.tensors for s in tensor.stages)
+
+
+def test_int8_files_are_compared_in_the_same_terms(tmp_path: Path) -> None:
+    """A target that keeps signed grids: codes and zero-points count from their type's lowest."""
+    graph, sample = CASES["signed"]().graph, arrays(12, seed=5)
+    path = tmp_path / "int8.onnx"
+    save_checked(build_model(graph, ExportOptions()), path)
+    file = QdqFile(path)
+    assert {tensor.dtype for tensor in file.quantized.values()} == {"int8"}
+    assert compare_constants(constants_of(graph), file.constants) == []
+    assert compare_constants(constants_of(as_unsigned(graph)), file.constants) == []
+    report = compare_layers(file, sample, tensors_of(graph, sample), OnnxRuntime())
+    assert len(report.tensors) == 6
     assert all(s.max_error < 1e-6 for tensor in report.tensors for s in tensor.stages)
 
 
