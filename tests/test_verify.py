@@ -33,7 +33,7 @@ from sqakd_deploy.verification.layers import compare_layers
 from sqakd_deploy.verification.reference import Reference, Tensor
 from sqakd_deploy.verification.student import record, reference_of
 from sqakd_deploy.verification.taps import read_codes, tapped
-from sqakd_deploy.verification.verifying import Verification, verify_file
+from sqakd_deploy.verification.verifying import Verification, compare_with_student, verify_file
 
 Change = Callable[[np.ndarray], np.ndarray]
 NEGATIVE = 5
@@ -217,6 +217,23 @@ def test_a_missing_layer_is_named(reference: Reference, model: Path) -> None:
     assert [str(d) for d in report.constants or ()] == [
         "conv2: layer: no node of the file has its name"
     ]
+
+
+def test_pixels_that_are_codes_need_no_quantizer(reference: Reference, model: Path) -> None:
+    """A file whose input are the first layer's codes: the scale is what is left to be wrong."""
+    file = QdqFile(model)
+    proto, codes = file.model, file.quantized["quant_x"].value
+    node = next(n for n in proto.graph.node if n.name == "quant_x")
+    proto.graph.node.remove(node)
+    proto.graph.input[0].name = codes
+    proto.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    onnx.helper.set_model_props(proto, {"sqakd.input": '{"normalisation": "folded"}'})
+    onnx.save(proto, model)
+    assert reference.constants is not None
+    assert compare_with_student(QdqFile(model), reference.constants) == []
+    plant(model, "quant_x/dq/scale", lambda scale: scale * np.float32(2))
+    (difference,) = compare_with_student(QdqFile(model), reference.constants)
+    assert (difference.layer, difference.constant) == ("quant_x", "scale")
 
 
 # -- graphs that no student made ------------------------------------------------------------------

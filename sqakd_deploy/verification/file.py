@@ -82,12 +82,21 @@ class QdqFile:
     @property
     def target(self) -> str | None:
         """The target that the file was written for, if it says so."""
+        return self._fact("sqakd.spec", "target")
+
+    @property
+    def takes_codes(self) -> bool:
+        """Whether raw pixels are the codes that the student's first quantizer would have made."""
+        return self._fact("sqakd.input", "normalisation") == "folded"
+
+    def _fact(self, key: str, field: str) -> str | None:
+        """A text in the file's metadata, None where there is none."""
         facts = {entry.key: entry.value for entry in self.model.metadata_props}
         try:
-            target = json.loads(facts.get("sqakd.spec", "{}")).get("target")
+            value = json.loads(facts.get(key, "{}")).get(field)
         except (ValueError, AttributeError):
             return None
-        return target if isinstance(target, str) else None
+        return value if isinstance(value, str) else None
 
     @property
     def batch(self) -> int | None:
@@ -110,6 +119,12 @@ class QdqFile:
         """The facts of every layer that has any, by the names of the nodes."""
         found = {name: dict(self._facts(node)) for name, node in self._by_name.items()}
         return {name: facts for name, facts in found.items() if facts}
+
+    def input_scales(self) -> NDArray[Any]:
+        """All scales that readers multiply the codes of the graph's input by."""
+        readers = self._dequantizers(self.model.graph.input[0].name)
+        scales = [self.constant(reader.input[1]) for reader in readers]
+        return _unique(*(scale for scale in scales if scale is not None))
 
     def _facts(self, node: NodeProto) -> Iterator[tuple[str, NDArray[Any]]]:
         if node.op_type == "QuantizeLinear":

@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 
 from sqakd_deploy.errors import DataError, ParityError
 from sqakd_deploy.exporting import Runtime, exporters, get_exporter, get_runtime, runtimes
-from sqakd_deploy.verification.constants import Difference, compare_constants
+from sqakd_deploy.verification.constants import (
+    SCALE,
+    STEP,
+    Constants,
+    Difference,
+    compare_constants,
+)
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.layers import LayersReport, compare_layers
 from sqakd_deploy.verification.reference import Reference, Tensor
@@ -106,7 +112,7 @@ def verify_file(
     runs = run_stages(path, _batches(file, reference), expected, runtime, others)
     differences = None
     if reference.constants is not None:
-        differences = tuple(compare_constants(reference.constants, file.constants))
+        differences = tuple(compare_with_student(file, reference.constants))
     layers = None
     if layer_samples:
         reference = _with_tensors(reference, runs, layer_samples, recorder)
@@ -115,6 +121,19 @@ def verify_file(
         layers = _layers(file, reference, layer_samples, runtime, able, wrong)
     parity = report_of(path, runs, expected, tolerance)
     return Verification(parity, differences, layers, saturation_of(file), reference)
+
+
+def compare_with_student(file: QdqFile, expected: Constants) -> list[Difference]:
+    """Compare a file's constants with a student's.
+
+    A file that takes pixels as codes has no first quantizer; what is left of it is the scale that
+    the first layer multiplies its input by.
+    """
+    first = next((name for name, facts in expected.items() if STEP in facts), None)
+    if not file.takes_codes or first is None:
+        return compare_constants(expected, file.constants)
+    wanted = {**expected, first: {SCALE: expected[first][SCALE]}}
+    return compare_constants(wanted, {**file.constants, first: {SCALE: file.input_scales()}})
 
 
 def _batches(file: QdqFile, reference: Reference) -> list[NDArray[np.float32]]:
