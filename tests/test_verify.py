@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 import torch
 from integer_graphs import CASES
@@ -458,6 +459,24 @@ def test_reading_takes_no_layer_from_the_integer_kernels(model: Path, tmp_path: 
     assert after.integer == before.integer
     assert before.integer["Conv"] == 4
     assert [f.node for f in after.fallbacks if f.op_type != "Concat"] == []
+
+
+def test_tokens_on_the_first_axis_are_read_by_image(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 7, opset_import: ["" : 13]>
+        tokens (float[N, 4, 3] x) => (float[N, 12] y)
+        <int64[2] rows = {-1, 3}, int64[2] images = {-1, 12},
+         float scale = {0.5}, uint8 zero = {7}> {
+            flat = Reshape (x, rows)
+            codes = QuantizeLinear (flat, scale, zero)
+            real = DequantizeLinear (codes, scale, zero)
+            y = Reshape (real, images)
+        }""")
+    model.graph.node[1].name = "quant"
+    onnx.save(model, tmp_path / "tokens.onnx")
+    sample = arrays(5, (4, 3))
+    seen = read_codes(QdqFile(tmp_path / "tokens.onnx"), OnnxRuntime(), sample, {"quant": (4, 3)})
+    np.testing.assert_array_equal(seen.codes["quant"], np.rint(sample / 0.5) + 7)
 
 
 # -- other runtimes -------------------------------------------------------------------------------

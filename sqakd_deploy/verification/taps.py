@@ -117,12 +117,31 @@ def tapped(model: onnx.ModelProto, wanted: Iterable[Quantized]) -> onnx.ModelPro
     copy.CopyFrom(model)
     graph = copy.graph
     columns = [graph.output[0].name]
+    rows = _rows(graph)
     for i, tensor in enumerate(wanted):
         real, flat = f"{_PREFIX}{i}/real", f"{_PREFIX}{i}/flat"
         graph.node.append(helper.make_node("Cast", [tensor.value], [real], to=TensorProto.FLOAT))
-        graph.node.append(helper.make_node("Flatten", [real], [flat], axis=1))
+        graph.node.append(helper.make_node("Reshape", [real, rows], [flat]))
         columns.append(flat)
     graph.node.append(helper.make_node("Concat", columns, [_PREFIX], axis=1))
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(_PREFIX, TensorProto.FLOAT, None))
     return copy
+
+
+def _rows(graph: onnx.GraphProto) -> str:
+    """A value that holds the shape ``(N, -1)``: a row for each image, as the logits have.
+
+    Flatten would not do: linear layers on tokens or pixels have these on the first axis, too.
+    """
+    names = {part: f"{_PREFIX}/{part}" for part in ("first", "rest", "shape", "count", "rows")}
+    graph.initializer.append(helper.make_tensor(names["first"], TensorProto.INT64, [1], [0]))
+    graph.initializer.append(helper.make_tensor(names["rest"], TensorProto.INT64, [1], [-1]))
+    graph.node.extend(
+        [
+            helper.make_node("Shape", [graph.output[0].name], [names["shape"]]),
+            helper.make_node("Gather", [names["shape"], names["first"]], [names["count"]]),
+            helper.make_node("Concat", [names["count"], names["rest"]], [names["rows"]], axis=0),
+        ]
+    )
+    return names["rows"]
