@@ -14,6 +14,7 @@ from typing import Any
 
 from sqakd_deploy.errors import ExportError
 from sqakd_deploy.exporting import Coverage, FloatFallback
+from sqakd_deploy.files import size_on_disk
 
 MODEL, FP32 = "model", "fp32"
 
@@ -197,9 +198,3 @@ def _spawn() -> subprocess.Popen[str]:
         encoding="utf-8",
         env=environment,
     )
-
-
-def size_on_disk(path: Path) -> int:
-    """Bytes of a file and of the weights beside it (IR's ``.bin``, ONNX's external data)."""
-    beside = [path.with_suffix(".bin")] if path.suffix == ".xml" else [Path(f"{path}.data")]
-    return sum(part.stat().st_size for part in (path, *beside) if part.exists())

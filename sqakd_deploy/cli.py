@@ -22,6 +22,7 @@ from sqakd_deploy.errors import SqakdError
 from sqakd_deploy.options import (
     EXISTING,
     JSON,
+    SAVE_REFERENCE,
     data_options,
     export_options,
     model_options,
@@ -77,6 +78,17 @@ Examples:
 \b
 Exit codes: 0 measured, 2 wrong usage or unknown runtime, 5 run, 6 no such model or no ONNX file,
 7 refused by the runtime, 130 interrupted.
+"""
+_EPILOG_VERIFY = """\b
+Examples:
+  sqakd-deploy verify model.onnx
+  sqakd-deploy verify model.onnx --run runs/digits-resnet20-w4a4-lsq --layers
+  sqakd-deploy verify model.onnx --layers --save-reference answers.npz
+  sqakd-deploy verify model.onnx --reference answers.npz --layers --json
+
+\b
+Exit codes: 0 the file is its student, 3 it is not, 2 wrong usage or setting, 4 data or reference,
+5 run or weights, 7 the file or a runtime.
 """
 
 
@@ -219,6 +231,7 @@ def train(ctx: click.Context, **options: Any) -> None:
     default=None,
     help="Weights below 8 bits at their own width.  [default: where the target can restore them]",
 )
+@SAVE_REFERENCE
 @JSON
 def export(path: Path, **options: Any) -> None:
     """Write a run's student to PATH, if the runtime gives the same answers as PyTorch.
@@ -227,6 +240,52 @@ def export(path: Path, **options: Any) -> None:
     then with them on. It gets its name only when it passes.
     """
     _commands().export(path, **options)
+
+
+@main.command(epilog=_EPILOG_VERIFY)
+@click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--run", type=EXISTING, help="Run folder.  [default: the newest under runs/]")
+@click.option("--reference", type=EXISTING, help="Saved answers instead of a run; needs no torch.")
+@click.option("--data", help="Dataset or folder to compare on.  [default: the run's held-out part]")
+@click.option("--samples", type=click.IntRange(min=1), help="At most.  [default: 2048]")
+@click.option(
+    "--min-agreement", type=float, default=99.5, show_default=True, help="Top-1, percent."
+)
+@click.option(
+    "--max-accuracy-gap", type=float, default=0.3, show_default=True, help="Top-1, points."
+)
+@click.option(
+    "--runtime",
+    multiple=True,
+    help="Another runtime whose answers count.  [default: all are shown, and decide nothing]",
+)
+@click.option("--layers", is_flag=True, help="Compare every quantised tensor, too.")
+@click.option(
+    "--layer-samples",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Images for --layers, at most.",
+)
+@SAVE_REFERENCE
+@JSON
+def verify(path: Path, **options: Any) -> None:
+    """Compare the exported file PATH with its student, and say where and why it differs.
+
+    Answers are compared stage by stage: the student in PyTorch, the runtime with its optimisations
+    off, then on, then every other installed runtime that opens the file. Every constant of the file
+    is compared with the student's, and layers that can saturate on CPUs without VNNI are named.
+
+    --layers reports each quantised tensor, worst first, and where differences begin: in the export,
+    in the runtime's optimiser or by rounding in its kernels. --reference verifies against answers
+    that --save-reference wrote, or any .npz of "images" (preprocessed, N×C×H×W) and "logits".
+    """
+    # Imported late, as in _commands; with --reference, torch is not imported at all.
+    if options["reference"] is None:
+        _commands()
+    import sqakd_deploy.verification.command as command
+
+    command.verify(path, **options)
 
 
 @main.command(epilog=_EPILOG_TEACHER)

@@ -32,6 +32,8 @@ from sqakd_deploy.runs import held_out, load_student
 from sqakd_deploy.scoring import score_file, score_run, score_weights
 from sqakd_deploy.spec import parse_bits
 from sqakd_deploy.teaching import teach
+from sqakd_deploy.verification.reference import save_reference as write_reference
+from sqakd_deploy.verification.student import reference_of
 
 
 def _consoles() -> tuple[Console, Console]:
@@ -147,6 +149,7 @@ def export(
     samples: int,
     min_agreement: float,
     max_accuracy_gap: float,
+    save_reference: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -174,6 +177,8 @@ def export(
             out.print(line, highlight=False, soft_wrap=True)
         out.print(f"input {artifact.input_form}", highlight=False, soft_wrap=True)
     report.raise_for_failures()
+    if save_reference is not None:
+        write_reference(reference_of(loaded.student, images, labels=split.labels), save_reference)
     if not as_json:
         out.print(f"wrote {artifact.path}", highlight=False, soft_wrap=True)
 

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sqakd_deploy.errors import DataError
 from sqakd_deploy.tracing import first_tensor
+from sqakd_deploy.verification.measures import Logits, accuracy, agreement
 
-Logits = NDArray[np.float32]
+__all__ = ["Logits", "accuracy", "agreement", "batch_agreement", "divergence", "predict"]
 
 
 @torch.no_grad()
@@ -30,16 +30,6 @@ def predict(model: nn.Module, images: Iterable[object]) -> Logits:
     if not outputs:
         raise DataError("wanted at least one image to evaluate on, got none")
     return np.concatenate(outputs)
-
-
-def accuracy(logits: Logits, labels: NDArray[np.int64]) -> float:
-    """Top-1 accuracy in percent."""
-    return float(100.0 * np.mean(logits.argmax(axis=1) == labels))
-
-
-def agreement(logits: Logits, reference: Logits) -> float:
-    """Images for which both give the same top-1 answer, in percent; needs no label."""
-    return float(100.0 * np.mean(logits.argmax(axis=1) == reference.argmax(axis=1)))
 
 
 def divergence(logits: Logits, reference: Logits) -> float:

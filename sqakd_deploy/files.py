@@ -29,3 +29,9 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes of a file and of the weights beside it (IR's ``.bin``, ONNX's external data)."""
+    beside = [path.with_suffix(".bin")] if path.suffix == ".xml" else [Path(f"{path}.data")]
+    return sum(part.stat().st_size for part in (path, *beside) if part.exists())

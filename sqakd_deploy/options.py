@@ -88,6 +88,11 @@ def _literal(text: str) -> Any:
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 _OF_MODEL = "Of the model's training images.  [default: its own, or the dataset's]"
 EXISTING = click.Path(path_type=Path)
+SAVE_REFERENCE = click.option(
+    "--save-reference",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write images and the student's answers (.npz), for verify --reference.",
+)
 
 
 run_options = grouped(

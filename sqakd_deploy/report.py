@@ -20,9 +20,22 @@ from rich.table import Table
 
 from sqakd_deploy.fitting import Step
 from sqakd_deploy.listening import Listener
-from sqakd_deploy.parity import ParityReport
 from sqakd_deploy.results import TrainResult
 from sqakd_deploy.scoring import Score
+from sqakd_deploy.verification.tables import coverage_lines, kib, parity_table, percent
+
+__all__ = [
+    "PlainListener",
+    "RichListener",
+    "coverage_lines",
+    "kib",
+    "listener_for",
+    "listing",
+    "parity_table",
+    "percent",
+    "score_table",
+    "train_table",
+]
 
 _PLAIN_SECONDS = 5.0
 
@@ -108,16 +121,6 @@ def _figures(step: Step | None) -> str:
     )
 
 
-def percent(value: float | None) -> str:
-    """``98.61 %``, or a dash where there is none."""
-    return "—" if value is None else f"{value:.2f} %"
-
-
-def kib(size: int) -> str:
-    """Bytes in KiB, or MiB from 10 on."""
-    return f"{size / 1024:.1f} KiB" if size < 10 * 2**20 else f"{size / 2**20:.1f} MiB"
-
-
 def _bits(counts: Mapping[int, int]) -> str:
     return ", ".join(f"{count} at {bits} bit" for bits, count in counts.items())
 
@@ -151,54 +154,6 @@ def train_table(result: TrainResult) -> Table:
     seconds = ", ".join(f"{part} {value:.1f} s" for part, value in result.seconds.items())
     table.add_row("time", seconds)
     return table
-
-
-def parity_table(report: ParityReport) -> Table:
-    """The stages of a comparison."""
-    table = Table(title=f"Parity on {report.samples} images", title_justify="left")
-    for heading in ("stage", "top-1", "agreement", "largest error", "mean error"):
-        table.add_column(heading, justify="left" if heading == "stage" else "right")
-    for stage in report.stages:
-        table.add_row(
-            stage.name,
-            percent(stage.top1),
-            percent(stage.agreement),
-            f"{stage.max_error:.2f} steps",
-            f"{stage.mean_error:.4f} steps",
-        )
-    table.caption = f"one step = {report.output_step:.4g} ({report.output_step_source})"
-    table.caption_justify = "left"
-    return table
-
-
-def coverage_lines(report: ParityReport) -> list[str]:
-    """Integer coverage and float fall-backs, a line each."""
-    counts = ", ".join(
-        f"{report.coverage.integer.get(op, 0)} of {total} {op}"
-        for op, total in sorted(report.coverage.total.items())
-    )
-    lines = [f"in integers: {counts}"]
-    lines += [
-        f"in float: {fallback.node} ({fallback.op_type}): {fallback.reason}"
-        for fallback in report.coverage.fallbacks
-    ]
-    lines += [f"not folded at load, runs every time: {name}" for name in report.coverage.unfolded]
-    return [*lines, *_size_lines(report)]
-
-
-def _size_lines(report: ParityReport) -> list[str]:
-    """What the file takes, and how far that is from what its numbers need."""
-    lines = []
-    if report.narrow_layers:
-        packed = f"{report.coverage.packed} of {report.narrow_layers}"
-        lines.append(f"packed: weights of {packed} layers below 8 bits; the others a byte each")
-    ratio = report.float_size / report.size
-    over = 100 * (report.size / report.information_size - 1)
-    lines.append(
-        f"size: {kib(report.size)}, {over:.1f} % over {kib(report.information_size)} of weights at "
-        f"their bits, scales and biases; {kib(report.float_size)} in fp32 ({ratio:.2f}×)"
-    )
-    return lines
 
 
 def listing(groups: Mapping[str, Mapping[str, Any]]) -> list[Table]:

@@ -39,6 +39,8 @@ class QonnxSession:
             self._model = onnx.load(path)
         except (DecodeError, OSError) as error:
             raise ExportError(f"QONNX cannot load {path}: {error}") from error
+        if not any(node.op_type in _QUANTIZERS for node in self._model.graph.node):
+            raise ExportError(f"{path} is no QONNX file: it has no Quant node")
         ends = len(self._model.graph.input), len(self._model.graph.output)
         if ends != (1, 1):
             raise ExportError(

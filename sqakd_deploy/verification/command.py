@@ -1,0 +1,109 @@
+"""What ``sqakd-deploy verify`` does once its options are parsed; torch only for a run."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from sqakd_deploy.errors import SpecError
+from sqakd_deploy.exporting import get_runtime
+from sqakd_deploy.verification.reference import Reference, load_reference, save_reference
+from sqakd_deploy.verification.stages import Tolerance
+from sqakd_deploy.verification.tables import (
+    constants_lines,
+    coverage_lines,
+    layers_lines,
+    layers_table,
+    parity_table,
+    saturation_table,
+)
+from sqakd_deploy.verification.verifying import Recorder, Verification, verify_file
+
+SAMPLES = 2048
+"""Images compared where nobody says how many."""
+
+
+def verify(
+    path: Path,
+    *,
+    run: Path | None,
+    reference: Path | None,
+    data: str | None,
+    samples: int | None,
+    min_agreement: float,
+    max_accuracy_gap: float,
+    runtime: tuple[str, ...],
+    layers: bool,
+    layer_samples: int,
+    save_reference: Path | None,
+    as_json: bool,
+) -> None:
+    """Verify a file, print what was found, fail if it is not its student."""
+    count = layer_samples if layers else 0
+    others = {name: get_runtime(name) for name in runtime} or None
+    recorder = None
+    if reference is not None:
+        _refuse(run=run, data=data, samples=samples, save_reference=save_reference)
+        answers = load_reference(reference)
+    else:
+        answers, recorder = _from_run(run, data, samples or SAMPLES)
+    report = verify_file(
+        path,
+        answers,
+        tolerance=Tolerance(min_agreement, max_accuracy_gap),
+        layer_samples=count,
+        recorder=recorder,
+        others=others,
+    )
+    if save_reference is not None:
+        _save(report.reference, save_reference)
+    if as_json:
+        print(json.dumps({"path": str(path)} | report.to_dict(), indent=2))
+    else:
+        _print(report)
+    report.raise_for_failures()
+
+
+def _refuse(**given: object) -> None:
+    """Options that a saved reference leaves no room for."""
+    names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if names:
+        raise SpecError(
+            f"--reference has images and answers of its own; leave out {', '.join(names)}"
+        )
+
+
+def _from_run(run: Path | None, data: str | None, samples: int) -> tuple[Reference, Recorder]:
+    # Imported late: all of this needs torch, and verifying against a reference must not.
+    from sqakd_deploy.checkpoint import newest_run, open_run
+    from sqakd_deploy.runs import held_out, load_student
+    from sqakd_deploy.verification.student import record, reference_of
+
+    loaded = load_student(open_run(run) if run else newest_run())
+    Console(stderr=True).print(
+        f"verifying against {loaded.run.path} ({loaded.run.status})", highlight=False
+    )
+    images, split = held_out(loaded, data, samples)
+    answers = reference_of(loaded.student, images, labels=split.labels)
+    return answers, partial(record, loaded.student)
+
+
+def _save(answers: Reference, path: Path) -> None:
+    save_reference(answers, path)
+    Console(stderr=True).print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+def _print(report: Verification) -> None:
+    out = Console()
+    out.print(parity_table(report.parity))
+    if report.layers is not None:
+        out.print(layers_table(report.layers))
+    out.print(saturation_table(report.saturation))
+    lines = [*constants_lines(report), *coverage_lines(report.parity), report.saturation.summary]
+    if report.layers is not None:
+        lines += layers_lines(report.layers)
+    for line in lines:
+        out.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,294 @@
+"""A QDQ ONNX file as its layers' constants and quantised tensors.
+
+Layers are found by the names of their nodes, which every exporter keeps. Constants may be computed
+from others, as those of packed weights are; they are computed here with onnx's reference
+evaluator, not with what wrote them or what runs them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, numpy_helper
+
+from sqakd_deploy.errors import ExportError
+from sqakd_deploy.verification import constants as c
+from sqakd_deploy.verification.computed import computed_constants
+
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_INTEGER_TYPES = ("uint8", "int8")
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantised tensor of a file.
+
+    Attributes:
+        layer: the quantizer's name.
+        value: name of the value that holds its codes.
+        dtype: ``"uint8"`` or ``"int8"``.
+        scale: that its first reader multiplies by.
+        zero_point: that its first reader subtracts.
+        layers: names of the nodes that compute it from the tensors in ``parents``.
+        parents: quantizers of the nearest quantised tensors before it.
+    """
+
+    layer: str
+    value: str
+    dtype: str
+    scale: float
+    zero_point: int
+    layers: tuple[str, ...]
+    parents: tuple[str, ...]
+
+
+class QdqFile:
+    """An ONNX file to be asked for its constants.
+
+    Args:
+        path: of the file.
+
+    Attributes:
+        path: as given.
+        model: as read.
+
+    Raises:
+        ExportError: if it is no ONNX file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.model = _load(path)
+        graph = self.model.graph
+        self._nodes = list(graph.node)
+        self._by_name = {node.name: node for node in self._nodes if node.name}
+        self._producers = {name: node for node in self._nodes for name in node.output}
+        self._readers: dict[str, list[NodeProto]] = {}
+        for node in self._nodes:
+            for name in dict.fromkeys(node.input):
+                self._readers.setdefault(name, []).append(node)
+        self._initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self._computed = computed_constants(self.model, path)
+
+    @property
+    def target(self) -> str | None:
+        """The target that the file was written for, if it says so."""
+        return self._fact("sqakd.spec", "target")
+
+    @property
+    def takes_codes(self) -> bool:
+        """Whether raw pixels are the codes that the student's first quantizer would have made."""
+        return self._fact("sqakd.input", "normalisation") == "folded"
+
+    def _fact(self, key: str, field: str) -> str | None:
+        """A text in the file's metadata, None where there is none."""
+        facts = {entry.key: entry.value for entry in self.model.metadata_props}
+        try:
+            value = json.loads(facts.get(key, "{}")).get(field)
+        except (ValueError, AttributeError):
+            return None
+        return value if isinstance(value, str) else None
+
+    @property
+    def batch(self) -> int | None:
+        """The batch size that the file insists on, None if any will do."""
+        inputs = self.model.graph.input
+        dims = inputs[0].type.tensor_type.shape.dim if inputs else ()
+        return int(dims[0].dim_value) or None if dims else None
+
+    # -- constants ---------------------------------------------------------------------------
+
+    def constant(self, name: str) -> NDArray[Any] | None:
+        """What a constant holds; None for a value that depends on the images."""
+        if name in self._computed:
+            return self._computed[name]
+        tensor = self._initializers.get(name)
+        return None if tensor is None else numpy_helper.to_array(tensor)
+
+    @cached_property
+    def constants(self) -> dict[str, c.Facts]:
+        """The facts of every layer that has any, by the names of the nodes."""
+        found = {name: dict(self._facts(node)) for name, node in self._by_name.items()}
+        return {name: facts for name, facts in found.items() if facts}
+
+    def input_scales(self) -> NDArray[Any]:
+        """All scales that readers multiply the codes of the graph's input by."""
+        readers = self._dequantizers(self.model.graph.input[0].name)
+        scales = [self.constant(reader.input[1]) for reader in readers]
+        return _unique(*(scale for scale in scales if scale is not None))
+
+    def _facts(self, node: NodeProto) -> Iterator[tuple[str, NDArray[Any]]]:
+        if node.op_type == "QuantizeLinear":
+            yield from self._quantizer(node)
+        elif node.op_type in _LAYERS:
+            yield from self._layer(node)
+        elif node.op_type == "Relu":
+            yield c.LOWER, np.array(0.0, np.float32)
+        elif node.op_type == "Clip":
+            for name, value in zip((c.LOWER, c.UPPER), self._inputs(node, 1), strict=False):
+                if value is not None:
+                    yield name, value
+        elif node.op_type == "BatchNormalization":
+            for name, value in zip((c.SCALE, c.SHIFT), self._inputs(node, 1), strict=False):
+                if value is not None:
+                    yield name, value
+
+    def _inputs(self, node: NodeProto, first: int) -> list[NDArray[Any] | None]:
+        return [self.constant(name) for name in node.input[first:]]
+
+    def _layer(self, node: NodeProto) -> Iterator[tuple[str, NDArray[Any]]]:
+        if len(node.input) < 2:
+            return
+        weight = self._producers.get(node.input[1])
+        if weight is not None and weight.op_type == "DequantizeLinear":
+            codes, scale, zero = [*self._inputs(weight, 0), None][:3]
+            if codes is not None and scale is not None:
+                yield c.WEIGHT_CODES, _channels_first(node, codes)
+                yield c.WEIGHT_SCALE, scale
+                yield c.WEIGHT_ZERO, np.zeros(1, np.int64) if zero is None else _unique(zero)
+        else:
+            floats = self.constant(node.input[1])
+            if floats is not None:
+                yield c.WEIGHT, _channels_first(node, floats)
+        if len(node.input) > 2 and node.input[2]:
+            yield from self._bias(node.input[2])
+
+    def _bias(self, name: str) -> Iterator[tuple[str, NDArray[Any]]]:
+        bias = self._producers.get(name)
+        if bias is None or bias.op_type != "DequantizeLinear":
+            floats = self.constant(name)
+            if floats is not None:
+                yield c.BIAS, floats
+            return
+        codes, scale = self._inputs(bias, 0)[:2]
+        if codes is not None and scale is not None:
+            yield c.BIAS_CODES, codes
+            yield c.BIAS_SCALE, scale
+
+    def _quantizer(self, node: NodeProto) -> Iterator[tuple[str, NDArray[Any]]]:
+        step, zero = [*self._inputs(node, 1), None][:2]
+        zero = np.array(0, np.uint8) if zero is None else zero
+        if step is None or step.ndim or str(zero.dtype) not in _INTEGER_TYPES:
+            return
+        low, limits = c.offset(str(zero.dtype)), np.iinfo(zero.dtype)
+        clip = self._clip(node)
+        lowest, highest = [*(self._inputs(clip, 1) if clip else ()), None, None][:2]
+        yield c.STEP, step
+        yield c.ZERO_POINT, np.array(int(zero) - low)
+        yield c.LOWEST, np.array((limits.min if lowest is None else int(lowest)) - low)
+        yield c.HIGHEST, np.array((limits.max if highest is None else int(highest)) - low)
+        readers = self._dequantizers(self._held(node))
+        scales = [self.constant(reader.input[1]) for reader in readers]
+        yield c.SCALE, _unique(*(scale for scale in scales if scale is not None))
+        zeros = [self.constant(reader.input[2]) for reader in readers if len(reader.input) > 2]
+        codes = [zero.astype(np.int64) - low for zero in zeros if zero is not None]
+        yield c.READER_ZERO, _unique(*codes or [np.array(-low)])
+
+    # -- quantised tensors -------------------------------------------------------------------
+
+    def _clip(self, node: NodeProto) -> NodeProto | None:
+        """The Clip on a quantizer's codes, if there is one."""
+        readers = self._readers.get(node.output[0], [])
+        return readers[0] if len(readers) == 1 and readers[0].op_type == "Clip" else None
+
+    def _held(self, node: NodeProto) -> str:
+        clip = self._clip(node)
+        return str((node if clip is None else clip).output[0])
+
+    def _dequantizers(self, value: str) -> list[NodeProto]:
+        """Readers that dequantise a value, or what nodes that move data make of it."""
+        found = []
+        for reader in self._readers.get(value, []):
+            if reader.op_type == "DequantizeLinear":
+                found.append(reader)
+            elif reader.op_type != "QuantizeLinear":
+                found += [d for name in reader.output for d in self._dequantizers(name)]
+        return found
+
+    @cached_property
+    def quantized(self) -> dict[str, Quantized]:
+        """Every 8-bit tensor that a named quantizer writes, in topological order."""
+        facts = self.constants
+        nodes = {
+            node.name: node
+            for node in self._nodes
+            if node.op_type == "QuantizeLinear" and c.STEP in facts.get(node.name, {})
+        }
+        held = {self._held(node): name for name, node in nodes.items()}
+        found = {}
+        for name, node in nodes.items():
+            layers, parents = self._before(node, held)
+            zero = self.constant(node.input[2]) if len(node.input) > 2 else None
+            dtype = "uint8" if zero is None else str(zero.dtype)
+            scale, offset = facts[name][c.SCALE], facts[name][c.READER_ZERO]
+            first = float(scale[0] if scale.size else facts[name][c.STEP])
+            found[name] = Quantized(
+                name, self._held(node), dtype, first, int(offset[0]), layers, parents
+            )
+        return found
+
+    def inputs_of_layers(self) -> dict[str, tuple[str, ...]]:
+        """Quantizers of what each layer with weights reads, by the layer's name."""
+        held = {tensor.value: name for name, tensor in self.quantized.items()}
+        found = {}
+        for node in self._nodes:
+            if node.op_type in _LAYERS:
+                _, parents = self._before(node, held)
+                if parents:
+                    found[node.name] = parents
+        return found
+
+    def _before(
+        self, node: NodeProto, held: dict[str, str]
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of the nodes between a quantizer and the quantised tensors before it, and these."""
+        layers, parents = [node.name], []
+        left, seen = list(node.input[:1]), set()
+        while left:
+            value = left.pop()
+            producer = self._producers.get(value)
+            if value in seen or producer is None:
+                continue
+            seen.add(value)
+            if value in held:
+                parents.append(held[value])
+                continue
+            layers.append(producer.name)
+            left += producer.input
+        return tuple(layers), tuple(parents)
+
+
+def _load(path: Path) -> ModelProto:
+    if not path.is_file():
+        raise ExportError(f"there is no file {path}")
+    try:
+        return onnx.load(path)
+    except (DecodeError, OSError) as error:
+        raise ExportError(f"{path} is no ONNX file, or damaged: {error}") from error
+
+
+def _unique(*arrays: NDArray[Any]) -> NDArray[Any]:
+    """All different numbers, sorted."""
+    flat = [np.asarray(array).reshape(-1) for array in arrays]
+    return np.unique(np.concatenate(flat)) if flat else np.zeros(0)
+
+
+def _channels_first(node: NodeProto, weight: NDArray[Any]) -> NDArray[Any]:
+    """A layer's weight with output channels on the first axis, as in the integer graph."""
+    attributes = {a.name: a.i for a in node.attribute}
+    if node.op_type == "ConvTranspose":
+        groups = attributes.get("group", 1)
+        split = weight.reshape(groups, -1, *weight.shape[1:])
+        return np.swapaxes(split, 1, 2).reshape(-1, split.shape[1], *weight.shape[2:])
+    if node.op_type == "MatMul" or (node.op_type == "Gemm" and not attributes.get("transB")):
+        return np.swapaxes(weight, -1, -2)
+    return weight

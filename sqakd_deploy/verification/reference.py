@@ -1,0 +1,176 @@
+"""What a student answered, in one file: enough to verify an export without torch."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sqakd_deploy.errors import DataError
+from sqakd_deploy.files import replacing
+from sqakd_deploy.verification.constants import Constants
+from sqakd_deploy.verification.measures import Logits
+from sqakd_deploy.verification.sizes import Sizes
+from sqakd_deploy.verification.stages import Expected, range_step
+
+BATCH = 64
+"""Images that run at a time where a file does not say otherwise."""
+
+_CONSTANT, _TENSOR, _GRID = "constant", "tensor", "grid"
+_SEPARATOR = "|"  # in no name of a module
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """The codes that a student gave a quantised tensor.
+
+    Attributes:
+        codes: uint8 ``(M, …)``, counted from the lowest code of their type.
+        scale: of the grid.
+        zero_point: counted as the codes.
+    """
+
+    codes: NDArray[np.uint8]
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Images and the student's answers to them.
+
+    Attributes:
+        name: who answered, as the stage is called.
+        batches: preprocessed images ``(N, C, H, W)`` float32.
+        logits: ``(N, K)`` of all of them.
+        labels: ``(N,)``, where known.
+        step: that logit errors are counted in, and where it comes from; None if not known.
+        sizes: of the student; None if not known.
+        constants: of every layer; None if not known.
+        tensors: by the quantizer's name; None if not known.
+        tensor_images: indices ``(M,)`` of the images that the tensors are of.
+    """
+
+    name: str
+    batches: tuple[NDArray[np.float32], ...]
+    logits: Logits
+    labels: NDArray[np.int64] | None = None
+    step: tuple[float, str] | None = None
+    sizes: Sizes | None = None
+    constants: Constants | None = None
+    tensors: Mapping[str, Tensor] | None = None
+    tensor_images: NDArray[np.int64] | None = None
+
+    def expected(self) -> Expected:
+        """What the stages of a file are compared with."""
+        step = self.step or range_step(self.logits)
+        return Expected(self.name, self.logits, self.labels, step, self.sizes)
+
+    def images(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Some of the images, as one array."""
+        starts = np.cumsum([0, *(len(batch) for batch in self.batches)])
+        batch_of = np.searchsorted(starts, indices, side="right") - 1
+        pairs = zip(batch_of, indices, strict=True)
+        return np.stack([self.batches[b][i - starts[b]] for b, i in pairs])
+
+
+def save_reference(reference: Reference, path: Path) -> None:
+    """Write a reference as ``.npz``: ``images``, ``logits`` and what else is known.
+
+    Raises:
+        DataError: if the file cannot be written.
+    """
+    arrays: dict[str, Any] = {
+        "images": np.concatenate(reference.batches),
+        "logits": reference.logits,
+    }
+    if reference.labels is not None:
+        arrays["labels"] = reference.labels
+    if reference.step is not None:
+        arrays["step"], arrays["step_source"] = map(np.array, reference.step)
+    if reference.sizes is not None:
+        arrays["sizes"] = np.array(astuple(reference.sizes))
+    for layer, facts in (reference.constants or {}).items():
+        for name, array in facts.items():
+            arrays[_SEPARATOR.join((_CONSTANT, layer, name))] = array
+    if reference.tensor_images is not None:
+        arrays["tensor_images"] = reference.tensor_images
+    for name, tensor in (reference.tensors or {}).items():
+        arrays[_SEPARATOR.join((_TENSOR, name))] = tensor.codes
+        grid = np.array([tensor.scale, tensor.zero_point], np.float64)
+        arrays[_SEPARATOR.join((_GRID, name))] = grid
+    try:
+        with replacing(path) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, **arrays)
+    except OSError as error:
+        raise DataError(f"cannot write the reference {path}: {error.strerror}") from error
+
+
+def load_reference(path: Path) -> Reference:
+    """Read a reference; ``images`` and ``logits`` are all that it needs.
+
+    Raises:
+        DataError: if it is missing, damaged, or lacks either.
+    """
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except OSError as error:
+        raise DataError(f"cannot read the reference {path}: {error.strerror or error}") from error
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} is no reference, or damaged: {error}; wanted an .npz of images and logits, "
+            "as --save-reference writes"
+        ) from error
+    _check(arrays, path)
+    images = arrays["images"].astype(np.float32, copy=False)
+    labels = arrays.get("labels")
+    return Reference(
+        "saved reference",
+        tuple(images[i : i + BATCH] for i in range(0, len(images), BATCH)),
+        arrays["logits"].astype(np.float32, copy=False),
+        None if labels is None else labels.astype(np.int64),
+        (float(arrays["step"]), str(arrays["step_source"])) if "step" in arrays else None,
+        Sizes(*(int(size) for size in arrays["sizes"])) if "sizes" in arrays else None,
+        _constants(arrays) or None,
+        _tensors(arrays) or None,
+        arrays.get("tensor_images"),
+    )
+
+
+def _check(arrays: Mapping[str, NDArray[Any]], path: Path) -> None:
+    missing = [name for name in ("images", "logits") if name not in arrays]
+    if missing:
+        has = ", ".join(sorted(name for name in arrays if _SEPARATOR not in name)) or "nothing"
+        raise DataError(f"{path}: wanted arrays images and logits, got {has}")
+    counts = {len(arrays[name]) for name in ("images", "logits", "labels") if name in arrays}
+    if len(counts) > 1 or not min(counts):
+        raise DataError(
+            f"{path}: wanted as many logits and labels as images, and at least one; got "
+            + ", ".join(f"{n} {arrays[n].shape}" for n in ("images", "logits", "labels")
+                        if n in arrays)
+        )  # fmt: skip
+
+
+def _constants(arrays: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
+    found: dict[str, dict[str, NDArray[Any]]] = {}
+    for key, array in arrays.items():
+        kind, *names = key.split(_SEPARATOR)
+        if kind == _CONSTANT and len(names) == 2:
+            found.setdefault(names[0], {})[names[1]] = array
+    return found
+
+
+def _tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+    found = {}
+    for key, codes in arrays.items():
+        kind, *names = key.split(_SEPARATOR)
+        if kind == _TENSOR and len(names) == 1:
+            scale, zero = arrays[_SEPARATOR.join((_GRID, names[0]))]
+            found[names[0]] = Tensor(codes, float(scale), int(zero))
+    return found

@@ -1,0 +1,140 @@
+"""Whether integer kernels can saturate on CPUs without VNNI, decided from the numbers alone.
+
+Without VNNI, x86 multiplies uint8 activations by int8 weights with ``vpmaddubsw``: two neighbouring
+products are added in int16, which saturates. A layer is immune if no pair can leave int16:
+
+    max_act · (w1 + w2) ≤ 32767   and   max_act · (w1 + w2) ≥ −32768
+
+for the two largest weights of one sign in any output channel (``docs/runtime-rules.md``, rule 19).
+Which weights are neighbours is the kernel's affair, so the worst pair decides: "immune" is proven,
+"can saturate" is possible. int8 activations are shifted to uint8 by such kernels, and count as
+that. Activations count by their codes, zero-point included, as the kernels do.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sqakd_deploy.verification import constants as c
+from sqakd_deploy.verification.file import QdqFile
+
+_LIMIT = 32767
+_X86 = ("x86_64", "amd64", "i386", "i686")
+_VNNI = ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8")
+
+Cpu: TypeAlias = Literal["vnni", "no vnni", "unknown", "not x86"]
+
+
+@dataclass(frozen=True)
+class LayerSaturation:
+    """An integer layer's worst pair of products.
+
+    Attributes:
+        layer: its name.
+        max_act: largest code of its input, as uint8.
+        pair: sum of the two weights that go farthest.
+        sum: ``max_act · pair``; int16 holds −32768 to 32767.
+        immune: whether it fits.
+    """
+
+    layer: str
+    max_act: int
+    pair: int
+    sum: int
+    immune: bool
+
+
+@dataclass(frozen=True)
+class SaturationReport:
+    """All integer layers of a file.
+
+    Attributes:
+        layers: in the file's order.
+        cpu: what this machine is.
+    """
+
+    layers: tuple[LayerSaturation, ...]
+    cpu: Cpu
+
+    @property
+    def summary(self) -> str:
+        """What it means, in a line."""
+        at_risk = [layer.layer for layer in self.layers if not layer.immune]
+        if not self.layers:
+            return "saturation without VNNI: no layer has integer weights and inputs"
+        if not at_risk:
+            return (
+                f"saturation without VNNI: impossible in all {len(self.layers)} integer layers; "
+                "the answers are the same on every x86 CPU"
+            )
+        first = ", ".join(at_risk[:4]) + (", …" if len(at_risk) > 4 else "")
+        return (
+            f"saturation without VNNI: possible in {len(at_risk)} of {len(self.layers)} integer "
+            f"layers ({first}): x86 CPUs without VNNI may answer otherwise; {_MEANING[self.cpu]}"
+        )
+
+
+_MEANING: Mapping[Cpu, str] = {
+    "vnni": "this CPU has VNNI and does not saturate",
+    "no vnni": "this CPU has no VNNI, so this holds here",
+    "unknown": "whether this CPU has VNNI cannot be told",
+    "not x86": "not applicable to this CPU, which is not x86",
+}
+
+
+def saturation_of(file: QdqFile, cpu: Cpu | None = None) -> SaturationReport:
+    """Decide for every layer with 8-bit inputs and integer weights.
+
+    Args:
+        file: the file.
+        cpu: None asks this machine.
+    """
+    facts, inputs = file.constants, file.inputs_of_layers()
+    layers = []
+    for name, numbers in facts.items():
+        if c.WEIGHT_CODES in numbers and name in inputs:
+            highest = max(int(facts[source][c.HIGHEST]) for source in inputs[name])
+            layers.append(_layer(name, numbers[c.WEIGHT_CODES], highest))
+    return SaturationReport(tuple(layers), this_cpu() if cpu is None else cpu)
+
+
+def _layer(name: str, codes: NDArray[np.int8], max_act: int) -> LayerSaturation:
+    pair = worst_pair(codes)
+    worst = pair * max_act
+    return LayerSaturation(name, max_act, pair, worst, -_LIMIT - 1 <= worst <= _LIMIT)
+
+
+def worst_pair(codes: NDArray[np.int8]) -> int:
+    """The sum, largest in size, of two weights of one sign in one output channel.
+
+    Args:
+        codes: ``(O, …)``; a channel of one weight has no pair, and counts it alone.
+    """
+    rows = codes.reshape(len(codes), -1).astype(np.int64)
+    if rows.shape[1] == 1:
+        rows = np.pad(rows, ((0, 0), (0, 1)))
+    ordered = np.partition(rows, (1, -2), axis=1) if rows.shape[1] > 2 else np.sort(rows, axis=1)
+    low = int(np.minimum(ordered[:, :2], 0).sum(axis=1).min())
+    high = int(np.maximum(ordered[:, -2:], 0).sum(axis=1).max())
+    return low if -low > high else high
+
+
+def this_cpu(cpuinfo: Path = Path("/proc/cpuinfo"), machine: str | None = None) -> Cpu:
+    """Whether this machine's CPU has VNNI."""
+    if (machine or platform.machine()).lower() not in _X86:
+        return "not x86"
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "unknown"
+    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
+    if not flags:
+        return "unknown"
+    return "vnni" if any(flag in flags for flag in _VNNI) else "no vnni"

@@ -1,0 +1,268 @@
+"""The same images through every way of running a file, compared with saved or given answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sqakd_deploy.errors import ParityError
+from sqakd_deploy.exporting import Coverage, Runtime, Session, stages_of
+from sqakd_deploy.files import size_on_disk
+from sqakd_deploy.graph import IntegerGraph
+from sqakd_deploy.verification.measures import Logits, accuracy, agreement
+from sqakd_deploy.verification.sizes import Sizes
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an exported file may be from its student.
+
+    Attributes:
+        agreement: least top-1 agreement (percent).
+        accuracy: most that top-1 accuracy may differ, where labels are known (points).
+    """
+
+    agreement: float = 99.5
+    accuracy: float = 0.3
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One way of running the student, compared with the one in PyTorch.
+
+    Attributes:
+        name: which.
+        top1: accuracy (percent), None without labels.
+        agreement: with PyTorch, on the top-1 answer (percent).
+        max_error: largest logit error (steps of the output scale).
+        mean_error: mean logit error (steps).
+        max_absolute: largest logit error (logits).
+        decides: whether it counts for the proof.
+    """
+
+    name: str
+    top1: float | None
+    agreement: float
+    max_error: float
+    mean_error: float
+    max_absolute: float
+    decides: bool = True
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """What a comparison found.
+
+    Attributes:
+        samples: images compared.
+        output_step: the output scale that errors are counted in (logits).
+        output_step_source: where that scale comes from.
+        stages: PyTorch first, then each way of running the file.
+        coverage: which layers the optimised session runs in integers.
+        size: of the file (bytes).
+        float_size: of the same weights in float32 (bytes); None where they are not known.
+        information_size: of weights at their own bits, scales and biases (bytes); what the file
+            has beyond is its graph. None where they are not known.
+        narrow_layers: count of layers with weights below 8 bits; ``coverage.packed`` of them are
+            stored so. None where they are not known.
+        tolerance: what was allowed.
+        skipped: why a runtime took no part, by its name.
+    """
+
+    samples: int
+    output_step: float
+    output_step_source: str
+    stages: tuple[Stage, ...]
+    coverage: Coverage
+    size: int
+    float_size: int | None
+    information_size: int | None
+    narrow_layers: int | None
+    tolerance: Tolerance
+    skipped: Mapping[str, str]
+
+    @property
+    def failures(self) -> list[str]:
+        """What exceeds the tolerance, a line each; empty if the export is proven."""
+        first, *all_others = self.stages
+        others = [stage for stage in all_others if stage.decides]
+        found = [
+            f"{stage.name}: agreement {stage.agreement:.2f} % is below "
+            f"{self.tolerance.agreement:.2f} %"
+            for stage in others
+            if not stage.agreement >= self.tolerance.agreement
+        ]
+        for stage in others:
+            if first.top1 is None or stage.top1 is None:
+                continue
+            gap = abs(stage.top1 - first.top1)
+            if gap > self.tolerance.accuracy:
+                found.append(
+                    f"{stage.name}: top-1 {stage.top1:.2f} % is {gap:.2f} points from the "
+                    f"student's {first.top1:.2f} %, more than {self.tolerance.accuracy:.2f}"
+                )
+        return found
+
+    def raise_for_failures(self) -> None:
+        """Raise if the file exceeds the tolerance.
+
+        Raises:
+            ParityError: with every failure.
+        """
+        if self.failures:
+            raise ParityError("the exported file is not its student: " + "; ".join(self.failures))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for json."""
+        return asdict(self) | {"passed": not self.failures, "failures": self.failures}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a file is compared with.
+
+    Attributes:
+        name: who gave the answers, as a stage is called.
+        logits: the answers ``(N, K)``.
+        labels: of the images ``(N,)``, where known.
+        step: that logit errors are counted in (logits), and where it comes from.
+        sizes: of the student, where it is known.
+    """
+
+    name: str
+    logits: Logits
+    labels: NDArray[np.int64] | None
+    step: tuple[float, str]
+    sizes: Sizes | None = None
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What every way of running a file answered.
+
+    Attributes:
+        outputs: logits ``(N, K)`` by stage.
+        coverage: which layers the optimised session runs in integers.
+        skipped: why a runtime took no part, by its name.
+        undecided: stages that are shown and count for nothing.
+    """
+
+    outputs: Mapping[str, Logits]
+    coverage: Coverage
+    skipped: Mapping[str, str]
+    undecided: frozenset[str] = frozenset()
+
+    def worst_images(self, expected: Expected, count: int) -> NDArray[np.int64]:
+        """Indices of the images whose logits are farthest off in any stage, worst first."""
+        errors = [np.abs(o.astype(np.float64) - expected.logits) for o in self.outputs.values()]
+        largest = np.max([error.max(axis=1) for error in errors], axis=0)
+        return np.argsort(-np.nan_to_num(largest, nan=np.inf), kind="stable")[:count]
+
+
+def run_stages(
+    path: Path,
+    batches: Sequence[NDArray[np.float32]],
+    expected: Expected,
+    runtime: Runtime,
+    others: Mapping[str, Runtime] | None = None,
+    *,
+    others_decide: bool = True,
+) -> Runs:
+    """Run a file in every way there is.
+
+    Args:
+        path: the file.
+        batches: preprocessed images ``(N, C, H, W)``.
+        expected: the answers to all of them.
+        runtime: that proves the file: it must open it, and runs it in each of its stages.
+        others: runtimes that take part if they can open the file.
+        others_decide: whether their answers count for the proof.
+
+    Raises:
+        ExportError: if the runtime cannot open or run the file.
+        ParityError: if the answers have another shape.
+    """
+    outputs = {}
+    for name, optimize in stages_of(runtime).items():
+        session = runtime.open(path, optimize=optimize)
+        outputs[f"{runtime.name}, {name}"] = _logits(session, batches)
+    skipped: dict[str, str] = {}
+    for name, other in (others or {}).items():
+        try:
+            outputs[name] = _logits(other.open(path), batches)
+        except Exception as error:  # a stranger's plugin must not keep the others from reporting
+            skipped[name] = " ".join(str(error).split()) or type(error).__name__
+    for name, output in outputs.items():
+        if output.shape != expected.logits.shape:
+            raise ParityError(
+                f"{name}: wanted logits {expected.logits.shape}, as the {expected.name} gave "
+                f"them, got {output.shape}: the file is another model's"
+            )
+    undecided = frozenset() if others_decide else frozenset(others or {}) - frozenset(skipped)
+    return Runs(outputs, session.coverage(), skipped, undecided)
+
+
+def report_of(
+    path: Path, runs: Runs, expected: Expected, tolerance: Tolerance | None = None
+) -> ParityReport:
+    """Compare all answers with the expected ones.
+
+    Args:
+        path: the file.
+        runs: what it answered.
+        expected: what it should have.
+        tolerance: what :attr:`ParityReport.failures` counts as failing.
+    """
+    outputs, sizes = {expected.name: expected.logits, **runs.outputs}, expected.sizes
+    return ParityReport(
+        samples=len(expected.logits),
+        output_step=expected.step[0],
+        output_step_source=expected.step[1],
+        stages=tuple(
+            _stage(name, output, expected, decides=name not in runs.undecided)
+            for name, output in outputs.items()
+        ),
+        coverage=runs.coverage,
+        size=size_on_disk(path),
+        float_size=sizes.float_size if sizes else None,
+        information_size=sizes.information_size if sizes else None,
+        narrow_layers=sizes.narrow_layers if sizes else None,
+        tolerance=tolerance or Tolerance(),
+        skipped=runs.skipped,
+    )
+
+
+def _logits(session: Session, batches: Sequence[NDArray[np.float32]]) -> Logits:
+    return np.concatenate([session.run(batch) for batch in batches])
+
+
+def _stage(name: str, output: Logits, expected: Expected, *, decides: bool) -> Stage:
+    error, (step, _) = np.abs(output.astype(np.float64) - expected.logits), expected.step
+    return Stage(
+        name=name,
+        top1=None if expected.labels is None else accuracy(output, expected.labels),
+        agreement=agreement(output, expected.logits),
+        max_error=float(error.max()) / step,
+        mean_error=float(error.mean()) / step,
+        max_absolute=float(error.max()),
+        decides=decides,
+    )
+
+
+def output_step(graph: IntegerGraph, logits: Logits) -> tuple[float, str]:
+    """The step that logit errors are counted in, and where it comes from."""
+    grid = graph.values[graph.output].grid
+    if grid is not None:
+        return float(grid.scale), "scale of the quantised output"
+    return range_step(logits)
+
+
+def range_step(logits: Logits) -> tuple[float, str]:
+    """The step of 8 bits over all logits, for outputs in float."""
+    spread = float(logits.max() - logits.min()) or 1.0  # all equal: any step will do
+    return spread / 255, "1/255 of the logits' range"

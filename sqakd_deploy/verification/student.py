@@ -1,0 +1,105 @@
+"""A student's own answers, layer by layer, as PyTorch computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx, nn
+
+from sqakd_deploy import graph as ir
+from sqakd_deploy.evaluate import predict
+from sqakd_deploy.integer import lower
+from sqakd_deploy.tracing import first_tensor
+from sqakd_deploy.verification.constants import constants_of, offset
+from sqakd_deploy.verification.reference import Reference, Tensor
+from sqakd_deploy.verification.sizes import sizes_of
+from sqakd_deploy.verification.stages import output_step
+
+_CHUNK = 8  # images whose tensors are all held at a time
+
+
+def reference_of(
+    student: nn.Module, images: Iterable[object], *, labels: NDArray[np.int64] | None = None
+) -> Reference:
+    """What a student answers to images, and its constants, to compare files with.
+
+    Args:
+        student: as exported.
+        images: batches of preprocessed images.
+        labels: of them, where known.
+    """
+    batches = [first_tensor(batch) for batch in images]
+    graph, logits = lower(student), predict(student, batches)
+    return Reference(
+        "PyTorch student",
+        tuple(batch.float().cpu().numpy() for batch in batches),
+        logits,
+        labels,
+        output_step(graph, logits),
+        sizes_of(graph),
+        constants_of(graph),
+    )
+
+
+@torch.no_grad()
+def record(student: nn.Module, images: NDArray[np.float32]) -> dict[str, Tensor]:
+    """The codes of every quantised tensor.
+
+    Args:
+        student: made by :func:`~sqakd_deploy.quantization.quantize`.
+        images: ``(M, C, H, W)``.
+
+    Returns:
+        By the quantizer's name, in topological order.
+    """
+    graph = lower(student)
+    quantizers = {node.output: node for node in graph.nodes if isinstance(node, ir.Quantize)}
+    recorder = _Recorder(student, set(quantizers))
+    training = student.training
+    student.eval()
+    device = next(student.parameters()).device
+    parts: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in quantizers}
+    for start in range(0, len(images), _CHUNK):
+        recorder.seen.clear()
+        recorder.run(torch.from_numpy(images[start : start + _CHUNK]).to(device))
+        for name in quantizers:
+            parts[name].append(_codes(recorder.seen[name], _grid(graph, name)))
+    student.train(training)
+    return {
+        node.name: _tensor(np.concatenate(parts[name]), _grid(graph, name))
+        for name, node in quantizers.items()
+    }
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a traced student and keeps what some of its nodes answer."""
+
+    def __init__(self, student: Any, names: set[str]) -> None:
+        super().__init__(student)
+        self.names = names
+        self.seen: dict[str, torch.Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self.names:
+            self.seen[n.name] = first_tensor(result)
+        return result
+
+
+def _grid(graph: ir.IntegerGraph, name: str) -> ir.Grid:
+    grid = graph.values[name].grid
+    assert grid is not None  # Quantize writes no other
+    return grid
+
+
+def _codes(real: torch.Tensor, grid: ir.Grid) -> NDArray[np.uint8]:
+    steps = np.rint(real.float().cpu().numpy() / grid.scale)
+    return (steps + (grid.zero_point - offset(grid.dtype))).astype(np.uint8)
+
+
+def _tensor(codes: NDArray[np.uint8], grid: ir.Grid) -> Tensor:
+    return Tensor(codes, float(grid.scale), grid.zero_point - offset(grid.dtype))

@@ -1,0 +1,173 @@
+"""Tables of what a comparison found, for people; free of torch."""
+
+from __future__ import annotations
+
+from rich.console import JustifyMethod
+from rich.table import Table
+
+from sqakd_deploy.verification.layers import KINDS, Begin, Kind, LayersReport, TensorReport
+from sqakd_deploy.verification.saturation import SaturationReport
+from sqakd_deploy.verification.stages import ParityReport
+from sqakd_deploy.verification.verifying import Verification
+
+_SHOWN = 20
+"""Tensors in a table; --json has all."""
+
+
+def percent(value: float | None) -> str:
+    """``98.61 %``, or a dash where there is none."""
+    return "—" if value is None else f"{value:.2f} %"
+
+
+def kib(size: int) -> str:
+    """Bytes in KiB, or MiB from 10 on."""
+    return f"{size / 1024:.1f} KiB" if size < 10 * 2**20 else f"{size / 2**20:.1f} MiB"
+
+
+def parity_table(report: ParityReport) -> Table:
+    """The stages of a comparison."""
+    table = Table(title=f"Parity on {report.samples} images", title_justify="left")
+    for heading in ("stage", "top-1", "agreement", "largest error", "mean error"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for stage in report.stages:
+        table.add_row(
+            stage.name,
+            percent(stage.top1),
+            percent(stage.agreement),
+            f"{stage.max_error:.2f} steps",
+            f"{stage.mean_error:.4f} steps",
+        )
+    table.caption = f"one step = {report.output_step:.4g} ({report.output_step_source})"
+    table.caption_justify = "left"
+    return table
+
+
+def coverage_lines(report: ParityReport) -> list[str]:
+    """Integer coverage and float fall-backs, a line each."""
+    counts = ", ".join(
+        f"{report.coverage.integer.get(op, 0)} of {total} {op}"
+        for op, total in sorted(report.coverage.total.items())
+    )
+    lines = [f"in integers: {counts}"]
+    lines += [
+        f"in float: {fallback.node} ({fallback.op_type}): {fallback.reason}"
+        for fallback in report.coverage.fallbacks
+    ]
+    lines += [f"not folded at load, runs every time: {name}" for name in report.coverage.unfolded]
+    lines += [
+        f"shown, decides nothing: {stage.name}: the file was not placed for it; "
+        f"--runtime {stage.name} makes its answers count"
+        for stage in report.stages
+        if not stage.decides
+    ]
+    lines += [f"took no part: {name}: {reason}" for name, reason in report.skipped.items()]
+    return [*lines, *_size_lines(report)]
+
+
+def _size_lines(report: ParityReport) -> list[str]:
+    """What the file takes, and how far that is from what its numbers need."""
+    if report.float_size is None or report.information_size is None:
+        return [f"size: {kib(report.size)}"]
+    lines = []
+    if report.narrow_layers:
+        packed = f"{report.coverage.packed} of {report.narrow_layers}"
+        lines.append(f"packed: weights of {packed} layers below 8 bits; the others a byte each")
+    ratio = report.float_size / report.size
+    over = 100 * (report.size / report.information_size - 1)
+    lines.append(
+        f"size: {kib(report.size)}, {over:.1f} % over {kib(report.information_size)} of weights at "
+        f"their bits, scales and biases; {kib(report.float_size)} in fp32 ({ratio:.2f}×)"
+    )
+    return lines
+
+
+def constants_lines(report: Verification) -> list[str]:
+    """Constants that are not the student's, a line each."""
+    if report.constants is None:
+        return ["constants: not compared, since only answers are known"]
+    if not report.constants:
+        return ["constants: all those of the student"]
+    return [f"wrong constant: {difference}" for difference in report.constants]
+
+
+def layers_table(report: LayersReport) -> Table:
+    """Quantised tensors that differ, worst first, each in its worst stage."""
+    count = len(report.tensors)
+    images = f"the {report.images} images that differ most" if report.images > 1 else "one image"
+    table = Table(title=f"{count} quantised tensors, on {images}", title_justify="left")
+    for name in ("tensor", "largest error", "mean error", "codes that differ", "SNR", "begins"):
+        justify: JustifyMethod = "left" if name in ("tensor", "begins") else "right"
+        table.add_column(name, justify=justify, overflow="fold")
+    differing = [t for t in report.tensors if not t.stages or t.worst[0] < 0]
+    for tensor in differing[:_SHOWN]:
+        table.add_row(*_tensor_row(tensor))
+    more = len(differing) - _SHOWN
+    left = [f"{more} more, none of them worse: see --json"] if more > 0 else []
+    same = count - len(differing)
+    left += [f"{same} are the student's, code for code"] if same else []
+    table.caption, table.caption_justify = "; ".join(left) or None, "left"
+    return table
+
+
+def _tensor_row(tensor: TensorReport) -> tuple[str, ...]:
+    stage = max(tensor.stages, key=lambda s: (s.max_error, s.share), default=None)
+    begins = "; ".join(_begin(begin) for begin in tensor.begins)
+    if stage is None:
+        return tensor.name, "—", "—", "—", "—", "unseen"
+    same = stage.max_error == 0
+    return (
+        tensor.name,
+        f"{stage.max_error:.2f} steps",
+        f"{stage.mean_error:.4f} steps",
+        f"{stage.share:.2f} %",
+        "—" if stage.snr is None else f"{stage.snr:.1f} dB",
+        begins or ("" if same else "before it"),
+    )
+
+
+def _begin(begin: Begin) -> str:
+    return f"{_where(begin)}, {begin.kind} ({begin.stage}, {begin.images} images)"
+
+
+def _where(begin: Begin) -> str:
+    return " or in ".join(["here", *begin.or_in])
+
+
+def layers_lines(report: LayersReport) -> list[str]:
+    """Where differences begin, and what cannot be seen."""
+    lines = [_kind_line(report, kind) for kind in KINDS]
+    lines = [line for line in lines if line]
+    if not lines:
+        differ = any(tensor.worst[0] < 0 for tensor in report.tensors)
+        seen = "where differences begin cannot be seen"
+        lines = [seen if differ else "no quantised tensor differs from the student's"]
+    lines += [f"not in the file under its name: {name}" for name in report.missing]
+    for stage, names in report.unseen.items():
+        lines.append(f"unseen in {stage} (reading changes the answers): {', '.join(names)}")
+    return lines
+
+
+def _kind_line(report: LayersReport, kind: Kind) -> str:
+    """Where differences of a kind begin, first in topological order; empty if there are none."""
+    begun = [(t, b) for t in report.begun for b in t.begins if b.kind == kind]
+    if not begun:
+        return ""
+    count = len({tensor.name for tensor, _ in begun})
+    tensor, begin = begun[0]
+    return (
+        f"{kind}: differences begin in {count} tensors, the first {tensor.name} "
+        f"({begin.stage}, {begin.images} images, up to {begin.max_error:.2f} steps)"
+        + (f", or before it in {', '.join(begin.or_in)}, unseen" if begin.or_in else "")
+    )
+
+
+def saturation_table(report: SaturationReport) -> Table:
+    """Each integer layer's worst pair of products without VNNI."""
+    table = Table(title="Pairs of products in int16, on CPUs without VNNI", title_justify="left")
+    for name in ("layer", "largest input", "worst weight pair", "sum", "int16"):
+        table.add_column(name, justify="left" if name in ("layer", "int16") else "right")
+    for layer in report.layers:
+        fits = "immune" if layer.immune else "can saturate"
+        figures = (layer.max_act, layer.pair, layer.sum)
+        table.add_row(layer.layer, *(f"{figure}" for figure in figures), fits)
+    return table

@@ -1,0 +1,147 @@
+"""Looks inside a session: the codes of a file's quantised tensors, as a runtime computes them.
+
+A copy of the file answers, beside the logits, the codes of the tensors asked for, as floats in one
+output: any :class:`~sqakd_deploy.exporting.Runtime` can run it. The extra readers stand behind a
+QuantizeLinear (and its Clip), where they take no fusion from a layer. Whether the copy is still the
+same program is not believed but checked: unless its logits are those of the file, bit for bit, the
+tensors are asked for in halves, down to single ones; one that cannot be read without changing the
+logits stays unseen. What a runtime computes inside a layer, before its QuantizeLinear, cannot be
+seen at all.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from sqakd_deploy.exporting import Runtime
+from sqakd_deploy.verification.constants import offset
+from sqakd_deploy.verification.file import QdqFile, Quantized
+
+CHUNK = 8
+"""Images whose tensors are read at a time."""
+
+_PREFIX = "sqakd/tap"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What could be read.
+
+    Attributes:
+        codes: uint8 ``(M, …)`` by the quantizer's name, counted from the lowest code of their type.
+        unseen: quantizers whose tensors cannot be read without changing the logits.
+    """
+
+    codes: Mapping[str, NDArray[np.uint8]]
+    unseen: tuple[str, ...]
+
+
+def read_codes(
+    file: QdqFile,
+    runtime: Runtime,
+    images: NDArray[np.float32],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    optimize: bool = True,
+) -> Seen:
+    """Run images through a runtime and read quantised tensors on the way.
+
+    Args:
+        file: whose tensors.
+        runtime: that runs it.
+        images: ``(M, C, H, W)``.
+        shapes: of each tensor without the batch, by its quantizer's name.
+        optimize: let the runtime rewrite the graph.
+
+    Raises:
+        ExportError: if the runtime cannot open or run the file.
+    """
+    quantized, size = file.quantized, file.batch or CHUNK
+    chunks = [images[i : i + size] for i in range(0, len(images), size)]
+    session = runtime.open(file.path, optimize=optimize)
+    plain = [session.run(chunk) for chunk in chunks]
+    found: dict[str, NDArray[np.uint8]] = {}
+    unseen: list[str] = []
+    groups = [list(shapes)] if shapes else []
+    while groups:
+        names = groups.pop()
+        wanted = [quantized[name] for name in names]
+        sizes = [int(np.prod(shapes[name])) for name in names]
+        codes = _run(file, runtime, optimize, wanted, sizes, chunks, plain)
+        if codes is not None:
+            found |= {n: codes[i].reshape(-1, *shapes[n]) for i, n in enumerate(names)}
+        elif len(names) == 1:
+            unseen += names
+        else:
+            groups += [names[: len(names) // 2], names[len(names) // 2 :]]
+    return Seen(found, tuple(unseen))
+
+
+def _run(
+    file: QdqFile,
+    runtime: Runtime,
+    optimize: bool,
+    wanted: list[Quantized],
+    sizes: list[int],
+    chunks: list[NDArray[np.float32]],
+    plain: list[NDArray[np.float32]],
+) -> list[NDArray[np.uint8]] | None:
+    """Codes ``(M, size)`` of each tensor; None if reading them changes the logits."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tapped.onnx"
+        onnx.save(tapped(file.model, wanted), path)
+        session = runtime.open(path, optimize=optimize)
+        parts: list[list[NDArray[np.uint8]]] = [[] for _ in wanted]
+        for chunk, logits in zip(chunks, plain, strict=True):
+            classes = logits.shape[1]
+            out = session.run(chunk)
+            if not np.array_equal(out[:, :classes], logits, equal_nan=True):
+                return None
+            columns = np.split(out, np.cumsum([classes, *sizes])[:-1], axis=1)[1:]
+            for part, tensor, codes in zip(parts, wanted, columns, strict=True):
+                part.append((codes - offset(tensor.dtype)).astype(np.uint8))
+    return [np.concatenate(part) for part in parts]
+
+
+def tapped(model: onnx.ModelProto, wanted: Iterable[Quantized]) -> onnx.ModelProto:
+    """A copy of a model whose one output is ``(N, K + …)``: logits, then codes, all as floats."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    columns = [graph.output[0].name]
+    rows = _rows(graph)
+    for i, tensor in enumerate(wanted):
+        real, flat = f"{_PREFIX}{i}/real", f"{_PREFIX}{i}/flat"
+        graph.node.append(helper.make_node("Cast", [tensor.value], [real], to=TensorProto.FLOAT))
+        graph.node.append(helper.make_node("Reshape", [real, rows], [flat]))
+        columns.append(flat)
+    graph.node.append(helper.make_node("Concat", columns, [_PREFIX], axis=1))
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(_PREFIX, TensorProto.FLOAT, None))
+    return copy
+
+
+def _rows(graph: onnx.GraphProto) -> str:
+    """A value that holds the shape ``(N, -1)``: a row for each image, as the logits have.
+
+    Flatten would not do: linear layers on tokens or pixels have these on the first axis, too.
+    """
+    names = {part: f"{_PREFIX}/{part}" for part in ("first", "rest", "shape", "count", "rows")}
+    graph.initializer.append(helper.make_tensor(names["first"], TensorProto.INT64, [1], [0]))
+    graph.initializer.append(helper.make_tensor(names["rest"], TensorProto.INT64, [1], [-1]))
+    graph.node.extend(
+        [
+            helper.make_node("Shape", [graph.output[0].name], [names["shape"]]),
+            helper.make_node("Gather", [names["shape"], names["first"]], [names["count"]]),
+            helper.make_node("Concat", [names["count"], names["rest"]], [names["rows"]], axis=0),
+        ]
+    )
+    return names["rows"]

@@ -1,0 +1,185 @@
+"""Everything that can be said of a file against a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sqakd_deploy.errors import DataError, ParityError
+from sqakd_deploy.exporting import Runtime, exporters, get_exporter, get_runtime, runtimes
+from sqakd_deploy.verification.constants import (
+    SCALE,
+    STEP,
+    Constants,
+    Difference,
+    compare_constants,
+)
+from sqakd_deploy.verification.file import QdqFile
+from sqakd_deploy.verification.layers import LayersReport, compare_layers
+from sqakd_deploy.verification.reference import Reference, Tensor
+from sqakd_deploy.verification.saturation import SaturationReport, saturation_of
+from sqakd_deploy.verification.stages import ParityReport, Runs, Tolerance, report_of, run_stages
+
+_DEFAULT_RUNTIME = "onnxruntime"
+_NAMED = 5  # failures in an error's one line; the report has all
+
+Recorder: TypeAlias = Callable[[NDArray[np.float32]], Mapping[str, Tensor]]
+"""The student's quantised tensors for images ``(M, C, H, W)``."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found.
+
+    Attributes:
+        parity: the logits, stage by stage.
+        constants: those of the file that are not the student's; None if the student's are not
+            known.
+        layers: every quantised tensor, where asked for and known.
+        saturation: which layers can saturate on CPUs without VNNI.
+        reference: what the file was compared with, recorded tensors included.
+    """
+
+    parity: ParityReport
+    constants: tuple[Difference, ...] | None
+    layers: LayersReport | None
+    saturation: SaturationReport
+    reference: Reference = field(repr=False)
+
+    @property
+    def failures(self) -> list[str]:
+        """What makes the file another function than its student, a line each.
+
+        A constant that is not the student's is one even if no answer shows it.
+        """
+        return [*map(str, self.constants or ()), *self.parity.failures]
+
+    def raise_for_failures(self) -> None:
+        """Raise if the file is not its student.
+
+        Raises:
+            ParityError: with the first failures.
+        """
+        if self.failures:
+            more = len(self.failures) - _NAMED
+            shown = [*self.failures[:_NAMED], *([f"and {more} more"] if more > 0 else [])]
+            raise ParityError("the file is not its student: " + "; ".join(shown))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for json."""
+        facts = asdict(replace(self, reference=None))  # type: ignore[arg-type]
+        del facts["reference"]
+        facts["saturation"]["summary"] = self.saturation.summary
+        if self.layers is not None:
+            facts["layers"]["first"] = self.layers.first.name if self.layers.first else None
+        return facts | {"passed": not self.failures, "failures": self.failures}
+
+
+def verify_file(
+    path: Path,
+    reference: Reference,
+    *,
+    tolerance: Tolerance | None = None,
+    layer_samples: int = 0,
+    recorder: Recorder | None = None,
+    others: Mapping[str, Runtime] | None = None,
+) -> Verification:
+    """Compare a file with a student's answers, constants and tensors, as far as these are known.
+
+    Args:
+        path: of an ONNX file.
+        reference: the student's answers.
+        tolerance: of the logits.
+        layer_samples: images to compare quantised tensors on; 0 leaves them out.
+        recorder: gives the student's tensors for the images whose answers are farthest off; None
+            takes those of the reference, whatever images they are of.
+        others: runtimes that take part if they can open the file, and whose answers count; None
+            takes all installed, whose answers are shown and decide nothing: the file was placed
+            for the one that proves it.
+
+    Raises:
+        ExportError: if the file cannot be read, or its runtime cannot run it.
+        DataError: if tensors are asked for and there are none.
+    """
+    file = QdqFile(path)
+    runtime = proving_runtime(file)
+    named, others = others is not None, runtimes() if others is None else others
+    others = {name: other for name, other in others.items() if name != runtime.name}
+    expected = reference.expected()
+    batches = _batches(file, reference)
+    runs = run_stages(path, batches, expected, runtime, others, others_decide=named)
+    differences = None
+    if reference.constants is not None:
+        differences = tuple(compare_with_student(file, reference.constants))
+    layers = None
+    if layer_samples:
+        reference = _with_tensors(reference, runs, layer_samples, recorder)
+        able = {name: other for name, other in others.items() if name not in runs.skipped}
+        wrong = {difference.layer for difference in differences or ()}
+        layers = _layers(file, reference, layer_samples, runtime, able, wrong)
+    parity = report_of(path, runs, expected, tolerance)
+    return Verification(parity, differences, layers, saturation_of(file), reference)
+
+
+def compare_with_student(file: QdqFile, expected: Constants) -> list[Difference]:
+    """Compare a file's constants with a student's.
+
+    A file that takes pixels as codes has no first quantizer; what is left of it is the scale that
+    the first layer multiplies its input by.
+    """
+    first = next((name for name, facts in expected.items() if STEP in facts), None)
+    if not file.takes_codes or first is None:
+        return compare_constants(expected, file.constants)
+    wanted = {**expected, first: {SCALE: expected[first][SCALE]}}
+    return compare_constants(wanted, {**file.constants, first: {SCALE: file.input_scales()}})
+
+
+def _batches(file: QdqFile, reference: Reference) -> list[NDArray[np.float32]]:
+    """The images in batches that the file takes."""
+    if file.batch is None:
+        return list(reference.batches)
+    return [b[i : i + file.batch] for b in reference.batches for i in range(0, len(b), file.batch)]
+
+
+def _with_tensors(
+    reference: Reference, runs: Runs, count: int, recorder: Recorder | None
+) -> Reference:
+    """The reference with tensors: its own, or recorded for the images that are farthest off."""
+    if recorder is not None:
+        worst = runs.worst_images(reference.expected(), count)
+        return replace(reference, tensors=recorder(reference.images(worst)), tensor_images=worst)
+    if not reference.tensors or reference.tensor_images is None:
+        raise DataError(
+            "the reference has no tensors to compare layers with; save it with --layers, or "
+            "verify against the run"
+        )
+    return reference
+
+
+def proving_runtime(file: QdqFile) -> Runtime:
+    """The runtime of the target that a file was written for; ONNX Runtime where it says none."""
+    known = file.target is not None and file.target in exporters()
+    return get_runtime(get_exporter(file.target).runtime if known else _DEFAULT_RUNTIME)  # type: ignore[arg-type]
+
+
+def _layers(
+    file: QdqFile,
+    reference: Reference,
+    count: int,
+    runtime: Runtime,
+    others: Mapping[str, Runtime],
+    wrong: set[str],
+) -> LayersReport:
+    assert reference.tensors is not None  # see _with_tensors
+    assert reference.tensor_images is not None
+    tensors = {
+        name: replace(tensor, codes=tensor.codes[:count])
+        for name, tensor in reference.tensors.items()
+    }
+    images = reference.images(reference.tensor_images[:count])
+    return compare_layers(file, images, tensors, runtime, others=others, wrong=wrong)

@@ -1,0 +1,523 @@
+"""Faults planted in exported files, and what is said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+import torch
+from integer_graphs import CASES
+from integer_graphs import images as arrays
+from networks import SHAPE, images, network
+from onnx import numpy_helper
+from reference_executor import execute
+from sqakd_exporters.onnxruntime import OnnxRuntime, OnnxRuntimeExporter
+from sqakd_exporters.qdq import build_model
+from sqakd_exporters.saving import save_checked
+from sqakd_exporters.unsigned import as_unsigned
+
+from sqakd_deploy import graph as g
+from sqakd_deploy.api import export
+from sqakd_deploy.errors import DataError, ExportError, ParityError
+from sqakd_deploy.exporting import ExportOptions, Session
+from sqakd_deploy.integer import lower, snap_biases
+from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
+from sqakd_deploy.verification.constants import compare_constants, constants_of
+from sqakd_deploy.verification.file import QdqFile
+from sqakd_deploy.verification.layers import compare_layers
+from sqakd_deploy.verification.reference import Reference, Tensor
+from sqakd_deploy.verification.student import record, reference_of
+from sqakd_deploy.verification.taps import read_codes, tapped
+from sqakd_deploy.verification.verifying import Verification, compare_with_student, verify_file
+
+Change = Callable[[np.ndarray], np.ndarray]
+NEGATIVE = 5
+"""A channel of ``norm1`` with a negative factor; channel 0 has none at all."""
+
+
+@pytest.fixture(scope="module")
+def student() -> torch.fx.GraphModule:
+    torch.manual_seed(0)
+    teacher = network("residual")
+    teacher.norm1.weight.data[NEGATIVE] = -0.8
+    reestimate_batch_norm(teacher, images(128))
+    made = quantize(teacher, example=SHAPE)
+    calibrate(made, images(128))
+    snap_biases(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def reference(student: torch.fx.GraphModule) -> Reference:
+    return reference_of(student, [images(40), images(24, seed=2)])
+
+
+@pytest.fixture
+def model(student: torch.fx.GraphModule, tmp_path: Path) -> Path:
+    """Unpacked: the constants that faults are planted in keep their names."""
+    return export(student, tmp_path / "model.onnx", options=ExportOptions(pack=False)).path
+
+
+def plant(path: Path, name: str, change: Change) -> None:
+    proto = onnx.load(path)
+    (tensor,) = [t for t in proto.graph.initializer if t.name == name]
+    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor).copy()), name))
+    onnx.save(proto, path)
+
+
+def at(index: Any, value: Change) -> Change:
+    """Change some numbers of a constant, whatever its shape."""
+
+    def change(array: np.ndarray) -> np.ndarray:
+        array[index] = value(array[index])
+        return array
+
+    return change
+
+
+def verify(
+    path: Path, reference: Reference, student: torch.fx.GraphModule | None = None, **options: Any
+) -> Verification:
+    if student is not None:
+        options |= {"layer_samples": 32, "recorder": lambda i: record(student, i)}
+    return verify_file(path, reference, **{"others": {}, **options})
+
+
+def test_a_true_file_passes_whole(
+    student: torch.fx.GraphModule, reference: Reference, model: Path
+) -> None:
+    report = verify(model, reference, student)
+    report.raise_for_failures()
+    assert report.constants == ()
+    assert report.layers is not None
+    graph = lower(student)
+    quantizers = [node.name for node in graph.nodes if isinstance(node, g.Quantize)]
+    assert sorted(tensor.name for tensor in report.layers.tensors) == sorted(quantizers)
+    assert (report.layers.missing, report.layers.unseen, report.layers.first) == ((), {}, None)
+    for tensor in report.layers.tensors:
+        assert [(stage.max_error, stage.share, stage.snr) for stage in tensor.stages] == [
+            (0.0, 0.0, None)
+        ] * 2
+
+
+@pytest.mark.parametrize("pack", [False, None])
+@pytest.mark.parametrize("name", ["residual", "mixed", "preactivation"])
+def test_nothing_is_said_of_true_constants(name: str, pack: bool | None, tmp_path: Path) -> None:
+    made = quantize(network(name), example=SHAPE)
+    calibrate(made, images(64))
+    path = export(made, tmp_path / "model.onnx", options=ExportOptions(pack=pack)).path
+    expected = constants_of(lower(made))
+    assert len(expected) >= 10
+    assert compare_constants(expected, QdqFile(path).constants) == []
+
+
+# -- six kinds of fault ---------------------------------------------------------------------------
+
+FAULTS: dict[str, tuple[str, Change, str, str]] = {
+    "a weight code": (
+        "classifier/weight",
+        at((1, 2), lambda code: code + np.int8(1)),
+        "classifier",
+        "weight codes: 1 of 80 differ, the first at (1, 2)",
+    ),
+    "a weight scale": (
+        "conv1/weight/scale",
+        at(3, lambda scale: scale * np.float32(1.2)),
+        "conv1",
+        "weight scale: 1 of 16 differ, the first at 3",
+    ),
+    "a step": (
+        "quant_norm2/q/scale",
+        lambda scale: np.float32(1.001) * scale,
+        "quant_norm2",
+        "step: ",
+    ),
+    "a scale": (
+        "quant_norm2/dq/scale",
+        lambda scale: np.float32(1.001) * scale,
+        "quant_norm2",
+        "scale: ",
+    ),
+    "a bias": (
+        "conv2/bias",
+        at(4, lambda code: code + np.int32(9)),
+        "conv2",
+        "bias codes: 1 of 16 differ, the first at 4",
+    ),
+    "a zero-point": (
+        "quant_norm2/q/zero_point",
+        lambda zero: zero + np.uint8(1),
+        "quant_norm2",
+        "zero-point: ",
+    ),
+    "a Clip bound": (
+        "clip_uint8_15",
+        lambda bound: bound - np.uint8(1),
+        "quant_relu_1",
+        "highest code: 14 in the file, 15 in the student",
+    ),
+    "a folded sign": (
+        "conv1/weight",
+        at(NEGATIVE, lambda codes: -codes),
+        "conv1",
+        f"weight sign: all codes of channel {NEGATIVE} have the opposite sign",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found_and_named(fault: str, reference: Reference, model: Path) -> None:
+    constant, change, layer, text = FAULTS[fault]
+    plant(model, constant, change)
+    report = verify(model, reference)
+    assert report.constants
+    assert any(str(d).startswith(f"{layer}: {text}") for d in report.constants), report.constants
+    if fault != "a Clip bound":  # one constant for all quantizers of a width
+        assert len(report.constants) == 1
+    with pytest.raises(ParityError, match=rf"the file is not its student: .*{layer}: "):
+        report.raise_for_failures()
+
+
+def test_a_fault_without_effect_is_found(reference: Reference, model: Path) -> None:
+    """Channel 0 is switched off by BatchNorm: its weights are 0 whatever their scale."""
+    plant(model, "conv1/weight/scale", at(0, lambda scale: scale * np.float32(3)))
+    report = verify(model, reference)
+    assert all(stage.max_error < 1e-4 for stage in report.parity.stages)
+    assert [(d.layer, d.constant) for d in report.constants or ()] == [("conv1", "weight scale")]
+    assert report.failures
+    assert report.to_dict()["passed"] is False
+
+
+def test_a_fault_in_packed_weights_is_found(student: torch.fx.GraphModule, tmp_path: Path) -> None:
+    path = export(student, tmp_path / "packed.onnx", options=ExportOptions(pack=True)).path
+    proto = onnx.load(path)
+    codes = lower(student)
+    conv2 = next(n for n in codes.nodes if n.name == "conv2")
+    size = conv2.weight.codes.size // 2  # type: ignore[attr-defined]
+    (tensor,) = [t for t in proto.graph.initializer if list(t.dims) == [size] and t.data_type == 2]
+    data = numpy_helper.to_array(tensor).copy()
+    data[7] ^= 0x01
+    tensor.CopyFrom(numpy_helper.from_array(data, tensor.name))
+    onnx.save(proto, path)
+    (difference,) = compare_constants(constants_of(codes), QdqFile(path).constants)
+    assert (difference.layer, difference.constant) == ("conv2", "weight codes")
+    assert difference.count == 1
+
+
+def test_a_missing_layer_is_named(reference: Reference, model: Path) -> None:
+    proto = onnx.load(model)
+    next(node for node in proto.graph.node if node.name == "conv2").name = "other"
+    onnx.save(proto, model)
+    report = verify(model, reference)
+    assert [str(d) for d in report.constants or ()] == [
+        "conv2: layer: no node of the file has its name"
+    ]
+
+
+def test_pixels_that_are_codes_need_no_quantizer(reference: Reference, model: Path) -> None:
+    """A file whose input are the first layer's codes: the scale is what is left to be wrong."""
+    file = QdqFile(model)
+    proto, codes = file.model, file.quantized["quant_x"].value
+    node = next(n for n in proto.graph.node if n.name == "quant_x")
+    proto.graph.node.remove(node)
+    proto.graph.input[0].name = codes
+    proto.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    onnx.helper.set_model_props(proto, {"sqakd.input": '{"normalisation": "folded"}'})
+    onnx.save(proto, model)
+    assert reference.constants is not None
+    assert compare_with_student(QdqFile(model), reference.constants) == []
+    plant(model, "quant_x/dq/scale", lambda scale: scale * np.float32(2))
+    (difference,) = compare_with_student(QdqFile(model), reference.constants)
+    assert (difference.layer, difference.constant) == ("quant_x", "scale")
+
+
+# -- graphs that no student made ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.parametrize("pack", [False, None])
+def test_constants_of_every_form_are_read(name: str, pack: bool | None, tmp_path: Path) -> None:
+    graph = CASES[name]().graph
+    path = OnnxRuntimeExporter().export(graph, tmp_path / "a.onnx", ExportOptions(pack=pack)).path
+    assert compare_constants(constants_of(graph), QdqFile(path).constants) == []
+
+
+def test_a_float_bound_is_named(tmp_path: Path) -> None:
+    graph = CASES["relu6_and_float_logits"]().graph
+    path = OnnxRuntimeExporter().export(graph, tmp_path / "a.onnx", ExportOptions()).path
+    plant(path, "relu6/high", lambda bound: bound - np.float32(1))
+    (difference,) = compare_constants(constants_of(graph), QdqFile(path).constants)
+    assert str(difference) == "relu6: upper bound: 59 in the file, 60 in the student"
+
+
+def tensors_of(graph: g.IntegerGraph, sample: np.ndarray) -> dict[str, Tensor]:
+    """Codes from the tests' own executor, which shares nothing with student or runtime."""
+    graph = as_unsigned(graph)
+    held = execute(graph, sample)
+    found = {}
+    for node in graph.nodes:
+        grid = graph.values[node.output].grid
+        if isinstance(node, g.Quantize) and grid is not None:
+            codes = np.asarray(held[node.output]).astype(np.uint8)
+            found[node.name] = Tensor(codes, float(grid.scale), grid.zero_point)
+    return found
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n != "floats"])
+def test_tensors_of_every_form_are_those_of_an_executor(name: str, tmp_path: Path) -> None:
+    graph, sample = CASES[name]().graph, arrays(12, seed=5)
+    path = OnnxRuntimeExporter().export(graph, tmp_path / "a.onnx", ExportOptions()).path
+    expected = tensors_of(graph, sample)
+    report = compare_layers(QdqFile(path), sample, expected, OnnxRuntime())
+    assert len(report.tensors) == len(expected)
+    assert (report.unseen, report.missing) == ({}, ())
+    assert all(s.max_error < 1e-6 for tensor in report.tensors for s in tensor.stages)
+
+
+def test_int8_files_are_compared_in_the_same_terms(tmp_path: Path) -> None:
+    """A target that keeps signed grids: codes and zero-points count from their type's lowest."""
+    graph, sample = CASES["signed"]().graph, arrays(12, seed=5)
+    path = tmp_path / "int8.onnx"
+    save_checked(build_model(graph, ExportOptions()), path)
+    file = QdqFile(path)
+    assert {tensor.dtype for tensor in file.quantized.values()} == {"int8"}
+    assert compare_constants(constants_of(graph), file.constants) == []
+    assert compare_constants(constants_of(as_unsigned(graph)), file.constants) == []
+    report = compare_layers(file, sample, tensors_of(graph, sample), OnnxRuntime())
+    assert len(report.tensors) == 6
+    assert all(s.max_error < 1e-6 for tensor in report.tensors for s in tensor.stages)
+
+
+# -- where differences begin ----------------------------------------------------------------------
+
+
+class Faulty:
+    """ONNX Runtime whose optimiser plants a fault of its own."""
+
+    name = "onnxruntime"
+
+    def __init__(self, constant: str, change: Change) -> None:
+        self.constant, self.change = constant, change
+
+    def open(self, path: Path, *, optimize: bool = True, threads: int | None = None) -> Session:
+        if optimize:
+            changed = path.with_name(f"changed-{path.name}")
+            changed.write_bytes(path.read_bytes())
+            plant(changed, self.constant, self.change)
+            path = changed
+        return OnnxRuntime().open(path, optimize=optimize, threads=threads)
+
+
+def test_a_fault_of_the_export_begins_where_it_is(
+    student: torch.fx.GraphModule, reference: Reference, model: Path
+) -> None:
+    plant(model, "conv1/weight", at(NEGATIVE, lambda codes: -codes))
+    report = verify(model, reference, student)
+    assert report.layers is not None
+    first = report.layers.first
+    assert first is not None
+    assert first.name == "quant_relu_1"
+    (begin,) = first.begins
+    assert (begin.kind, begin.stage) == ("export", "onnxruntime, optimisations off")
+    assert begin.images == 32
+    untouched = {t.name for t in report.layers.tensors if t.worst[0] == 0}
+    assert {"quant_x", "quant_relu"} <= untouched
+    errors = [t.worst for t in report.layers.tensors]
+    assert errors == sorted(errors)
+    assert report.layers.begun == (first,)  # what follows is handed down
+
+
+def test_the_figures_of_a_tensor_are_what_they_say(student: torch.fx.GraphModule,
+    reference: Reference, model: Path) -> None:  # fmt: skip
+    """A scale that readers multiply by: codes are the same, what they stand for is not."""
+    plant(model, "quant_norm2/dq/scale", lambda scale: scale * np.float32(1.25))
+    report = verify(model, reference, student)
+    assert report.layers is not None
+    assert report.reference.tensors is not None
+    (tensor,) = [t for t in report.layers.tensors if t.name == "quant_norm2"]
+    own = report.reference.tensors["quant_norm2"]
+    steps = own.codes.astype(float) - own.zero_point
+    stage = tensor.stages[0]
+    assert stage.max_error == pytest.approx(0.25 * np.abs(steps).max(), rel=1e-6)
+    assert stage.mean_error == pytest.approx(0.25 * np.abs(steps).mean(), rel=1e-6)
+    assert stage.share == pytest.approx(100 * np.mean(steps != 0))
+    assert stage.snr == pytest.approx(20 * np.log10(4), abs=1e-4)
+    assert tensor.begins[0].kind == "export"
+
+
+@pytest.mark.parametrize(("amount", "kind"), [(3, "kernel"), (4000, "optimiser")])
+def test_faults_of_the_optimiser_are_told_from_rounding(
+    amount: int, kind: str, student: torch.fx.GraphModule, model: Path
+) -> None:
+    sample = images(32).numpy()
+    change = at(4, lambda code: code + np.int32(amount))
+    expected = record(student, sample)
+    report = compare_layers(QdqFile(model), sample, expected, Faulty("conv2/bias", change))
+    assert report.first is not None
+    assert report.first.name == "quant_norm2"
+    (begin,) = report.first.begins
+    assert (begin.kind, begin.stage) == (kind, "onnxruntime, optimisations on")
+    assert 0 < begin.images <= 32
+
+
+def test_rounding_in_the_file_is_no_fault_of_the_export(
+    student: torch.fx.GraphModule, model: Path
+) -> None:
+    """The same small move is the export's once the constants are known to be wrong."""
+    sample = images(32).numpy()
+    plant(model, "conv2/bias", at(4, lambda code: code + np.int32(3)))
+    file, expected = QdqFile(model), record(student, sample)
+    for wrong, kind in (((), "kernel"), (("conv2",), "export")):
+        report = compare_layers(file, sample, expected, OnnxRuntime(), wrong=wrong)
+        assert report.first is not None
+        assert [b.kind for b in report.first.begins] == [kind]
+
+
+def test_the_images_that_differ_most_are_looked_into(
+    student: torch.fx.GraphModule, reference: Reference, model: Path
+) -> None:
+    odd = [b.copy() for b in reference.batches]
+    logits = reference.logits.copy()
+    logits[50] += 100 * reference.step[0]  # type: ignore[index]
+    changed = replace(reference, batches=tuple(odd), logits=logits)
+    options: dict[str, Any] = {"layer_samples": 3, "recorder": lambda i: record(student, i)}
+    report = verify_file(model, changed, others={}, **options)
+    assert report.reference.tensor_images is not None
+    assert report.reference.tensor_images[0] == 50
+    assert report.layers is not None
+    assert report.layers.images == 3
+
+
+# -- reading on the way ---------------------------------------------------------------------------
+
+
+class Shy:
+    """Answers otherwise as soon as one tensor is looked at."""
+
+    name = "shy"
+
+    def __init__(self, value: str) -> None:
+        self.value = value
+
+    def open(self, path: Path, *, optimize: bool = True, threads: int | None = None) -> Session:
+        nodes = onnx.load(path).graph.node
+        watched = any(n.op_type == "Cast" and self.value in n.input for n in nodes)
+        session: Any = OnnxRuntime().open(path, optimize=optimize)
+        if watched:
+            run = session.run
+            session.run = lambda images: run(images) + np.float32(0.25)
+        return session  # type: ignore[no-any-return]
+
+
+def test_a_tensor_that_cannot_be_read_is_said_to_be_unseen(model: Path) -> None:
+    file = QdqFile(model)
+    sample = images(10).numpy()
+    shapes = {"quant_x": (3, 8, 8), "quant_relu": (8, 8, 8), "quant_norm2": (16, 4, 4)}
+    every = read_codes(file, OnnxRuntime(), sample, shapes)
+    assert every.unseen == ()
+    seen = read_codes(file, Shy(file.quantized["quant_relu"].value), sample, shapes)
+    assert seen.unseen == ("quant_relu",)
+    assert set(seen.codes) == {"quant_x", "quant_norm2"}
+    for name, codes in seen.codes.items():
+        np.testing.assert_array_equal(codes, every.codes[name])
+
+
+def test_a_difference_behind_an_unseen_tensor_may_have_begun_there(
+    student: torch.fx.GraphModule, model: Path
+) -> None:
+    """The runtime's own fault is in conv1; the tensor that conv1 writes cannot be read."""
+    file, sample = QdqFile(model), images(32).numpy()
+
+    class Both(Shy):
+        def open(self, path: Path, *, optimize: bool = True, threads: int | None = None) -> Session:
+            if optimize:
+                plant(path, "conv1/bias", at(4, lambda code: code + np.int32(4000)))
+            return super().open(path, optimize=optimize)
+
+    shy = Both(file.quantized["quant_relu_1"].value)
+    copy = model.with_name("copy.onnx")
+    copy.write_bytes(model.read_bytes())
+    report = compare_layers(QdqFile(copy), sample, record(student, sample), shy)
+    assert set(report.unseen.values()) == {("quant_relu_1",)}
+    assert report.first is not None
+    assert report.first.name == "quant_norm2"
+    (begin,) = report.first.begins
+    assert (begin.kind, begin.or_in) == ("optimiser", ("quant_relu_1",))
+
+
+def test_reading_takes_no_layer_from_the_integer_kernels(model: Path, tmp_path: Path) -> None:
+    file = QdqFile(model)
+    path = tmp_path / "tapped.onnx"
+    onnx.save(tapped(file.model, file.quantized.values()), path)
+    before, after = (OnnxRuntime().open(p).coverage() for p in (model, path))
+    assert after.integer == before.integer
+    assert before.integer["Conv"] == 4
+    assert [f.node for f in after.fallbacks if f.op_type != "Concat"] == []
+
+
+def test_tokens_on_the_first_axis_are_read_by_image(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 7, opset_import: ["" : 13]>
+        tokens (float[N, 4, 3] x) => (float[N, 12] y)
+        <int64[2] rows = {-1, 3}, int64[2] images = {-1, 12},
+         float scale = {0.5}, uint8 zero = {7}> {
+            flat = Reshape (x, rows)
+            codes = QuantizeLinear (flat, scale, zero)
+            real = DequantizeLinear (codes, scale, zero)
+            y = Reshape (real, images)
+        }""")
+    model.graph.node[1].name = "quant"
+    onnx.save(model, tmp_path / "tokens.onnx")
+    sample = arrays(5, (4, 3))
+    seen = read_codes(QdqFile(tmp_path / "tokens.onnx"), OnnxRuntime(), sample, {"quant": (4, 3)})
+    np.testing.assert_array_equal(seen.codes["quant"], np.rint(sample / 0.5) + 7)
+
+
+# -- other runtimes -------------------------------------------------------------------------------
+
+
+class Refuses:
+    name = "refuses"
+
+    def open(self, path: Path, *, optimize: bool = True, threads: int | None = None) -> Session:
+        raise RuntimeError("no licence\nfound")
+
+
+def test_every_runtime_that_opens_the_file_takes_part(
+    student: torch.fx.GraphModule, reference: Reference, model: Path
+) -> None:
+    other = Faulty("conv2/bias", at(4, lambda code: code + np.int32(4000)))
+    report = verify(model, reference, student, others={"other": other, "refuses": Refuses()})
+    assert [stage.name for stage in report.parity.stages][3:] == ["other"]
+    assert report.parity.stages[3].max_error > 0
+    assert report.parity.skipped == {"refuses": "no licence found"}
+    assert report.layers is not None
+    assert report.layers.first is not None
+    assert [(b.kind, b.stage) for b in report.layers.first.begins] == [("optimiser", "other")]
+
+
+def test_another_models_file_is_refused(reference: Reference, tmp_path: Path) -> None:
+    graph = CASES["relu6_and_float_logits"]().graph
+    path = OnnxRuntimeExporter().export(graph, tmp_path / "a.onnx", ExportOptions()).path
+    fewer = replace(reference, logits=reference.logits[:, :4])
+    with pytest.raises(ParityError, match=r"wanted logits \(64, 4\).*got \(64, 5\): .* another"):
+        verify(path, fewer)
+
+
+def test_files_that_are_none_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"there is no file .*absent\.onnx"):
+        QdqFile(tmp_path / "absent.onnx")
+    (tmp_path / "text.onnx").write_text("no model")
+    with pytest.raises(ExportError, match=r"text\.onnx is no ONNX file, or damaged"):
+        QdqFile(tmp_path / "text.onnx")
+
+
+def test_tensors_that_nobody_has_are_not_made_up(reference: Reference, model: Path) -> None:
+    with pytest.raises(DataError, match=r"the reference has no tensors .* save it with --layers"):
+        verify_file(model, reference, layer_samples=4, others={})

@@ -1,0 +1,124 @@
+"""Whether pairs of products can leave int16: against every pair there is."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from integer_graphs import CASES, INT8, UINT8, Builder
+from sqakd_exporters.onnxruntime import OnnxRuntimeExporter
+
+from sqakd_deploy import graph as g
+from sqakd_deploy.exporting import ExportOptions
+from sqakd_deploy.verification.file import QdqFile
+from sqakd_deploy.verification.saturation import (
+    LayerSaturation,
+    SaturationReport,
+    saturation_of,
+    this_cpu,
+    worst_pair,
+)
+
+codes = st.lists(st.integers(-128, 127), min_size=1, max_size=5)
+
+
+@given(st.lists(codes, min_size=1, max_size=3), st.integers(0, 255))
+def test_a_layer_is_immune_if_and_only_if_no_pair_saturates(
+    channels: list[list[int]], largest: int
+) -> None:
+    width = max(map(len, channels))
+    weight = np.array([row + [0] * (width - len(row)) for row in channels], np.int8)
+    sums = [
+        a * int(first) + b * int(second)
+        for row in weight
+        for first, second in combinations([*row, 0], 2)
+        for a in (0, largest)
+        for b in (0, largest)
+    ]
+    worst = worst_pair(weight) * largest
+    assert (-32768 <= worst <= 32767) == all(-32768 <= s <= 32767 for s in sums)
+    assert abs(worst) == max(map(abs, sums))
+
+
+def layers(graph: g.IntegerGraph, folder: Path) -> dict[str, LayerSaturation]:
+    path = OnnxRuntimeExporter().export(graph, folder / "a.onnx", ExportOptions()).path
+    return {layer.layer: layer for layer in saturation_of(QdqFile(path), "vnni").layers}
+
+
+def with_weights(codes: list[int], bounds: tuple[int, int], zero: int) -> g.IntegerGraph:
+    """A 1×1 convolution of three channels of pixels."""
+    b = Builder()
+    x = b.quantize("image", "x", bounds, zero)
+    weight = g.IntWeight(
+        np.array(codes, np.int8).reshape(1, 3, 1, 1), np.array([0.01], np.float32), 8, False
+    )
+    x = b.append(g.Conv, "conv", x, weight=weight, bias=None, stride=(1, 1),
+                 padding=(0, 0, 0, 0), dilation=(1, 1), groups=1)  # fmt: skip
+    return b.graph(b.quantize("out", x, UINT8, 128))
+
+
+@pytest.mark.parametrize(
+    ("weights", "bounds", "zero", "worst", "immune"),
+    [
+        ([64, 64, -64], UINT8, 128, 255 * 128, True),  # rule 19: |w| ≤ 64 is immune
+        ([64, 65, 0], UINT8, 128, 255 * 129, False),
+        ([-64, -64, 64], UINT8, 128, -255 * 128, True),
+        ([-64, -65, 127], UINT8, 128, -255 * 129, False),
+        ([100, -128, 1], UINT8, 128, -255 * 128, True),  # of one sign: 128 alone, at 255
+        ([127, 127, 127], (0, 15), 0, 15 * 254, True),  # activations ≤ 15 are immune
+        ([127, 127, 127], (0, 129), 60, 129 * 254, True),
+        ([127, 127, 127], (0, 130), 60, 130 * 254, False),
+        ([65, 64, 0], INT8, 0, 255 * 129, False),  # kernels shift int8 to uint8
+    ],
+)
+def test_the_rule_at_its_borders(
+    weights: list[int], bounds: tuple[int, int], zero: int, worst: int, immune: bool,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    found = layers(with_weights(weights, bounds, zero), tmp_path)["conv"]
+    assert (found.sum, found.immune) == (worst, immune)
+
+
+def test_every_integer_layer_is_there(tmp_path: Path) -> None:
+    found = layers(CASES["residual"]().graph, tmp_path)
+    assert set(found) == {"stem", "onea", "oneb", "twoa", "twob", "fc"}
+    assert [name for name, layer in found.items() if not layer.immune] == ["stem", "fc"]
+    assert found["onea"].max_act == 15
+
+
+def test_layers_with_float_weights_or_inputs_are_not(tmp_path: Path) -> None:
+    assert set(layers(CASES["floats"]().graph, tmp_path)) == {"fc"}
+    assert "no layer has integer" in SaturationReport((), "vnni").summary
+
+
+@pytest.mark.parametrize(
+    ("text", "machine", "cpu", "meaning"),
+    [
+        ("flags\t\t: fpu avx2 avx512_vnni\n", "x86_64", "vnni", "this CPU has VNNI and does not"),
+        ("flags\t\t: fpu avx2 avx_vnni\n", "AMD64", "vnni", "this CPU has VNNI and does not"),
+        ("flags\t\t: fpu avx2 avx512f\n", "x86_64", "no vnni", "this CPU has no VNNI, so this"),
+        ("nothing\n", "x86_64", "unknown", "whether this CPU has VNNI cannot be told"),
+        (None, "x86_64", "unknown", "whether this CPU has VNNI cannot be told"),
+        ("Features : asimddp\n", "aarch64", "not x86", "not applicable to this CPU"),
+    ],
+)
+def test_what_it_means_here(
+    text: str | None, machine: str, cpu: str, meaning: str, tmp_path: Path
+) -> None:
+    info = tmp_path / "cpuinfo"
+    if text is not None:
+        info.write_text(text)
+    assert this_cpu(info, machine) == cpu
+    layer = LayerSaturation("conv1", 255, 200, 51000, False)
+    report = SaturationReport((layer,), this_cpu(info, machine))
+    assert "possible in 1 of 1 integer layers (conv1)" in report.summary
+    assert meaning in report.summary
+
+
+def test_where_nothing_can_saturate_no_cpu_matters() -> None:
+    layer = LayerSaturation("conv1", 15, 16, 240, True)
+    assert "impossible in all 1 integer layers" in SaturationReport((layer,), "no vnni").summary
