@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sqakd_deploy.errors import ExportError, SpecError
-from sqakd_deploy.exporting import Artifact, ExportOptions, get_exporter, packs_of
+from sqakd_deploy.exporting import Artifact, ExportOptions, packs_of
 from sqakd_deploy.integer import lower
 from sqakd_deploy.parity import ParityReport, Tolerance, verify
 from sqakd_deploy.pixels import fed_as
+from sqakd_deploy.plugins import get_exporter
 from sqakd_deploy.quantization import spec_of
 
 

@@ -8,8 +8,9 @@ from torch import nn
 
 from sqakd_deploy.checkpoint import Run
 from sqakd_deploy.errors import CheckpointError
-from sqakd_deploy.exporting import Artifact, ExportOptions, get_exporter
+from sqakd_deploy.exporting import Artifact, ExportOptions
 from sqakd_deploy.integer import lower
+from sqakd_deploy.plugins import get_exporter
 from sqakd_deploy.quantization import quantize
 from sqakd_deploy.runs import load_teacher
 from sqakd_deploy.spec import QuantSpec

@@ -18,7 +18,7 @@ from sqakd_deploy.bench_input import InputShape, onnx_input
 from sqakd_deploy.bench_process import FP32, MODEL, Candidate, Process, Row
 from sqakd_deploy.cpu import Cpu, describe_cpu
 from sqakd_deploy.errors import ExportError, ModelError, SpecError
-from sqakd_deploy.exporting import get_runtime, runtimes
+from sqakd_deploy.plugins import get_runtime, runtimes
 
 
 @dataclass(frozen=True)

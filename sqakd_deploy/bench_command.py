@@ -15,7 +15,7 @@ from sqakd_deploy.bench_plot import check_picture, draw
 from sqakd_deploy.bench_report import bench_lines, bench_tables
 from sqakd_deploy.checkpoint import newest_run, open_run
 from sqakd_deploy.errors import CheckpointError, ExportError, ModelError
-from sqakd_deploy.exporting import get_runtime
+from sqakd_deploy.plugins import get_runtime
 from sqakd_deploy.report import listener_for
 
 

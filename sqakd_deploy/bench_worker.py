@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sqakd_deploy.errors import SqakdError
-from sqakd_deploy.exporting import RUNTIMES, Session, ShapedSession, runtimes
+from sqakd_deploy.exporting import Session, ShapedSession
+from sqakd_deploy.plugins import RUNTIMES, runtimes
 
 LEAST_RUNS = 3  # of a turn, however long one takes
 

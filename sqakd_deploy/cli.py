@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from sqakd_deploy import __version__
+from sqakd_deploy.epilogs import BENCH, EVAL, EXPORT, TEACHER, TRAIN, VERIFY
 from sqakd_deploy.errors import SqakdError
 from sqakd_deploy.options import (
     EXISTING,
@@ -34,62 +35,6 @@ from sqakd_deploy.options import (
 )
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-
-_EPILOG_TRAIN = """\b
-Examples:
-  sqakd-deploy train --bits 4
-  sqakd-deploy train --bits w4a8 --method ewgs --epochs 60
-  sqakd-deploy train --data photos/ --model resnet18 --weights resnet18.pth --bits 4
-  sqakd-deploy train --config run.yaml --lr 5e-4 --output runs/lower-rate
-  sqakd-deploy train --resume runs/lower-rate
-  accelerate launch --num_processes 4 -m sqakd_deploy train --bits 4
-"""
-_EPILOG_TEACHER = """\b
-Examples:
-  sqakd-deploy teacher --data photos/ --model resnet18 --weights DEFAULT --lr 0.01 --epochs 10
-  sqakd-deploy train --data photos/ --model resnet18 --weights runs/photos-resnet18-teacher/\
-teacher.safetensors
-"""
-_EPILOG_EVAL = """\b
-Examples:
-  sqakd-deploy eval runs/digits-resnet20-w4a4-lsq
-  sqakd-deploy eval model.onnx --data photos/
-  sqakd-deploy eval resnet18.pth --model resnet18 --data photos/ --input-size 224 224
-"""
-_EPILOG_EXPORT = """\b
-Examples:
-  sqakd-deploy export model.onnx
-  sqakd-deploy export model.onnx --run runs/digits-resnet20-w4a4-lsq
-  sqakd-deploy export model.onnx --input uint8 --batch 1
-  sqakd-deploy export model.onnx --json > parity.json
-
-\b
-Exit codes: 0 proven, 2 wrong usage or setting, 3 the file does not give its student's answers
-(none is left under the name), 4 data, 5 run or weights, 6 model, 7 export, 8 training,
-130 interrupted.
-"""
-_EPILOG_BENCH = """\b
-Examples:
-  sqakd-deploy bench model.onnx
-  sqakd-deploy bench model.onnx --runtime onnxruntime --runtime openvino --threads 1,2
-  sqakd-deploy bench model.onnx --fp32 model_fp32.onnx --json > bench.json
-  sqakd-deploy bench model.onnx --plot bench.svg
-
-\b
-Exit codes: 0 measured, 2 wrong usage or unknown runtime, 5 run, 6 no such model or no ONNX file,
-7 refused by the runtime, 130 interrupted.
-"""
-_EPILOG_VERIFY = """\b
-Examples:
-  sqakd-deploy verify model.onnx
-  sqakd-deploy verify model.onnx --run runs/digits-resnet20-w4a4-lsq --layers
-  sqakd-deploy verify model.onnx --layers --save-reference answers.npz
-  sqakd-deploy verify model.onnx --reference answers.npz --layers --json
-
-\b
-Exit codes: 0 the file is its student, 3 it is not, 2 wrong usage or setting, 4 data or reference,
-5 run or weights, 7 the file or a runtime.
-"""
 
 
 def _commands(name: str = "commands") -> ModuleType:
@@ -151,7 +96,7 @@ def main() -> None:
     """Make a trained vision model low-bit without labels, and deploy it exactly."""
 
 
-@main.command(epilog=_EPILOG_TRAIN)
+@main.command(epilog=TRAIN)
 @run_options
 @click.option("--bits", help="Weights and activations: 4, or w4a8.  [default: 4]")
 @setting("quantization.weights.bits", "--weight-bits", type=int, help="Weights alone, 1-8.")
@@ -212,7 +157,7 @@ def train(ctx: click.Context, **options: Any) -> None:
     _commands().train(settings_of(ctx), **options)
 
 
-@main.command(epilog=_EPILOG_EXPORT)
+@main.command(epilog=EXPORT)
 @click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--run", type=EXISTING, help="Run folder.  [default: the newest under runs/]")
 @click.option("--data", help="Dataset or folder to compare on.  [default: the run's held-out part]")
@@ -242,7 +187,7 @@ def export(path: Path, **options: Any) -> None:
     _commands().export(path, **options)
 
 
-@main.command(epilog=_EPILOG_VERIFY)
+@main.command(epilog=VERIFY)
 @click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--run", type=EXISTING, help="Run folder.  [default: the newest under runs/]")
 @click.option("--reference", type=EXISTING, help="Saved answers instead of a run; needs no torch.")
@@ -288,7 +233,7 @@ def verify(path: Path, **options: Any) -> None:
     command.verify(path, **options)
 
 
-@main.command(epilog=_EPILOG_TEACHER)
+@main.command(epilog=TEACHER)
 @run_options
 @model_options
 @weights_option
@@ -314,7 +259,7 @@ def teacher(ctx: click.Context, **options: Any) -> None:
     _commands().teacher(settings_of(ctx), **options)
 
 
-@main.command(name="eval", epilog=_EPILOG_EVAL)
+@main.command(name="eval", epilog=EVAL)
 @click.argument("what", type=click.Path(path_type=Path), metavar="RUN|WEIGHTS|FILE.onnx")
 @model_options
 @data_options
@@ -338,7 +283,7 @@ def _counts(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple
     return tuple(int(count) for count in counts)
 
 
-@main.command(epilog=_EPILOG_BENCH)
+@main.command(epilog=BENCH)
 @click.argument("model", type=EXISTING)
 @click.option("--runtime", multiple=True, help="Repeatable.  [default: all that are installed]")
 @click.option("--fp32", type=EXISTING, help="The float model.  [default: the run's teacher]")

@@ -16,9 +16,10 @@ from sqakd_deploy.checkpoint import newest_run, open_run
 from sqakd_deploy.config import load_config, merge
 from sqakd_deploy.data import DATASETS
 from sqakd_deploy.errors import SpecError
-from sqakd_deploy.exporting import ExportOptions, exporters
+from sqakd_deploy.exporting import ExportOptions
 from sqakd_deploy.models import MODELS, list_models
 from sqakd_deploy.parity import Tolerance
+from sqakd_deploy.plugins import exporters
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.report import (
     coverage_lines,

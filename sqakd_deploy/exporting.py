@@ -1,28 +1,18 @@
-"""What an exporter and a runtime are, and how installed ones are found.
-
-This package imports no exporter. Distributions announce theirs as entry points in the groups
-``sqakd_deploy.exporters`` and ``sqakd_deploy.runtimes``; ``exporters/README.md`` shows how.
-"""
+"""What an exporter and a runtime are; :mod:`sqakd_deploy.plugins` finds those installed."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sqakd_deploy.errors import SpecError, UnavailableError
+from sqakd_deploy.errors import SpecError
 from sqakd_deploy.graph import IntegerGraph
-from sqakd_deploy.registry import unknown_name
 from sqakd_deploy.spec import QuantSpec
-
-EXPORTERS = "sqakd_deploy.exporters"
-RUNTIMES = "sqakd_deploy.runtimes"
 
 
 @dataclass(frozen=True)
@@ -252,100 +242,6 @@ def packs_of(exporter: Exporter) -> frozenset[int]:
     return exporter.packs if isinstance(exporter, PackingExporter) else frozenset()
 
 
-Plugin = TypeVar("Plugin")
-
-
-def exporters(entries: Iterable[EntryPoint] | None = None) -> dict[str, Exporter]:
-    """Installed exporters by name; a broken one warns and is left out.
-
-    Those that lack a package are left out, too, without a warning: see
-    :class:`~sqakd_deploy.errors.UnavailableError`.
-
-    Args:
-        entries: the entry points to read; None reads those of the installed distributions.
-    """
-    return _load(EXPORTERS, Exporter, entries)[0]  # type: ignore[type-abstract]
-
-
-def runtimes(entries: Iterable[EntryPoint] | None = None) -> dict[str, Runtime]:
-    """Installed runtimes by name; left out are those that :func:`exporters` would leave out."""
-    return _load(RUNTIMES, Runtime, entries)[0]  # type: ignore[type-abstract]
-
-
-def get_exporter(name: str) -> Exporter:
-    """The exporter of that name.
-
-    Raises:
-        SpecError: if none is installed, listing those that are.
-        UnavailableError: if it lacks a package, saying which.
-    """
-    return _pick("target", name, *_load(EXPORTERS, Exporter, None))  # type: ignore[type-abstract]
-
-
-def get_runtime(name: str) -> Runtime:
-    """The runtime of that name.
-
-    Raises:
-        SpecError: if none is installed, listing those that are.
-        UnavailableError: if it lacks a package, saying which.
-    """
-    return _pick("runtime", name, *_load(RUNTIMES, Runtime, None))  # type: ignore[type-abstract]
-
-
 def stages_of(runtime: Runtime) -> Mapping[str, bool]:
     """What a proof in a runtime runs: values of ``optimize`` by the stage's name."""
     return runtime.stages if isinstance(runtime, StagedRuntime) else STAGES
-
-
-Missing: TypeAlias = dict[str, UnavailableError]
-
-
-def _pick(kind: str, name: str, found: Mapping[str, Plugin], missing: Missing) -> Plugin:
-    if name in missing:
-        raise UnavailableError(f"{kind} {name!r}: {missing[name]}")
-    if name not in found:
-        raise SpecError(unknown_name(kind, name, sorted(found)))
-    return found[name]
-
-
-def _load(
-    group: str, protocol: type[Plugin], entries: Iterable[EntryPoint] | None
-) -> tuple[dict[str, Plugin], Missing]:
-    """Plugins that work, and why those that lack a package do not."""
-    found: dict[str, Plugin] = {}
-    missing: Missing = {}
-    for entry in entry_points(group=group) if entries is None else entries:
-        try:
-            plugin = _load_one(entry, protocol)
-        except UnavailableError as error:
-            missing[entry.name] = error
-            continue
-        if plugin is None:
-            continue
-        if entry.name in found:
-            raise SpecError(
-                f"two installed distributions provide {entry.name!r} in {group}; uninstall one"
-            )
-        found[entry.name] = plugin
-    return found, missing
-
-
-def _load_one(entry: EntryPoint, protocol: type[Plugin]) -> Plugin | None:
-    """Import and build one plugin. Whatever a stranger's code raises must not stop the others."""
-    try:
-        plugin = entry.load()()
-    except UnavailableError:
-        raise
-    except Exception as error:
-        warnings.warn(
-            f"plugin {entry.name!r} ({entry.value}) failed to load: {error}", stacklevel=4
-        )
-        return None
-    if not isinstance(plugin, protocol):
-        warnings.warn(
-            f"plugin {entry.name!r} ({entry.value}) lacks some attributes of the "
-            f"{protocol.__name__} protocol",
-            stacklevel=4,
-        )
-        return None
-    return plugin

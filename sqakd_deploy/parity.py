@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sqakd_deploy.evaluate import predict
-from sqakd_deploy.exporting import Artifact, get_exporter, get_runtime
+from sqakd_deploy.exporting import Artifact
 from sqakd_deploy.integer import lower
+from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import spec_of
 from sqakd_deploy.tracing import first_tensor
 from sqakd_deploy.verification.sizes import expected_size, float_size, information_size, sizes_of

@@ -13,8 +13,8 @@ from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
 from torch import Tensor, fx, nn
 
 from sqakd_deploy.errors import ModelError
-from sqakd_deploy.exporting import get_exporter
 from sqakd_deploy.placement import Placed, place
+from sqakd_deploy.plugins import get_exporter
 from sqakd_deploy.quantizers import METHODS, ActivationQuantizer, WeightQuantizer
 from sqakd_deploy.quantizers.injectors import act_quant, weight_quant
 from sqakd_deploy.spec import QuantSpec

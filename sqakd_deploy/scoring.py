@@ -19,9 +19,9 @@ from sqakd_deploy.config import RunConfig
 from sqakd_deploy.data import ImageData, Preprocessing
 from sqakd_deploy.errors import DataError, ExportError, SpecError
 from sqakd_deploy.evaluate import Logits, accuracy, predict
-from sqakd_deploy.exporting import get_runtime
 from sqakd_deploy.listening import Listener
 from sqakd_deploy.models import load_any_weights
+from sqakd_deploy.plugins import get_runtime
 from sqakd_deploy.preparing import build, load
 from sqakd_deploy.runs import build_float, load_student, still_batches
 

@@ -19,11 +19,11 @@ from sqakd_deploy.config import RunConfig
 from sqakd_deploy.data import ImageData
 from sqakd_deploy.distillation import distill
 from sqakd_deploy.errors import SpecError
-from sqakd_deploy.exporting import get_exporter
 from sqakd_deploy.integer import snap_biases
 from sqakd_deploy.job import Job, reopen
 from sqakd_deploy.listening import Listener, Watch
 from sqakd_deploy.models import load_any_weights
+from sqakd_deploy.plugins import get_exporter
 from sqakd_deploy.quantization import is_calibrated, quantize
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.results import TrainResult, score

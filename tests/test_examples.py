@@ -23,7 +23,8 @@ from sqakd_deploy.api import export
 from sqakd_deploy.data.augment import resize_and_crop
 from sqakd_deploy.data.decode import fit_image
 from sqakd_deploy.data.preprocessing import Preprocessing
-from sqakd_deploy.exporting import ExportOptions, get_runtime
+from sqakd_deploy.exporting import ExportOptions
+from sqakd_deploy.plugins import get_runtime
 from sqakd_deploy.quantization import calibrate, quantize
 from sqakd_deploy.spec import QuantSpec
 

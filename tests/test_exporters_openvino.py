@@ -16,17 +16,10 @@ from reference_executor import logits
 from sqakd_deploy import graph as g
 from sqakd_deploy.api import export_proven
 from sqakd_deploy.errors import ExportError, UnavailableError
-from sqakd_deploy.exporting import (
-    Exporter,
-    ExportOptions,
-    Runtime,
-    ShapedSession,
-    StagedRuntime,
-    get_exporter,
-    get_runtime,
-)
+from sqakd_deploy.exporting import Exporter, ExportOptions, Runtime, ShapedSession, StagedRuntime
 from sqakd_deploy.integer import lower, snap_biases
 from sqakd_deploy.parity import Tolerance
+from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import calibrate, quantize
 from sqakd_deploy.spec import QuantSpec
 

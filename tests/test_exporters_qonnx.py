@@ -17,14 +17,8 @@ from reference_executor import logits
 from sqakd_deploy import graph as g
 from sqakd_deploy.api import export_proven
 from sqakd_deploy.errors import ExportError, UnavailableError
-from sqakd_deploy.exporting import (
-    Exporter,
-    ExportOptions,
-    Runtime,
-    StagedRuntime,
-    get_exporter,
-    get_runtime,
-)
+from sqakd_deploy.exporting import Exporter, ExportOptions, Runtime, StagedRuntime
+from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import calibrate, quantize
 from sqakd_deploy.spec import QuantSpec, TensorSpec
 

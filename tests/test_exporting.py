@@ -16,20 +16,11 @@ from pathlib import Path
 import onnx
 import pytest
 
-from sqakd_deploy import exporting
+from sqakd_deploy import plugins
 from sqakd_deploy.errors import SpecError, UnavailableError
-from sqakd_deploy.exporting import (
-    EXPORTERS,
-    RUNTIMES,
-    Artifact,
-    ExportOptions,
-    PlacementRules,
-    exporters,
-    get_exporter,
-    get_runtime,
-    runtimes,
-)
+from sqakd_deploy.exporting import Artifact, ExportOptions, PlacementRules
 from sqakd_deploy.graph import IntegerGraph
+from sqakd_deploy.plugins import EXPORTERS, RUNTIMES, exporters, get_exporter, get_runtime, runtimes
 from sqakd_deploy.spec import QuantSpec
 
 ROOT = Path(__file__).parents[1]
@@ -128,7 +119,7 @@ def test_one_that_lacks_a_package_is_left_out_without_a_word(
     """Warnings are errors here; whoever asks for it by name is told what to install."""
     both = [entry("lacks", "absent"), entry("Toy")]
     assert list(exporters(both)) == ["toy"]
-    monkeypatch.setattr(exporting, "entry_points", lambda group: both)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: both)
     with pytest.raises(UnavailableError, match=r"target 'absent': .*pip install toys"):
         get_exporter("absent")
 
@@ -143,7 +134,7 @@ def test_an_unknown_name_lists_those_there_are(monkeypatch: pytest.MonkeyPatch) 
         EXPORTERS: [entry("Toy"), entry("Toy", "toast")],
         RUNTIMES: [entry("Player", "player", RUNTIMES)],
     }
-    monkeypatch.setattr(exporting, "entry_points", lambda group: installed[group])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: installed[group])
     with pytest.raises(
         SpecError, match=r"unknown target 'toys'\. Did you mean 'toy'\? There are: toast, toy\."
     ):
@@ -154,7 +145,7 @@ def test_an_unknown_name_lists_those_there_are(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_with_nothing_installed_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "entry_points", lambda group: [])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [])
     with pytest.raises(SpecError, match=r"unknown target 'toy'\. There are: none\."):
         get_exporter("toy")
 
@@ -207,7 +198,8 @@ def test_the_example_of_the_readme_is_found_and_used(tmp_path: Path) -> None:
         from integer_graphs import CASES, images
         from reference_executor import logits
         from sqakd_deploy.errors import SpecError
-        from sqakd_deploy.exporting import ExportOptions, exporters, get_exporter, get_runtime
+        from sqakd_deploy.exporting import ExportOptions
+        from sqakd_deploy.plugins import exporters, get_exporter, get_runtime
         from sqakd_deploy.spec import QuantSpec, TensorSpec
 
         assert {{"onnxruntime", "reference"}} <= set(exporters())
@@ -239,7 +231,7 @@ def test_a_broken_distribution_harms_no_other(tmp_path: Path) -> None:
     done = run(
         """
         import warnings
-        from sqakd_deploy.exporting import exporters
+        from sqakd_deploy.plugins import exporters
 
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

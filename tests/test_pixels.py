@@ -17,10 +17,11 @@ from sqakd_deploy.api import export, export_proven
 from sqakd_deploy.data.preprocessing import Preprocessing
 from sqakd_deploy.errors import ExportError, SpecError
 from sqakd_deploy.evaluate import predict
-from sqakd_deploy.exporting import ExportOptions, get_runtime
+from sqakd_deploy.exporting import ExportOptions
 from sqakd_deploy.integer import lower
 from sqakd_deploy.parity import verify
 from sqakd_deploy.pixels import fed_as, to_pixels
+from sqakd_deploy.plugins import get_runtime
 from sqakd_deploy.quantization import calibrate, quantize
 from sqakd_deploy.spec import QuantSpec
 

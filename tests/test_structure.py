@@ -13,7 +13,18 @@ import sqakd_deploy
 
 PACKAGE = Path(sqakd_deploy.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-TORCH_FREE = ("errors", "registry", "spec", "config", "graph", "exporting", "files", "cli")
+TORCH_FREE = (
+    "errors",
+    "registry",
+    "spec",
+    "config",
+    "graph",
+    "exporting",
+    "plugins",
+    "files",
+    "cli",
+    "epilogs",
+)
 TORCH_FREE += ("bench", "bench_input", "bench_process", "bench_worker", "cpu")
 TORCH_FREE_VERIFICATION = ("command", "reference", "tables", "verifying")
 TORCH_FREE_DATA = ("preprocessing", "splits", "options", "digits", "decode", "layout", "load")

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sqakd_deploy.errors import SpecError
-from sqakd_deploy.exporting import get_runtime
+from sqakd_deploy.plugins import get_runtime
 from sqakd_deploy.verification.reference import Reference, load_reference, save_reference
 from sqakd_deploy.verification.stages import Tolerance
 from sqakd_deploy.verification.tables import (

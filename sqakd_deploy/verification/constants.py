@@ -7,8 +7,9 @@ code of their 8-bit type, so that an int8 grid and its uint8 form are the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count, takewhile
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -117,16 +118,23 @@ def compare_constants(expected: Constants, found: Constants) -> list[Difference]
 
     Args:
         expected: of the student.
-        found: of the file; a layer that it lacks is a difference, too.
+        found: of the file; a layer that it lacks is a difference, too. A quantizer behind a
+            concatenation may be there once for each part of it, as ``quantizer/0`` and so on.
     """
     differences: list[Difference] = []
     for layer, facts in expected.items():
-        if layer not in found:
+        places = [layer] if layer in found else parts_of(layer, found)
+        if not places:
             differences.append(Difference(layer, "layer", 1, 1, "no node of the file has its name"))
-            continue
-        for name in [*facts, *(extra for extra in found[layer] if extra not in facts)]:
-            differences += _compare(layer, name, facts.get(name), found[layer].get(name))
+        for place in places:
+            for name in [*facts, *(extra for extra in found[place] if extra not in facts)]:
+                differences += _compare(place, name, facts.get(name), found[place].get(name))
     return differences
+
+
+def parts_of(layer: str, names: Container[str]) -> list[str]:
+    """What a layer is called that is there once for each part of a concatenation."""
+    return list(takewhile(lambda part: part in names, (f"{layer}/{i}" for i in count())))
 
 
 def _compare(
@@ -174,12 +182,12 @@ def _difference(
 ) -> Difference:
     first = tuple(int(i) for i in np.argwhere(differs)[0])
     values = f"{_number(got[first])} in the file, {_number(wanted[first])} in the student"
-    count, total = int(differs.sum()), differs.size
+    wrong, total = int(differs.sum()), differs.size
     if total == 1:
-        return Difference(layer, name, count, total, values)
+        return Difference(layer, name, wrong, total, values)
     place = first[0] if len(first) == 1 else first
-    detail = f"{count} of {total} differ, the first at {place}: {values}"
-    return Difference(layer, name, count, total, detail)
+    detail = f"{wrong} of {total} differ, the first at {place}: {values}"
+    return Difference(layer, name, wrong, total, detail)
 
 
 def _number(value: Any) -> str:

@@ -223,18 +223,36 @@ class QdqFile:
             for node in self._nodes
             if node.op_type == "QuantizeLinear" and c.STEP in facts.get(node.name, {})
         }
-        held = {self._held(node): name for name, node in nodes.items()}
-        found = {}
-        for name, node in nodes.items():
+        whole = {name: self._whole(node) for name, node in nodes.items()}
+        held = {value: name for name, value in whole.values()}
+        found: dict[str, Quantized] = {}
+        for part, node in nodes.items():
+            name, value = whole[part]
             layers, parents = self._before(node, held)
+            if name in found:  # another part of one tensor
+                layers = (*found[name].layers, *layers)
+                parents = tuple(dict.fromkeys((*found[name].parents, *parents)))
             zero = self.constant(node.input[2]) if len(node.input) > 2 else None
             dtype = "uint8" if zero is None else str(zero.dtype)
-            scale, offset = facts[name][c.SCALE], facts[name][c.READER_ZERO]
-            first = float(scale[0] if scale.size else facts[name][c.STEP])
-            found[name] = Quantized(
-                name, self._held(node), dtype, first, int(offset[0]), layers, parents
-            )
+            scale, offset = facts[part][c.SCALE], facts[part][c.READER_ZERO]
+            first = float(scale[0] if scale.size else facts[part][c.STEP])
+            found[name] = Quantized(name, value, dtype, first, int(offset[0]), layers, parents)
         return found
+
+    def _whole(self, node: NodeProto) -> tuple[str, str]:
+        """A quantizer's name and the value that holds its tensor: of parts, where they are joined.
+
+        Exporters round the parts of a concatenation instead of the whole, and call what does so
+        ``quantizer/0``, ``quantizer/1`` and so on.
+        """
+        value = self._held(node)
+        base, _, number = node.name.rpartition("/")
+        readers = self._readers.get(value, [])
+        if base and number.isdecimal() and base not in self._by_name:
+            joins = [reader for reader in readers if reader.op_type == "Concat"]
+            if joins:
+                return base, str(joins[0].output[0])
+        return node.name, value
 
     def inputs_of_layers(self) -> dict[str, tuple[str, ...]]:
         """Quantizers of what each layer with weights reads, by the layer's name."""

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sqakd_deploy.errors import DataError, ParityError
-from sqakd_deploy.exporting import Runtime, exporters, get_exporter, get_runtime, runtimes
+from sqakd_deploy.exporting import Runtime
+from sqakd_deploy.plugins import exporters, get_exporter, get_runtime, runtimes
 from sqakd_deploy.verification.constants import (
     SCALE,
     STEP,
