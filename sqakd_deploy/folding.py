@@ -60,6 +60,11 @@ def affine_of(norm: Any) -> Affine:
     return Affine(factor, beta - to_numpy(norm.running_mean) * factor)
 
 
+def scaling(factor: NDArray[np.float32]) -> Affine:
+    """A factor for each channel and nothing else."""
+    return Affine(factor.astype(np.float64), np.zeros(len(factor)))
+
+
 def fold(
     codes: NDArray[np.int8],
     scale: NDArray[np.float64],

@@ -26,14 +26,16 @@ from sqakd_deploy.folding import (
     affine_of,
     bounds_needed,
     fold,
+    scaling,
     to_numpy,
     with_bias,
 )
-from sqakd_deploy.geometry import conv_geometry
-from sqakd_deploy.ops import Identity, Op, Scalar, Tuple, read
+from sqakd_deploy.geometry import conv_geometry, sliced
+from sqakd_deploy.meaning import Identity, Op, Scalar, Tuple
+from sqakd_deploy.ops import read
 from sqakd_deploy.quantization import BATCH_NORMS, input_shape_of, spec_of
 from sqakd_deploy.quantizers import ActivationQuantizer, WeightQuantizer
-from sqakd_deploy.tracing import describe, is_tensor, shape
+from sqakd_deploy.tracing import describe, is_tensor, shape, tensor_inputs
 
 
 @dataclass
@@ -131,9 +133,7 @@ class _Lowering:
                     self._input(node)
             elif node.op == "output":
                 self._output(node)
-            elif node.op == "get_attr":
-                raise ExportError(f"{describe(node)}: a bare parameter has no integer form")
-            else:
+            elif node.op != "get_attr":  # the operators that read parameters hold them
                 self._call(node)
         name = type(self.student).__name__
         graph = ir.IntegerGraph(
@@ -176,7 +176,7 @@ class _Lowering:
         if op.kind in (Identity, Tuple):
             self.value_of[node] = self._source(node)
         elif op.kind is ir.ChannelAffine:
-            self._batch_norm(node, module)
+            self._channel_affine(node, module, op)
         elif isinstance(module, (nn.Conv2d, nn.Linear)):
             self._layer(node, module)
         else:
@@ -214,6 +214,8 @@ class _Lowering:
             dims = sources[0].shape
         elif op.kind is ir.GlobalAveragePool:  # a mean may drop the two axes; the operator does not
             dims = (*sources[0].shape[:2], 1, 1)
+        elif op.kind is ir.Slice:  # nor does a slice, where a number takes an axis
+            dims = sliced(sources[0].shape, op.attributes)
         else:
             dims = shape(node)
         value = self._value(node, dims, sources[0].grid if moved else None)
@@ -243,12 +245,16 @@ class _Lowering:
 
     def _layer(self, node: fx.Node, module: Any) -> None:
         source = self._traced(node.all_input_nodes[0])
+        dims = shape(node)
+        if isinstance(module, nn.Linear) and len(dims) > 2:
+            dims = (None, dims[-1])
+            source = self._reshape(source, f"{node.name}_rows", (None, source.shape[-1]))
         norm = self._following_norm(node)
         affine = affine_of(self.student.get_submodule(str(norm.target))) if norm else None
         name = self._name(node)
         own_bias = None if module.bias is None else to_numpy(module.bias)
         weight, bias = self._weight_and_bias(module, affine, own_bias, source.grid)
-        value = self._value(node, shape(node))
+        value = self._value(node, dims)
         if norm is not None:
             self.folded[norm] = node
             self.norms[name] = str(norm.target)
@@ -294,11 +300,13 @@ class _Lowering:
             return weight, None if bias is None else bias.astype(np.float32)
         return with_bias(weight, bias, grid.scale)
 
-    def _batch_norm(self, node: fx.Node, module: Any) -> None:
+    def _channel_affine(self, node: fx.Node, module: Any, op: Op) -> None:
+        """A BatchNorm, or a factor for each channel."""
         if node in self.folded:
             self.value_of[node] = self._source(node)
             return
-        source, affine = self._traced(node.all_input_nodes[0]), affine_of(module)
+        source = self._traced(tensor_inputs(node)[0])
+        affine = affine_of(module) if module is not None else scaling(op.attributes["scale"])
         if source.grid is None:
             value = self._value(node, shape(node))
             factor, shift = affine.factor.astype(np.float32), affine.shift.astype(np.float32)
@@ -315,9 +323,10 @@ class _Lowering:
         weight = fold(codes, scale, affine.factor, bits=8, mid_rise=False)
         grid = source.grid
         assert grid is not None
-        weight, bias = with_bias(weight, affine.shift, grid.scale)
-        name = self._name(node)
-        self.norms[name] = self.paths[name] = str(node.target)
+        name, bias = self._name(node), None
+        if node.op == "call_module":
+            weight, bias = with_bias(weight, affine.shift, grid.scale)
+            self.norms[name] = self.paths[name] = str(node.target)
         if len(source.shape) == 2:
             source = self._reshape(source, f"{node.name}_image", (None, channels, 1, 1))
         value = ir.Value(node.name, source.shape)
@@ -333,13 +342,14 @@ class _Lowering:
         return value
 
     def _as_traced(self, node: fx.Node, value: ir.Value) -> ir.Value:
-        """A vector that a depthwise convolution made an image of, as a vector again.
+        """A value in the traced shape, where lowering gave it another: a vector that a depthwise
+        convolution made an image of, rows that a linear layer made of positions.
 
         The reshape waits until the value is quantised: between a convolution and its quantizer it
         would keep the runtime from fusing them.
         """
         if not is_tensor(node) or len(value.shape) == len(shape(node)):
             return value
-        flat = self._reshape(value, f"{value.name}_vector", shape(node))
+        flat = self._reshape(value, f"{value.name}_shaped", shape(node))
         self.value_of[node] = flat
         return flat
