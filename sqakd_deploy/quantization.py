@@ -12,6 +12,7 @@ import torch
 from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
 from torch import Tensor, fx, nn
 
+from sqakd_deploy.attention import open_attention
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.exporting import get_exporter
 from sqakd_deploy.placement import Placed, place
@@ -47,7 +48,9 @@ def quantize(
     exporter = get_exporter(spec.target)
     exporter.check(spec)
     input_shape = tuple(example.shape[1:]) if isinstance(example, Tensor) else tuple(example)
-    student = trace(copy.deepcopy(model), input_shape)
+    opened = copy.deepcopy(model)
+    open_attention(opened)
+    student = trace(opened, input_shape)
     placement = place(student, spec, exporter.placement)
     for path, bits in placement.layers.items():
         _replace_layer(student, path, spec, bits)
