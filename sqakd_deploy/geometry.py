@@ -31,6 +31,8 @@ def conv_geometry(conv: nn.Conv2d) -> dict[str, Any]:
 def sliced(dims: Shape, cut: Mapping[str, Any]) -> Shape:
     """Shape of a slice, from the attributes of :class:`sqakd_deploy.graph.Slice`."""
     found = list(dims)
-    for axis, *bounds in zip(*(cut[key] for key in ("axes", "starts", "ends", "steps")), strict=True):
+    for axis, *bounds in zip(
+        *(cut[key] for key in ("axes", "starts", "ends", "steps")), strict=True
+    ):
         found[axis] = len(range(int(dims[axis] or 0))[slice(*bounds)])
     return tuple(found)

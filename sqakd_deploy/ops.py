@@ -37,7 +37,9 @@ def read(node: fx.Node) -> Op | None:
         reader = _FUNCTIONS.get(node.target) or dropped(node.target)
     op = reader(node, module) if reader else None
     if op is not None and not op.takes_parameters and any(map(is_parameter, node.all_input_nodes)):
-        raise ModelError(f"{describe(node)}: reads a bare parameter, which has no integer form here")
+        raise ModelError(
+            f"{describe(node)}: reads a bare parameter, which has no integer form here"
+        )
     return op
 
 
@@ -220,6 +222,12 @@ def _transposition(node: fx.Node, perm: tuple[int, ...]) -> Op:
     return Op(ir.Transpose, {"perm": perm})
 
 
+def _transposed_conv(node: fx.Node, module: nn.Module | None) -> Op:
+    if len(node.args) + len(node.kwargs) != 1:
+        raise ModelError(f"{describe(node)}: output_size has no form here; set output_padding")
+    return Op(ir.Conv)
+
+
 def _vector_norm(node: fx.Node, module: nn.Module | None) -> Op:
     if len(shape(node)) != 2:
         raise ModelError(f"{describe(node)}: only BatchNorm1d of vectors (N, C) can be exported")
@@ -245,6 +253,7 @@ _RESHAPE = simple(ir.Reshape)
 
 _MODULES: dict[type[nn.Module], Reader] = {
     nn.Conv2d: simple(ir.Conv),
+    nn.ConvTranspose2d: _transposed_conv,
     nn.Linear: simple(ir.Linear),
     nn.BatchNorm1d: _vector_norm,
     nn.BatchNorm2d: simple(ir.ChannelAffine),
