@@ -83,8 +83,17 @@ def layer_norm(writer: Writer, node: g.LayerNorm) -> None:
 
 
 def softmax(writer: Writer, node: g.Softmax) -> None:
-    """Softmax."""
-    as_float(writer, node, "Softmax", axis=node.axis)
+    """Softmax, out of reach of ONNX Runtime's integer one, which is not exact (rule 10).
+
+    That takes the place of DequantizeLinear → Softmax → QuantizeLinear; an Abs behind the Softmax,
+    which changes nothing, keeps them apart.
+    """
+    result = writer.op(
+        "Softmax", writer.real(node), f"{node.output}/raw", node.name, axis=node.axis
+    )
+    if writer.grid(node) is not None:
+        result = writer.op("Abs", [result], node.output)
+    writer.hold(node, result, grid=None)
 
 
 def matmul(writer: Writer, node: g.MatMul) -> None:

@@ -17,7 +17,7 @@ from sqakd_exporters.view import EIGHT_BIT, GraphView
 Rule: TypeAlias = Callable[[GraphView, NodeProto], str | None]
 
 _JOINS = ("Add", "Mul", "Concat", "MatMul")
-_WITHOUT_KERNEL = ("ConvTranspose", "HardSigmoid", "Gelu", "LayerNormalization", "Softmax")
+_WITHOUT_KERNEL = ("ConvTranspose", "HardSigmoid", "Gelu", "LayerNormalization")
 _GATES = {"Sigmoid": "SiLU", "HardSigmoid": "hard-swish"}
 _POOLS = ("AveragePool", "GlobalAveragePool", "MaxPool")
 
@@ -52,6 +52,8 @@ def no_kernel(file: GraphView, layer: NodeProto) -> str | None:
         return f"it is part of a {whole}, for which the runtime has no integer kernel (rule 10)"
     if layer.op_type in _WITHOUT_KERNEL:
         return f"the runtime has no integer {layer.op_type} (rule 10)"
+    if layer.op_type == "Softmax":
+        return "the runtime's integer Softmax is not exact (rule 10)"
     return None
 
 
@@ -71,6 +73,8 @@ def inputs(file: GraphView, layer: NodeProto) -> str | None:
     rule = 8 if layer.op_type in ("Add", "Mul") else 1
     for name in _data_inputs(layer):
         dequantizer = file.dequantizer(name)
+        if file.constant(name) is not None:
+            return f"it reads a float constant (rule {rule})"
         if dequantizer is None:
             return f"input {name!r} is not quantised (rule {rule})"
         if file.type_of(dequantizer.input[0]) not in (None, *EIGHT_BIT):
