@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from sqakd_deploy.exporting import FloatFallback
 from sqakd_deploy.fitting import Step
 from sqakd_deploy.listening import Listener
 from sqakd_deploy.parity import ParityReport
@@ -178,12 +179,26 @@ def coverage_lines(report: ParityReport) -> list[str]:
         for op, total in sorted(report.coverage.total.items())
     )
     lines = [f"in integers: {counts}"]
-    lines += [
-        f"in float: {fallback.node} ({fallback.op_type}): {fallback.reason}"
-        for fallback in report.coverage.fallbacks
-    ]
+    lines += _float_lines(report.coverage.fallbacks)
     lines += [f"not folded at load, runs every time: {name}" for name in report.coverage.unfolded]
     return [*lines, *_size_lines(report)]
+
+
+_FEW = 3
+"""More fall-backs than this, of one kind for one reason, share a line."""
+
+
+def _float_lines(fallbacks: Iterable[FloatFallback]) -> list[str]:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for fallback in fallbacks:
+        groups.setdefault((fallback.op_type, fallback.reason), []).append(fallback.node)
+    lines = []
+    for (kind, reason), nodes in groups.items():
+        if len(nodes) > _FEW:
+            lines.append(f"in float: {len(nodes)} {kind} ({nodes[0]} to {nodes[-1]}): {reason}")
+        else:
+            lines += [f"in float: {node} ({kind}): {reason}" for node in nodes]
+    return lines
 
 
 def _size_lines(report: ParityReport) -> list[str]:

@@ -7,6 +7,7 @@ in numpy, and the file in ONNX Runtime, unoptimised and optimised.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from sqakd_deploy.api import export
 from sqakd_deploy.attention import OpenAttention, open_attention
 from sqakd_deploy.distillation import distill
 from sqakd_deploy.errors import ExportError, ModelError
-from sqakd_deploy.exporting import Coverage, ExportOptions
+from sqakd_deploy.exporting import Coverage, ExportOptions, FloatFallback
 from sqakd_deploy.integer import lower, snap_biases
 from sqakd_deploy.parity import ParityReport, verify
 from sqakd_deploy.placement import place
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
+from sqakd_deploy.report import coverage_lines
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
 from sqakd_deploy.tracing import trace
 
@@ -230,6 +232,16 @@ def test_parts_of_a_gate_are_named_by_the_whole(tmp_path: Path) -> None:
     assert {fallback.reason for fallback in coverage.fallbacks} == {
         "it is part of a SiLU, for which the runtime has no integer kernel (rule 10)"
     }
+
+
+def test_many_alike_share_a_line(tmp_path: Path) -> None:
+    report, coverage = proven(student_of(made("silu")), tmp_path)
+    gate, product = (f"in float: {f.node} ({f.op_type}): {f.reason}" for f in coverage.fallbacks)
+    assert coverage_lines(report)[1:3] == [gate, product]
+    (reason,) = {f.reason for f in coverage.fallbacks}
+    several = tuple(FloatFallback(f"layer{i}", "Mul", reason) for i in range(4))
+    lines = coverage_lines(replace(report, coverage=replace(coverage, fallbacks=several)))
+    assert lines[1] == f"in float: 4 Mul (layer0 to layer3): {reason}"
 
 
 def test_a_constant_operand_is_named_as_one(tmp_path: Path) -> None:
