@@ -187,4 +187,5 @@ def load_weights(model: nn.Module, path: Path) -> None:
             f"{path} belongs to another model: {'; '.join(problems[:5])}"
             + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         )
-    model.load_state_dict(state)
+    own.update(state)  # it knows its modules' versions, which MNASNet asks for
+    model.load_state_dict(own)

@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
+from brevitas.nn import QuantConv2d, QuantLinear
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import ExportError
+from sqakd_deploy.quantizers import WeightQuantizer
+from sqakd_deploy.transposed import as_convolution
 
 AFFINE_CODE = 127
 """Weight code of a BatchNorm on its own, written as a 1×1 depthwise convolution: the largest, so
@@ -58,6 +62,11 @@ def affine_of(norm: Any) -> Affine:
     beta = to_numpy(norm.bias) if norm.bias is not None else np.zeros_like(sigma)
     factor = gamma / sigma
     return Affine(factor, beta - to_numpy(norm.running_mean) * factor)
+
+
+def scaling(factor: NDArray[np.float32]) -> Affine:
+    """A factor for each channel and nothing else."""
+    return Affine(factor.astype(np.float64), np.zeros(len(factor)))
 
 
 def fold(
@@ -112,6 +121,68 @@ def with_bias(
     scale = np.float32(input_scale) * weight.scale
     codes32 = np.rint(bias / scale.astype(np.float64)).astype(np.int32)
     return weight, ir.IntBias(codes32, scale)
+
+
+def weight_and_bias(
+    module: Any, affine: Affine | None, grid: ir.Grid | None
+) -> tuple[ir.Weight, ir.Bias | None]:
+    """A layer's constants, with what follows it folded in.
+
+    Args:
+        module: a convolution, a transposed one or a linear layer, quantised or not.
+        affine: the BatchNorm behind it.
+        grid: of its input, None for floats.
+
+    Returns:
+        Weights with the output channel first: integers where the layer is quantised; its bias:
+        int32 where the input is, too.
+    """
+    own = None if module.bias is None else to_numpy(module.bias)
+    transposed = isinstance(module, nn.ConvTranspose2d)
+    kernels = as_convolution(module.weight, module.groups) if transposed else module.weight
+    factor = affine.factor if affine else np.ones(len(kernels))
+    bias = None if own is None else own * factor
+    if affine:
+        bias = affine.shift + (0.0 if bias is None else bias)
+    if not isinstance(module, (QuantConv2d, QuantLinear)):
+        folded = to_numpy(kernels) * factor.reshape(-1, *[1] * (kernels.dim() - 1))
+        return folded.astype(np.float32), None if bias is None else bias.astype(np.float32)
+    quantizer: WeightQuantizer = module.weight_quant.tensor_quant
+    codes, scale = quantizer.encode(module.weight)
+    scales = np.broadcast_to(to_numpy(scale).reshape(-1), len(factor))
+    weight = fold(codes.cpu().numpy(), scales, factor, quantizer.bits, not quantizer.has_zero)
+    if grid is None or bias is None:
+        return weight, None if bias is None else bias.astype(np.float32)
+    return with_bias(weight, bias, grid.scale)
+
+
+def set_bias(student: nn.Module, layer: str, norm: str | None, wanted: NDArray[np.float64]) -> None:
+    """Give a student's layer the bias that its integers have.
+
+    Args:
+        student: changed in place.
+        layer: path of the layer.
+        norm: path of the BatchNorm folded into it, whose bias is set instead.
+        wanted: the bias ``(O,)``, or each channel's once for every place in a block.
+    """
+    module: Any = student.get_submodule(layer)
+    if norm is None:
+        if module.bias is not None:
+            module.bias.copy_(torch.from_numpy(_once(wanted, len(module.bias))))
+        return
+    batch_norm: Any = student.get_submodule(norm)
+    if batch_norm.bias is None:
+        return
+    affine = affine_of(batch_norm)
+    own = to_numpy(module.bias) if norm != layer and module.bias is not None else 0.0
+    present = own * affine.factor + affine.shift
+    wanted = _once(wanted, len(present))
+    batch_norm.bias.add_(torch.from_numpy(wanted - present).to(batch_norm.bias.device))
+
+
+def _once(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """A transposed convolution has each channel's bias once for each place in a block."""
+    return values.reshape(count, -1)[:, 0]
 
 
 def bounds_needed(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+
+from sqakd_deploy.graph import Shape
 
 
 def conv_geometry(conv: nn.Conv2d) -> dict[str, Any]:
@@ -23,3 +26,13 @@ def conv_geometry(conv: nn.Conv2d) -> dict[str, Any]:
         "dilation": tuple(conv.dilation),
         "groups": conv.groups,
     }
+
+
+def sliced(dims: Shape, cut: Mapping[str, Any]) -> Shape:
+    """Shape of a slice, from the attributes of :class:`sqakd_deploy.graph.Slice`."""
+    found = list(dims)
+    for axis, *bounds in zip(
+        *(cut[key] for key in ("axes", "starts", "ends", "steps")), strict=True
+    ):
+        found[axis] = len(range(int(dims[axis] or 0))[slice(*bounds)])
+    return tuple(found)

@@ -157,7 +157,7 @@ class Conv(Node):
 
 @dataclass(frozen=True)
 class Linear(Node):
-    """``x · Wᵀ + b`` on ``(N, I)``, with W ``(O, I)``."""
+    """``x · Wᵀ + b`` on ``(N, I)``, with W ``(O, I)``; N may be images times positions."""
 
     weight: Weight
     bias: Bias | None
@@ -195,6 +195,11 @@ class Clip(Node):
 @dataclass(frozen=True)
 class Add(Node):
     """Elementwise sum of two values of one shape."""
+
+
+@dataclass(frozen=True)
+class Mul(Node):
+    """Elementwise product of two values of one rank that broadcast, ``(N,C,1,1) · (N,C,H,W)``."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +241,7 @@ class GlobalAveragePool(Node):
 
 @dataclass(frozen=True)
 class Reshape(Node):
-    """New shape, batch first; the output value's shape says which (batch stays dynamic)."""
+    """New shape, the output value's; its first axis holds what is left (batch stays dynamic)."""
 
 
 @dataclass(frozen=True)
@@ -267,6 +272,65 @@ class Pad(Node):
 
     before: tuple[int, ...]
     after: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FloatNode(Node):
+    """Base of nodes without an integer kernel: computed in float, quantised only if need be."""
+
+
+Function: TypeAlias = Literal["sigmoid", "hard_sigmoid", "hard_swish", "silu", "gelu", "gelu_tanh"]
+
+
+@dataclass(frozen=True)
+class Activation(FloatNode):
+    """An elementwise function: ``hard_sigmoid(x) = clip(x/6 + 1/2, 0, 1)``, ``hard_swish(x) = x ·
+    hard_sigmoid(x)``, ``silu(x) = x · sigmoid(x)``, GELU exact or by its tanh approximation.
+    """
+
+    function: Function
+
+
+@dataclass(frozen=True)
+class LayerNorm(FloatNode):
+    """``(x − mean)/√(variance + epsilon) · scale + shift`` over as many last axes as they have."""
+
+    scale: NDArray[np.float32]
+    shift: NDArray[np.float32]
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Softmax(FloatNode):
+    """Along one axis."""
+
+    axis: int
+
+
+@dataclass(frozen=True)
+class MatMul(FloatNode):
+    """``(N, …, A, B) · (N, …, B, C)`` of two computed values."""
+
+
+@dataclass(frozen=True)
+class Scale(FloatNode):
+    """``x · constant``, which broadcasts to ``x``."""
+
+    constant: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Shift(FloatNode):
+    """``x + constant``, which broadcasts to ``x``."""
+
+    constant: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Repeat(FloatNode):
+    """A constant ``(1, …)`` for each image of the batch; it reads no value."""
+
+    constant: NDArray[np.float32]
 
 
 DATA_MOVEMENT: tuple[type[Node], ...] = (MaxPool, Reshape, Transpose, Slice, Pad)

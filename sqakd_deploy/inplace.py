@@ -17,11 +17,12 @@ from torch import fx
 
 _FUNCTIONS: Mapping[Any, Any] = {
     operator.iadd: operator.add,
+    operator.imul: operator.mul,
     torch.relu_: torch.relu,
     torch.clamp_: torch.clamp,
     F.hardtanh_: F.hardtanh,
 }
-_METHODS = {"add_": "add", "relu_": "relu", "clamp_": "clamp"}
+_METHODS = {"add_": "add", "mul_": "mul", "relu_": "relu", "clamp_": "clamp"}
 
 
 def write_out_of_place(traced: fx.GraphModule) -> None:

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
-from numpy.typing import NDArray
+from brevitas.nn import QuantIdentity
 from torch import fx, nn
 
 from sqakd_deploy import graph as ir
@@ -26,14 +25,18 @@ from sqakd_deploy.folding import (
     affine_of,
     bounds_needed,
     fold,
-    to_numpy,
+    scaling,
+    set_bias,
+    weight_and_bias,
     with_bias,
 )
-from sqakd_deploy.geometry import conv_geometry
-from sqakd_deploy.ops import Identity, Op, Scalar, Tuple, read
+from sqakd_deploy.geometry import conv_geometry, sliced
+from sqakd_deploy.meaning import Identity, Op, Scalar, Tuple
+from sqakd_deploy.ops import read
 from sqakd_deploy.quantization import BATCH_NORMS, input_shape_of, spec_of
-from sqakd_deploy.quantizers import ActivationQuantizer, WeightQuantizer
-from sqakd_deploy.tracing import describe, is_tensor, shape
+from sqakd_deploy.quantizers import ActivationQuantizer
+from sqakd_deploy.tracing import describe, is_tensor, shape, tensor_inputs
+from sqakd_deploy.transposed import QuantTransposed2d, Subpixel, as_pixels, subpixel
 
 
 @dataclass
@@ -90,25 +93,8 @@ def snap_biases(student: nn.Module) -> None:
             layer, norm = lowered.paths[node.name], lowered.norms.get(node.name)
             if (norm or layer) not in moved:
                 wanted = node.bias.codes.astype(np.float64) * node.bias.scale
-                _set_bias(student, layer, norm, wanted)
+                set_bias(student, layer, norm, wanted)
             moved.add(norm or layer)
-
-
-def _set_bias(
-    student: nn.Module, layer: str, norm: str | None, wanted: NDArray[np.float64]
-) -> None:
-    module: Any = student.get_submodule(layer)
-    if norm is None:
-        if module.bias is not None:
-            module.bias.copy_(torch.from_numpy(wanted))
-        return
-    batch_norm: Any = student.get_submodule(norm)
-    if batch_norm.bias is None:
-        return
-    affine = affine_of(batch_norm)
-    own = to_numpy(module.bias) if norm != layer and module.bias is not None else 0.0
-    present = own * affine.factor + affine.shift
-    batch_norm.bias.add_(torch.from_numpy(wanted - present).to(batch_norm.bias.device))
 
 
 class _Lowering:
@@ -122,6 +108,7 @@ class _Lowering:
         self.folded: dict[fx.Node, fx.Node] = {}  # BatchNorm → the layer that absorbed it
         self.norms: dict[str, str] = {}
         self.paths: dict[str, str] = {}
+        self.blocks: dict[str, Subpixel] = {}  # values that are still to be laid out as pixels
         self.input = self.output = ""
 
     def run(self, metadata: Mapping[str, str]) -> Lowered:
@@ -131,9 +118,7 @@ class _Lowering:
                     self._input(node)
             elif node.op == "output":
                 self._output(node)
-            elif node.op == "get_attr":
-                raise ExportError(f"{describe(node)}: a bare parameter has no integer form")
-            else:
+            elif node.op != "get_attr":  # the operators that read parameters hold them
                 self._call(node)
         name = type(self.student).__name__
         graph = ir.IntegerGraph(
@@ -147,6 +132,10 @@ class _Lowering:
         value = ir.Value(node.name, dims, grid)
         self.values[value.name] = self.value_of[node] = value
         return value
+
+    def _keep_blocks(self, source: ir.Value, value: ir.Value) -> None:
+        if source.name in self.blocks:
+            self.blocks[value.name] = self.blocks[source.name]
 
     def _source(self, node: fx.Node) -> ir.Value:
         return self.value_of[node.all_input_nodes[0]]
@@ -176,8 +165,8 @@ class _Lowering:
         if op.kind in (Identity, Tuple):
             self.value_of[node] = self._source(node)
         elif op.kind is ir.ChannelAffine:
-            self._batch_norm(node, module)
-        elif isinstance(module, (nn.Conv2d, nn.Linear)):
+            self._channel_affine(node, module, op)
+        elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             self._layer(node, module)
         else:
             self._operator(node, op)
@@ -195,6 +184,7 @@ class _Lowering:
         source = self._source(node)
         grid = ir.Grid(np.float32(out_step), zero_point, 0, quantizer.steps)
         value = self._value(node, source.shape, grid)
+        self._keep_blocks(source, value)
         name = str(node.target)
         self.nodes.append(ir.Quantize(name, (source.name,), value.name, np.float32(step)))
         self._as_traced(node, value)
@@ -214,9 +204,13 @@ class _Lowering:
             dims = sources[0].shape
         elif op.kind is ir.GlobalAveragePool:  # a mean may drop the two axes; the operator does not
             dims = (*sources[0].shape[:2], 1, 1)
+        elif op.kind is ir.Slice:  # nor does a slice, where a number takes an axis
+            dims = sliced(sources[0].shape, op.attributes)
         else:
             dims = shape(node)
         value = self._value(node, dims, sources[0].grid if moved else None)
+        if elementwise:
+            self._keep_blocks(sources[0], value)
         names = tuple(source.name for source in sources)
         self.nodes.append(op.kind(self._name(node), names, value.name, **attributes))
 
@@ -243,22 +237,39 @@ class _Lowering:
 
     def _layer(self, node: fx.Node, module: Any) -> None:
         source = self._traced(node.all_input_nodes[0])
+        if isinstance(module, nn.Linear) and len(source.shape) > 2:
+            source = self._reshape(source, f"{node.name}_rows", (None, source.shape[-1]))
         norm = self._following_norm(node)
         affine = affine_of(self.student.get_submodule(str(norm.target))) if norm else None
         name = self._name(node)
-        own_bias = None if module.bias is None else to_numpy(module.bias)
-        weight, bias = self._weight_and_bias(module, affine, own_bias, source.grid)
-        value = self._value(node, shape(node))
+        weight, bias = weight_and_bias(module, affine, source.grid)
         if norm is not None:
             self.folded[norm] = node
             self.norms[name] = str(norm.target)
         self.paths[name] = str(node.target)
-        inputs = (source.name,)
         if isinstance(module, nn.Linear):
-            self.nodes.append(ir.Linear(name, inputs, value.name, weight, bias))
+            value = self._value(node, (None, shape(node)[-1]))
+            self.nodes.append(ir.Linear(name, (source.name,), value.name, weight, bias))
         else:
-            geometry = conv_geometry(module)
-            self.nodes.append(ir.Conv(name, inputs, value.name, weight, bias, **geometry))
+            self._convolution(node, module, name, source, weight, bias)
+
+    def _convolution(
+        self,
+        node: fx.Node,
+        module: Any,
+        name: str,
+        source: ir.Value,
+        weight: ir.Weight,
+        bias: ir.Bias | None,
+    ) -> None:
+        dims, geometry = shape(node), conv_geometry(module)
+        if isinstance(module, (nn.ConvTranspose2d, QuantTransposed2d)):
+            made = subpixel(module, weight, bias, source.shape[2:], dims[2:])
+            weight, bias, dims = made.weight, made.bias, (None, made.channels, *made.blocks)
+            geometry |= {"stride": (1, 1), "padding": made.padding, "dilation": (1, 1)}
+            self.blocks[node.name] = made
+        value = self._value(node, dims)
+        self.nodes.append(ir.Conv(name, (source.name,), value.name, weight, bias, **geometry))
 
     def _following_norm(self, node: fx.Node) -> fx.Node | None:
         """A BatchNorm that is the only reader of a layer."""
@@ -270,35 +281,13 @@ class _Lowering:
         module = self.student.get_submodule(str(user.target))
         return user if isinstance(module, BATCH_NORMS) else None
 
-    def _weight_and_bias(
-        self,
-        module: Any,
-        affine: Affine | None,
-        own_bias: NDArray[np.float64] | None,
-        grid: ir.Grid | None,
-    ) -> tuple[ir.Weight, ir.Bias | None]:
-        channels = module.weight.shape[0]
-        factor = affine.factor if affine else np.ones(channels)
-        bias = None if own_bias is None and affine is None else np.zeros(channels)
-        if bias is not None:
-            bias += (0.0 if own_bias is None else own_bias) * factor
-            bias += affine.shift if affine else 0.0
-        if not isinstance(module, (QuantConv2d, QuantLinear)):
-            folded = to_numpy(module.weight) * factor.reshape(-1, *[1] * (module.weight.dim() - 1))
-            return folded.astype(np.float32), None if bias is None else bias.astype(np.float32)
-        quantizer: WeightQuantizer = module.weight_quant.tensor_quant
-        codes, scale = quantizer.encode(module.weight)
-        scales = np.broadcast_to(to_numpy(scale).reshape(-1), channels)
-        weight = fold(codes.cpu().numpy(), scales, factor, quantizer.bits, not quantizer.has_zero)
-        if grid is None or bias is None:
-            return weight, None if bias is None else bias.astype(np.float32)
-        return with_bias(weight, bias, grid.scale)
-
-    def _batch_norm(self, node: fx.Node, module: Any) -> None:
+    def _channel_affine(self, node: fx.Node, module: Any, op: Op) -> None:
+        """A BatchNorm, or a factor for each channel."""
         if node in self.folded:
             self.value_of[node] = self._source(node)
             return
-        source, affine = self._traced(node.all_input_nodes[0]), affine_of(module)
+        source = self._traced(tensor_inputs(node)[0])
+        affine = affine_of(module) if module is not None else scaling(op.attributes["scale"])
         if source.grid is None:
             value = self._value(node, shape(node))
             factor, shift = affine.factor.astype(np.float32), affine.shift.astype(np.float32)
@@ -315,9 +304,10 @@ class _Lowering:
         weight = fold(codes, scale, affine.factor, bits=8, mid_rise=False)
         grid = source.grid
         assert grid is not None
-        weight, bias = with_bias(weight, affine.shift, grid.scale)
-        name = self._name(node)
-        self.norms[name] = self.paths[name] = str(node.target)
+        name, bias = self._name(node), None
+        if node.op == "call_module":
+            weight, bias = with_bias(weight, affine.shift, grid.scale)
+            self.norms[name] = self.paths[name] = str(node.target)
         if len(source.shape) == 2:
             source = self._reshape(source, f"{node.name}_image", (None, channels, 1, 1))
         value = ir.Value(node.name, source.shape)
@@ -333,13 +323,21 @@ class _Lowering:
         return value
 
     def _as_traced(self, node: fx.Node, value: ir.Value) -> ir.Value:
-        """A vector that a depthwise convolution made an image of, as a vector again.
+        """A value in the traced shape, where lowering gave it another: a vector that a depthwise
+        convolution made an image of, rows that a linear layer made of positions, blocks of pixels
+        that a transposed convolution made channels of.
 
         The reshape waits until the value is quantised: between a convolution and its quantizer it
         would keep the runtime from fusing them.
         """
+        if value.name in self.blocks:
+            made = as_pixels(value.name, value, self.blocks[value.name], shape(node))
+            for moved, result in made:
+                self.nodes.append(moved)
+                self.values[result.name] = self.value_of[node] = result
+            return self.value_of[node]
         if not is_tensor(node) or len(value.shape) == len(shape(node)):
             return value
-        flat = self._reshape(value, f"{value.name}_vector", shape(node))
+        flat = self._reshape(value, f"{value.name}_shaped", shape(node))
         self.value_of[node] = flat
         return flat

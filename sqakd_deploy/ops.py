@@ -7,8 +7,6 @@ and carries the attributes that do not depend on numbers.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,40 +15,9 @@ from torch import fx, nn
 
 from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import ModelError
-from sqakd_deploy.tracing import describe, is_size, known, shape
-
-
-class Identity(ir.Node):
-    """Passes its input on (dropout in evaluation, ``contiguous``)."""
-
-
-class Scalar(ir.Node):
-    """Computes no tensor (a size)."""
-
-
-class Tuple(ir.Node):
-    """Cuts a tensor into several; its readers become slices."""
-
-
-@dataclass(frozen=True)
-class Op:
-    """An operator.
-
-    Attributes:
-        kind: the graph node that it becomes.
-        attributes: of that node.
-    """
-
-    kind: type[ir.Node]
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def passes_through(self) -> bool:
-        """Its output holds values of its input only, and zeros."""
-        return issubclass(self.kind, (*ir.DATA_MOVEMENT, Identity, Tuple))
-
-
-Reader = Callable[[fx.Node, nn.Module | None], "Op | None"]
+from sqakd_deploy.float_ops import FUNCTIONS, METHODS, MODULES, dropped, shifted
+from sqakd_deploy.meaning import Identity, Op, Reader, Scalar, Tuple, setting, simple
+from sqakd_deploy.tracing import describe, is_parameter, is_size, known, shape
 
 
 def read(node: fx.Node) -> Op | None:
@@ -67,12 +34,13 @@ def read(node: fx.Node) -> Op | None:
     elif node.op == "call_method":
         reader = _METHODS.get(str(node.target))
     else:
-        reader = _FUNCTIONS.get(node.target)
-    return reader(node, module) if reader else None
-
-
-def _simple(kind: type[ir.Node], **attributes: Any) -> Reader:
-    return lambda node, module: Op(kind, attributes)
+        reader = _FUNCTIONS.get(node.target) or dropped(node.target)
+    op = reader(node, module) if reader else None
+    if op is not None and not op.takes_parameters and any(map(is_parameter, node.all_input_nodes)):
+        raise ModelError(
+            f"{describe(node)}: reads a bare parameter, which has no integer form here"
+        )
+    return op
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -80,19 +48,10 @@ def _pair(value: Any) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def _setting(node: fx.Node, module: nn.Module | None, name: str, at: int, default: Any) -> Any:
-    """An attribute of the module, or an argument of the call by name or position."""
-    if module is not None:
-        return getattr(module, name)
-    if name in node.kwargs:
-        return known(node.kwargs[name])
-    return known(node.args[at]) if len(node.args) > at else default
-
-
 def _window(node: fx.Node, module: nn.Module | None) -> dict[str, Any]:
-    kernel = _pair(_setting(node, module, "kernel_size", 1, None))
-    stride = _setting(node, module, "stride", 2, None)
-    rows, columns = _pair(_setting(node, module, "padding", 3, 0))
+    kernel = _pair(setting(node, module, "kernel_size", 1, None))
+    stride = setting(node, module, "stride", 2, None)
+    rows, columns = _pair(setting(node, module, "padding", 3, 0))
     return {
         "kernel": kernel,
         "stride": _pair(stride) if stride else kernel,
@@ -101,24 +60,24 @@ def _window(node: fx.Node, module: nn.Module | None) -> dict[str, Any]:
 
 
 def _max_pool(node: fx.Node, module: nn.Module | None) -> Op:
-    dilation = _pair(_setting(node, module, "dilation", 4, 1))
-    ceil_mode = bool(_setting(node, module, "ceil_mode", 5, False))
+    dilation = _pair(setting(node, module, "dilation", 4, 1))
+    ceil_mode = bool(setting(node, module, "ceil_mode", 5, False))
     return Op(ir.MaxPool, _window(node, module) | {"dilation": dilation, "ceil_mode": ceil_mode})
 
 
 def _average_pool(node: fx.Node, module: nn.Module | None) -> Op:
-    if _setting(node, module, "divisor_override", 6, None) is not None:
+    if setting(node, module, "divisor_override", 6, None) is not None:
         raise ModelError(f"{describe(node)}: divisor_override has no ONNX operator")
     flags = {
-        "ceil_mode": bool(_setting(node, module, "ceil_mode", 4, False)),
-        "count_include_pad": bool(_setting(node, module, "count_include_pad", 5, True)),
+        "ceil_mode": bool(setting(node, module, "ceil_mode", 4, False)),
+        "count_include_pad": bool(setting(node, module, "count_include_pad", 5, True)),
     }
     return Op(ir.AveragePool, _window(node, module) | flags)
 
 
 def _adaptive_pool(node: fx.Node, module: nn.Module | None) -> Op:
     """Adaptive pools have fixed windows once the input's size is known, if it divides evenly."""
-    size = _setting(node, module, "output_size", 1, None)
+    size = setting(node, module, "output_size", 1, None)
     height, width = (int(extent or 0) for extent in shape(node.all_input_nodes[0])[2:])
     first, second = size if isinstance(size, (tuple, list)) else (size, size)
     rows, columns = first or height, second or width
@@ -137,7 +96,7 @@ def _adaptive_pool(node: fx.Node, module: nn.Module | None) -> Op:
 
 
 def _mean(node: fx.Node, module: nn.Module | None) -> Op:
-    axes = _setting(node, module, "dim", 1, None)
+    axes = setting(node, module, "dim", 1, None)
     rank = len(shape(node.all_input_nodes[0]))
     wanted = sorted(axis % rank for axis in (axes if isinstance(axes, (tuple, list)) else [axes]))
     if rank != 4 or wanted != [2, 3]:
@@ -146,17 +105,19 @@ def _mean(node: fx.Node, module: nn.Module | None) -> Op:
 
 
 def _concat(node: fx.Node, module: nn.Module | None) -> Op:
-    if isinstance(_setting(node, module, "tensors", 0, None), fx.Node):
+    if isinstance(setting(node, module, "tensors", 0, None), fx.Node):
         raise ModelError(
             f"{describe(node)}: concatenates a computed tuple; take its tensors one by one, as in "
             "a, b = x.chunk(2, 1)"
         )
-    axis = _setting(node, module, "dim", 1, node.kwargs.get("axis", 0))
+    axis = setting(node, module, "dim", 1, node.kwargs.get("axis", 0))
     return Op(ir.Concat, {"axis": axis % len(shape(node))})
 
 
 def _add(node: fx.Node, module: nn.Module | None) -> Op:
-    terms = (node.args[0], _setting(node, module, "other", 1, None))
+    if (moved := shifted(node)) is not None:
+        return moved
+    terms = (node.args[0], setting(node, module, "other", 1, None))
     sources = [value for value in terms if isinstance(value, fx.Node)]
     if len(sources) == 1 and any(type(term) is int and term == 0 for term in terms):
         return Op(Identity)  # Python's sum() begins with 0
@@ -168,9 +129,9 @@ def _add(node: fx.Node, module: nn.Module | None) -> Op:
 
 
 def _pad(node: fx.Node, module: nn.Module | None) -> Op:
-    amounts: Any = _setting(node, None, "pad", 1, None) if module is None else module.padding
-    filled = _setting(node, None, "value", 3, None)
-    if _setting(node, None, "mode", 2, "constant") != "constant" or filled:
+    amounts: Any = setting(node, None, "pad", 1, None) if module is None else module.padding
+    filled = setting(node, None, "value", 3, None)
+    if setting(node, None, "mode", 2, "constant") != "constant" or filled:
         raise ModelError(f"{describe(node)}: only padding with zeros can be exported")
     if min(amounts) < 0:
         raise ModelError(f"{describe(node)}: padding by a negative amount; write a slice instead")
@@ -209,8 +170,11 @@ def _slice(node: fx.Node, index: tuple[Any, ...]) -> Op:
         at = index.index(Ellipsis)
         rest = (slice(None),) * (len(dims) + 1 - len(index))
         index = (*index[:at], *rest, *index[at + 1 :])
-    if not all(isinstance(part, slice) for part in index):
-        raise ModelError(f"{describe(node)}: only slices (start:stop:step) can be exported")
+    if not all(isinstance(part, (slice, int)) for part in index):
+        raise ModelError(
+            f"{describe(node)}: only slices (start:stop:step) and numbers can be exported"
+        )
+    index = tuple(_as_slice(part) for part in index)
     cuts = [(axis, part) for axis, part in enumerate(index) if part != slice(None)]
     if any(axis == 0 for axis, _ in cuts):
         raise ModelError(f"{describe(node)}: a slice of the batch")
@@ -226,13 +190,18 @@ def _slice(node: fx.Node, index: tuple[Any, ...]) -> Op:
     )
 
 
+def _as_slice(part: slice | int) -> slice:
+    """The axis that a number takes stays, of size 1, until the value is reshaped."""
+    return part if isinstance(part, slice) else slice(part, part + 1 or None)
+
+
 def _cut(node: fx.Node, module: nn.Module | None) -> Op:
-    axis = _setting(node, module, "dim", 2, 0)
+    axis = setting(node, module, "dim", 2, 0)
     return Op(Tuple, {"axis": axis % len(shape(node.all_input_nodes[0]))})
 
 
 def _permute(node: fx.Node, module: nn.Module | None) -> Op:
-    order = _setting(node, module, "dims", 1, None)
+    order = setting(node, module, "dims", 1, None)
     perm: Any = order if isinstance(order, (tuple, list)) else node.args[1:]
     rank = len(shape(node))
     return _transposition(node, tuple(int(axis) % rank for axis in perm))
@@ -240,8 +209,8 @@ def _permute(node: fx.Node, module: nn.Module | None) -> Op:
 
 def _transpose(node: fx.Node, module: nn.Module | None) -> Op:
     rank = len(shape(node))
-    first = _setting(node, module, "dim0", 1, 0) % rank
-    second = _setting(node, module, "dim1", 2, 0) % rank
+    first = setting(node, module, "dim0", 1, 0) % rank
+    second = setting(node, module, "dim1", 2, 0) % rank
     perm = list(range(rank))
     perm[first], perm[second] = second, first
     return _transposition(node, tuple(perm))
@@ -253,28 +222,41 @@ def _transposition(node: fx.Node, perm: tuple[int, ...]) -> Op:
     return Op(ir.Transpose, {"perm": perm})
 
 
+def _transposed_conv(node: fx.Node, module: nn.Module | None) -> Op:
+    if len(node.args) + len(node.kwargs) != 1:
+        raise ModelError(f"{describe(node)}: output_size has no form here; set output_padding")
+    return Op(ir.Conv)
+
+
+def _vector_norm(node: fx.Node, module: nn.Module | None) -> Op:
+    if len(shape(node)) != 2:
+        raise ModelError(f"{describe(node)}: only BatchNorm1d of vectors (N, C) can be exported")
+    return Op(ir.ChannelAffine)
+
+
 def _hardtanh(node: fx.Node, module: nn.Module | None) -> Op:
-    low = float(_setting(node, module, "min_val", 1, -1.0))
-    return Op(ir.Clip, {"low": low, "high": float(_setting(node, module, "max_val", 2, 1.0))})
+    low = float(setting(node, module, "min_val", 1, -1.0))
+    return Op(ir.Clip, {"low": low, "high": float(setting(node, module, "max_val", 2, 1.0))})
 
 
 def _clamp(node: fx.Node, module: nn.Module | None) -> Op:
-    low, high = _setting(node, module, "min", 1, None), _setting(node, module, "max", 2, None)
+    low, high = setting(node, module, "min", 1, None), setting(node, module, "max", 2, None)
     if not isinstance(low, (int, float)) or not isinstance(high, (int, float, type(None))):
         raise ModelError(f"{describe(node)}: wanted numbers as bounds, and a lower one")
     return Op(ir.Clip, {"low": float(low), "high": None if high is None else float(high)})
 
 
-_RELU = _simple(ir.Clip, low=0.0, high=None)
-_RELU6 = _simple(ir.Clip, low=0.0, high=6.0)
-_IDENTITY = _simple(Identity)
-_RESHAPE = _simple(ir.Reshape)
+_RELU = simple(ir.Clip, low=0.0, high=None)
+_RELU6 = simple(ir.Clip, low=0.0, high=6.0)
+_IDENTITY = simple(Identity)
+_RESHAPE = simple(ir.Reshape)
 
 _MODULES: dict[type[nn.Module], Reader] = {
-    nn.Conv2d: _simple(ir.Conv),
-    nn.Linear: _simple(ir.Linear),
-    nn.BatchNorm1d: _simple(ir.ChannelAffine),
-    nn.BatchNorm2d: _simple(ir.ChannelAffine),
+    nn.Conv2d: simple(ir.Conv),
+    nn.ConvTranspose2d: _transposed_conv,
+    nn.Linear: simple(ir.Linear),
+    nn.BatchNorm1d: _vector_norm,
+    nn.BatchNorm2d: simple(ir.ChannelAffine),
     nn.ReLU: _RELU,
     nn.ReLU6: _RELU6,
     nn.Hardtanh: _hardtanh,
@@ -286,6 +268,7 @@ _MODULES: dict[type[nn.Module], Reader] = {
     nn.Identity: _IDENTITY,
     nn.Dropout: _IDENTITY,
     nn.Dropout2d: _IDENTITY,
+    **MODULES,
 }
 
 _FUNCTIONS: dict[Any, Reader] = {
@@ -315,6 +298,7 @@ _FUNCTIONS: dict[Any, Reader] = {
     F.dropout: _IDENTITY,
     F.dropout2d: _IDENTITY,
     operator.getitem: _get_item,
+    **FUNCTIONS,
 }
 
 _METHODS: dict[str, Reader] = {
@@ -332,4 +316,5 @@ _METHODS: dict[str, Reader] = {
     "chunk": _cut,
     "split": _cut,
     "contiguous": _IDENTITY,
+    **METHODS,
 }

@@ -9,7 +9,8 @@ reader                                     bits
 =========================================  =====================================================
 first and last convolution or linear       ``first_last_bits``
 other convolutions and linears             ``activations.bits``
-add, concat, pool, batchnorm on its own    ``residual_bits``
+add, product, concat, pool, batchnorm alone ``residual_bits``
+operators in float                         ``residual_bits``
 the model's output                         ``output_bits``
 a layer in ``exclude``                     none
 =========================================  =====================================================
@@ -33,13 +34,14 @@ from torch import fx
 from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import ModelError, SpecError
 from sqakd_deploy.exporting import PAPER_PLACEMENT, PlacementRules
-from sqakd_deploy.ops import Op, Scalar, read
+from sqakd_deploy.meaning import Op, Scalar
+from sqakd_deploy.ops import read
 from sqakd_deploy.spec import QuantSpec
 from sqakd_deploy.tracing import describe, layer_name, tensor_inputs
 
 LAYERS = (ir.Conv, ir.Linear)
 _POOLS = (ir.AveragePool, ir.GlobalAveragePool)
-_JOINS = (ir.Add, ir.Concat, ir.ChannelAffine, ir.Clip, *_POOLS)
+_JOINS = (ir.Add, ir.Mul, ir.Concat, ir.ChannelAffine, ir.Clip, *_POOLS)
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class _Planner:
             node: self._meaning(node) for node in self.graph.nodes if node.op.startswith("call")
         }
         self.ends = self._chain_ends()
+        self.starts = {end: start for start, end in self.ends.items()}
         self.end_layers = self._first_and_last()
         self.unrounded = set(self._joined())
         if self.rules.fuse_sums:
@@ -155,7 +158,8 @@ class _Planner:
             return None
         follower = next(iter(end.users))
         if self._is(follower, ir.ChannelAffine):
-            return follower if end is start and self._is(start, *LAYERS) else None
+            folds = end is start and self._is(start, *LAYERS) and follower.op == "call_module"
+            return follower if folds else None
         return follower if self._is(follower, ir.Clip) else None
 
     def _readers(self, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
@@ -212,7 +216,7 @@ class _Planner:
                 return None
             ends = str(reader.target) in self.end_layers
             return self.spec.first_last_bits if ends else self.spec.activations.bits
-        return self.spec.residual_bits if self._is(reader, *_JOINS) else None
+        return self.spec.residual_bits if self._is(reader, *_JOINS, ir.FloatNode) else None
 
     # -- quantizers --------------------------------------------------------------------------
 
@@ -260,7 +264,7 @@ class _Planner:
                 (read_from, reader, self._bits(reader)) for read_from, reader in self._readers(edge)
             ]
             primary = max((bits for *_, bits in needs if bits is not None), default=None)
-            if primary is None:
+            if primary is None or self._stays_in_float(edge):
                 continue
             yield Placed(edge, None, primary, self._signed(edge), self._limit(edge))
             narrower: dict[tuple[fx.Node, int], list[fx.Node]] = defaultdict(list)
@@ -269,6 +273,11 @@ class _Planner:
                     narrower[read_from, bits].append(reader)
             for (read_from, bits), readers in narrower.items():
                 yield Placed(read_from, tuple(readers), bits, self._signed(edge), self._limit(edge))
+
+    def _stays_in_float(self, edge: fx.Node) -> bool:
+        """Between two operators in float nothing is gained by a quantizer, and accuracy lost."""
+        made = self._is(self.starts.get(edge, edge), ir.FloatNode)
+        return made and all(self._is(reader, ir.FloatNode) for _, reader in self._readers(edge))
 
     def _layer_inputs(self) -> Iterator[Placed]:
         readers: dict[tuple[fx.Node, int], list[fx.Node]] = defaultdict(list)
@@ -285,7 +294,9 @@ class _Planner:
         op = self.ops[node]
         if issubclass(op.kind, ir.Clip):
             return bool(op.attributes["low"] < 0)
-        keeps_sign = (ir.Add, ir.Concat, *_POOLS)
+        if _bounded(op):
+            return False
+        keeps_sign = (ir.Add, ir.Mul, ir.Concat, *_POOLS)
         if op.passes_through or issubclass(op.kind, keeps_sign):
             return any(self._signed(source) for source in tensor_inputs_through(node))
         return True
@@ -297,9 +308,17 @@ class _Planner:
         if issubclass(op.kind, ir.Clip):
             high = op.attributes["high"]
             return None if high is None or op.attributes["low"] < 0 else float(high)
+        if _bounded(op):
+            return 1.0
         if op.passes_through:
             return self._limit(tensor_inputs_through(node)[0])
         return None
+
+
+def _bounded(op: Op) -> bool:
+    """Its values lie between 0 and 1."""
+    sigmoids = ("sigmoid", "hard_sigmoid")
+    return issubclass(op.kind, ir.Softmax) or op.attributes.get("function") in sigmoids
 
 
 def tensor_inputs_through(node: fx.Node) -> list[fx.Node]:

@@ -12,6 +12,7 @@ import torch
 from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
 from torch import Tensor, fx, nn
 
+from sqakd_deploy.attention import open_attention
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.placement import Placed, place
 from sqakd_deploy.plugins import get_exporter
@@ -19,6 +20,7 @@ from sqakd_deploy.quantizers import METHODS, ActivationQuantizer, WeightQuantize
 from sqakd_deploy.quantizers.injectors import act_quant, weight_quant
 from sqakd_deploy.spec import QuantSpec
 from sqakd_deploy.tracing import describe, first_tensor, trace
+from sqakd_deploy.transposed import QuantTransposed2d, as_convolution
 
 _SPEC, _INPUT_SHAPE = "sqakd_deploy.spec", "sqakd_deploy.input_shape"
 
@@ -47,7 +49,9 @@ def quantize(
     exporter = get_exporter(spec.target)
     exporter.check(spec)
     input_shape = tuple(example.shape[1:]) if isinstance(example, Tensor) else tuple(example)
-    student = trace(copy.deepcopy(model), input_shape)
+    opened = copy.deepcopy(model)
+    open_attention(opened)
+    student = trace(opened, input_shape)
     placement = place(student, spec, exporter.placement)
     for path, bits in placement.layers.items():
         _replace_layer(student, path, spec, bits)
@@ -92,12 +96,17 @@ def _replace_layer(student: fx.GraphModule, path: str, spec: QuantSpec, bits: in
     old: Any = student.get_submodule(path)
     side = spec.weights
     quant = weight_quant(side.method, bits, side.per_channel)
-    if isinstance(old, nn.Conv2d):
+    if isinstance(old, nn.ConvTranspose2d):
+        new = QuantTransposed2d(old, quant)
+        old.weight = nn.Parameter(as_convolution(old.weight.detach(), old.groups).clone())
+    elif isinstance(old, nn.Conv2d):
         new = _quant_conv(old, quant, path)
     elif isinstance(old, nn.Linear):
         new = QuantLinear(old.in_features, old.out_features, old.bias is not None, quant)
     else:
-        raise ModelError(f"layer {path!r}: wanted Conv2d or Linear, got {type(old).__name__}")
+        raise ModelError(
+            f"layer {path!r}: wanted Conv2d, ConvTranspose2d or Linear, got {type(old).__name__}"
+        )
     new.weight, new.bias = old.weight, old.bias
     new.weight_quant.tensor_quant.initialise(old.weight)
     new.weight_quant.skip_create_quant_tensor = True  # plain tensors keep torch.compile's one graph

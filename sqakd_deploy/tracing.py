@@ -191,9 +191,14 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def is_parameter(value: object) -> bool:
+    """Whether it is a node that reads a bare parameter or buffer."""
+    return isinstance(value, fx.Node) and value.op == "get_attr"
+
+
 def tensor_inputs(node: fx.Node) -> list[fx.Node]:
-    """The nodes it reads whose values are tensors."""
-    return [source for source in node.all_input_nodes if is_tensor(source)]
+    """The nodes it reads whose values are computed tensors."""
+    return [n for n in node.all_input_nodes if is_tensor(n) and not is_parameter(n)]
 
 
 def first_tensor(batch: object) -> Tensor:

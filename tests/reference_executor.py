@@ -9,6 +9,7 @@ within that noise of a rounding boundary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import singledispatch
@@ -171,6 +172,69 @@ def _(node: g.Add, reader: Reader) -> Held:
 
 
 @run.register
+def _(node: g.Mul, reader: Reader) -> Held:
+    first, second = (reader.real(name) for name in node.inputs)
+    return first * second
+
+
+@run.register
+def _(node: g.Scale, reader: Reader) -> Held:
+    return reader.real(node.inputs[0]) * node.constant
+
+
+@run.register
+def _(node: g.Shift, reader: Reader) -> Held:
+    return reader.real(node.inputs[0]) + node.constant
+
+
+@run.register
+def _(node: g.Repeat, reader: Reader) -> Held:
+    images = next(iter(reader.held.values()))
+    assert isinstance(images, np.ndarray)
+    return np.repeat(node.constant.astype(np.float64), len(images), axis=0)
+
+
+@run.register
+def _(node: g.MatMul, reader: Reader) -> Held:
+    first, second = (reader.real(name) for name in node.inputs)
+    return first @ second
+
+
+@run.register
+def _(node: g.Softmax, reader: Reader) -> Held:
+    x = reader.real(node.inputs[0])
+    powers = np.exp(x - x.max(axis=node.axis, keepdims=True))
+    return powers / powers.sum(axis=node.axis, keepdims=True)
+
+
+@run.register
+def _(node: g.LayerNorm, reader: Reader) -> Held:
+    x = reader.real(node.inputs[0])
+    axes = tuple(range(-node.scale.ndim, 0))
+    mean, variance = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
+    return (x - mean) / np.sqrt(variance + node.epsilon) * node.scale + node.shift
+
+
+def _sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+_FUNCTIONS = {
+    "sigmoid": _sigmoid,
+    "hard_sigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
+    "hard_swish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
+    "silu": lambda x: x * _sigmoid(x),
+    "gelu": lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2,
+    "gelu_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+}
+
+
+@run.register
+def _(node: g.Activation, reader: Reader) -> Held:
+    return _FUNCTIONS[node.function](reader.real(node.inputs[0]))
+
+
+@run.register
 def _(node: g.Concat, reader: Reader) -> Held:
     on_codes = reader.values[node.output].grid is not None
     parts = [reader.held[name] if on_codes else reader.real(name) for name in node.inputs]
@@ -221,7 +285,7 @@ def _(node: g.MaxPool, reader: Reader) -> Held:
 @run.register
 def _(node: g.Reshape, reader: Reader) -> Held:
     x = _moving(node, reader)
-    return x.reshape(len(x), *reader.values[node.output].shape[1:])
+    return x.reshape(-1, *reader.values[node.output].shape[1:])
 
 
 @run.register

@@ -29,6 +29,13 @@ FLOAT_LAYERS = {
     "AveragePool": "AveragePool",
     "GlobalAveragePool": "GlobalAveragePool",
     "MaxPool": "MaxPool",
+    "Mul": "Mul",
+    "QuickGelu": "Mul",
+    "Sigmoid": "Sigmoid",
+    "HardSigmoid": "HardSigmoid",
+    "Gelu": "Gelu",
+    "LayerNormalization": "LayerNormalization",
+    "Softmax": "Softmax",
 }
 """Operators that count, by what ONNX Runtime may call them when they stay in float."""
 
@@ -42,6 +49,8 @@ INTEGER_LAYERS = {
     "MatMulIntegerToFloat": "MatMul",
     "DynamicQuantizeMatMul": "MatMul",
     "QLinearAdd": "Add",
+    "QLinearMul": "Mul",
+    "QLinearSigmoid": "Sigmoid",
     "QLinearConcat": "Concat",
     "QLinearAveragePool": "AveragePool",
     "QLinearGlobalAveragePool": "GlobalAveragePool",

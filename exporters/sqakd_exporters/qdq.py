@@ -8,6 +8,7 @@ table of its own: ``{**EMITTERS, graph.Conv: my_conv}``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from types import MappingProxyType
 
@@ -18,6 +19,7 @@ from sqakd_deploy import graph as g
 from sqakd_deploy.errors import ExportError
 from sqakd_deploy.exporting import ExportOptions
 from sqakd_exporters import packing
+from sqakd_exporters.floats import FLOAT_EMITTERS, opset_needed
 from sqakd_exporters.forms import as_float, as_moved
 from sqakd_exporters.writer import Emitters, Writer
 
@@ -54,7 +56,8 @@ def build_model(
     packs = () if options.pack is False else packs
     limit = opsets[-1] if options.opset is None else options.opset
     packed = packing.plan(graph, packs, limit, insist=options.pack is True)
-    lowest = max([opsets.start, *(layer.opset for layer in packed.values())])
+    needed = opset_needed(graph, limit)
+    lowest = max([opsets.start, needed, *(layer.opset for layer in packed.values())])
     opset = lowest if options.opset is None else options.opset
     return Writer(graph, options, opset, EMITTERS if emitters is None else emitters, packed).model()
 
@@ -184,6 +187,11 @@ def clip(writer: Writer, node: g.Clip) -> None:
     as_float(writer, node, "Clip", *constants)
 
 
+def mul(writer: Writer, node: g.Mul) -> None:
+    """Mul, which fuses as Add does (rule 8)."""
+    as_float(writer, node, "Mul")
+
+
 def add(writer: Writer, node: g.Add) -> None:
     """Add (rule 8)."""
     as_float(writer, node, "Add")
@@ -235,15 +243,25 @@ def max_pool(writer: Writer, node: g.MaxPool) -> None:
 
 
 def reshape(writer: Writer, node: g.Reshape) -> None:
-    """Flatten to two axes, else Reshape with a 0, which keeps the batch whatever it is."""
+    """Flatten to two axes, else Reshape with a 0, which keeps the batch whatever it is.
+
+    Between positions of images and rows the first axis is left to be computed.
+    """
     shape = writer.graph.values[node.output].shape
-    if len(shape) == 2:
+    source = writer.graph.values[node.inputs[0]].shape
+    kept = _size(source) == _size(shape)
+    if len(shape) == 2 and kept:
         as_moved(writer, node, "Flatten", axis=1)
         return
     if None in shape[1:]:
         raise ExportError(f"node {node.name!r}: only the batch may be dynamic, got {shape}")
-    sizes = [0, *(extent or 0 for extent in shape[1:])]
+    sizes = [0 if kept else -1, *(extent or 0 for extent in shape[1:])]
     as_moved(writer, node, "Reshape", writer.integers(f"{node.name}/shape", sizes))
+
+
+def _size(shape: g.Shape) -> int:
+    """Numbers for each entry of the first axis."""
+    return math.prod(extent or 0 for extent in shape[1:])
 
 
 def transpose(writer: Writer, node: g.Transpose) -> None:
@@ -276,6 +294,7 @@ EMITTERS: Emitters = MappingProxyType(
         g.Normalize: normalize,
         g.Clip: clip,
         g.Add: add,
+        g.Mul: mul,
         g.Concat: concat,
         g.AveragePool: average_pool,
         g.GlobalAveragePool: global_average_pool,
@@ -284,6 +303,7 @@ EMITTERS: Emitters = MappingProxyType(
         g.Transpose: transpose,
         g.Slice: slice_,
         g.Pad: pad,
+        **FLOAT_EMITTERS,
     }
 )
 """What each kind of node becomes; read-only, so that no target changes another's."""

@@ -16,7 +16,9 @@ from sqakd_exporters.view import EIGHT_BIT, GraphView
 
 Rule: TypeAlias = Callable[[GraphView, NodeProto], str | None]
 
-_JOINS = ("Add", "Concat", "MatMul")
+_JOINS = ("Add", "Mul", "Concat", "MatMul")
+_WITHOUT_KERNEL = ("ConvTranspose", "HardSigmoid", "Gelu", "LayerNormalization")
+_GATES = {"Sigmoid": "SiLU", "HardSigmoid": "hard-swish"}
 _POOLS = ("AveragePool", "GlobalAveragePool", "MaxPool")
 
 # ONNX Runtime 1.32 takes a convolution's bias scale b for the accumulator's scale p where
@@ -33,6 +35,9 @@ def reason(file: GraphView, layer: NodeProto) -> str:
         file: the graph as written.
         layer: one of its nodes.
     """
+    kernel = no_kernel(file, layer)
+    if kernel is not None:  # nothing else matters then
+        return kernel
     for rules in (_CAUSES, _SUSPICIONS):
         found = [line for rule in rules if (line := rule(file, layer))]
         if found:
@@ -42,16 +47,34 @@ def reason(file: GraphView, layer: NodeProto) -> str:
 
 def no_kernel(file: GraphView, layer: NodeProto) -> str | None:
     """Rule 10: some operators have no integer kernel."""
-    if layer.op_type == "ConvTranspose":
-        return "the runtime has no integer ConvTranspose (rule 10)"
+    whole = _gated(file, layer)
+    if whole is not None:
+        return f"it is part of a {whole}, for which the runtime has no integer kernel (rule 10)"
+    if layer.op_type in _WITHOUT_KERNEL:
+        return f"the runtime has no integer {layer.op_type} (rule 10)"
+    if layer.op_type == "Softmax":
+        return "the runtime's integer Softmax is not exact (rule 10)"
+    return None
+
+
+def _gated(file: GraphView, layer: NodeProto) -> str | None:
+    """Of what ``x · gate(x)`` the layer is a part, if it is."""
+    products = file.readers(layer.output[0]) if layer.op_type in _GATES else [layer]
+    for product in products:
+        gates = [file.producers[name] for name in product.input if name in file.producers]
+        for gate in gates if product.op_type == "Mul" else []:
+            if gate.op_type in _GATES and gate.input[0] in product.input:
+                return _GATES[gate.op_type]
     return None
 
 
 def inputs(file: GraphView, layer: NodeProto) -> str | None:
     """Rules 1, 8 and 15: every data input comes from 8-bit integers."""
-    rule = 8 if layer.op_type == "Add" else 1
+    rule = 8 if layer.op_type in ("Add", "Mul") else 1
     for name in _data_inputs(layer):
         dequantizer = file.dequantizer(name)
+        if file.constant(name) is not None:
+            return f"it reads a float constant (rule {rule})"
         if dequantizer is None:
             return f"input {name!r} is not quantised (rule {rule})"
         if file.type_of(dequantizer.input[0]) not in (None, *EIGHT_BIT):
@@ -117,7 +140,7 @@ def moved(file: GraphView, layer: NodeProto) -> str | None:
 
 def rank(file: GraphView, layer: NodeProto) -> str | None:
     """Rule 4: scales and zero-points of activations have rank 0."""
-    if layer.op_type not in ("Add", "Concat", *_POOLS, "Conv", "Gemm", "MatMul"):
+    if layer.op_type not in (*_JOINS, *_POOLS, "Conv", "Gemm"):
         return None
     around = [node for name in _data_inputs(layer) if (node := file.dequantizer(name))]
     around += [n for n in file.readers(layer.output[0]) if n.op_type == "QuantizeLinear"]
@@ -151,7 +174,7 @@ def signed(file: GraphView, layer: NodeProto) -> str | None:
     )
 
 
-_CAUSES: tuple[Rule, ...] = (no_kernel, inputs, weights, output, gemm_output, bias, moved)
+_CAUSES: tuple[Rule, ...] = (inputs, weights, output, gemm_output, bias, moved)
 _SUSPICIONS: tuple[Rule, ...] = (rank, zero_point, signed)
 
 

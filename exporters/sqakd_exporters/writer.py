@@ -128,6 +128,10 @@ class Writer:
         self._check_written(node, node.inputs[position])
         return self._held[node.inputs[position]]
 
+    def held_value(self, name: str) -> ir.Value:
+        """What holds a value of the graph by its name."""
+        return self._held[name]
+
     def grid(self, node: g.Node) -> g.Grid | None:
         """The grid of a node's first input."""
         return self.graph.values[node.inputs[0]].grid

@@ -92,7 +92,8 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
             f"{path} does not fit {type(model).__name__}: {'; '.join(problems)}. "
             "Is it of another model, or of another number of classes or channels?"
         )
-    model.load_state_dict(complete)
+    wanted.update(complete)  # it knows its modules' versions, which MNASNet asks for
+    model.load_state_dict(wanted)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

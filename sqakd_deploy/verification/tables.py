@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.console import JustifyMethod
 from rich.table import Table
 
+from sqakd_deploy.exporting import FloatFallback
 from sqakd_deploy.verification.layers import KINDS, Begin, Kind, LayersReport, TensorReport
 from sqakd_deploy.verification.saturation import SaturationReport
 from sqakd_deploy.verification.stages import ParityReport
@@ -49,10 +52,7 @@ def coverage_lines(report: ParityReport) -> list[str]:
         for op, total in sorted(report.coverage.total.items())
     )
     lines = [f"in integers: {counts}"]
-    lines += [
-        f"in float: {fallback.node} ({fallback.op_type}): {fallback.reason}"
-        for fallback in report.coverage.fallbacks
-    ]
+    lines += _float_lines(report.coverage.fallbacks)
     lines += [f"not folded at load, runs every time: {name}" for name in report.coverage.unfolded]
     lines += [
         f"shown, decides nothing: {stage.name}: the file was not placed for it; "
@@ -62,6 +62,23 @@ def coverage_lines(report: ParityReport) -> list[str]:
     ]
     lines += [f"took no part: {name}: {reason}" for name, reason in report.skipped.items()]
     return [*lines, *_size_lines(report)]
+
+
+_FEW = 3
+"""More fall-backs than this, of one kind for one reason, share a line."""
+
+
+def _float_lines(fallbacks: Iterable[FloatFallback]) -> list[str]:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for fallback in fallbacks:
+        groups.setdefault((fallback.op_type, fallback.reason), []).append(fallback.node)
+    lines = []
+    for (kind, reason), nodes in groups.items():
+        if len(nodes) > _FEW:
+            lines.append(f"in float: {len(nodes)} {kind} ({nodes[0]} to {nodes[-1]}): {reason}")
+        else:
+            lines += [f"in float: {node} ({kind}): {reason}" for node in nodes]
+    return lines
 
 
 def _size_lines(report: ParityReport) -> list[str]:

@@ -1,0 +1,135 @@
+"""Operators without an integer kernel, as their ONNX operators on real values (rule 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from sqakd_deploy import graph as g
+from sqakd_deploy.errors import ExportError
+from sqakd_exporters.forms import as_float
+from sqakd_exporters.writer import Emitters, Writer
+
+_OPERATORS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "sigmoid": ("Sigmoid", {}),
+    "hard_sigmoid": ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}),
+    "gelu": ("Gelu", {"approximate": "none"}),
+    "gelu_tanh": ("Gelu", {"approximate": "tanh"}),
+}
+
+_GATES = {"hard_swish": "hard_sigmoid", "silu": "sigmoid"}
+"""Functions ``x · gate(x)``. HardSwish is an operator from opset 14 on, which ONNX Runtime takes
+apart in the same way."""
+
+_GELU_OPSET, _LAYER_NORM_OPSET, _BATCH_OPSET = 20, 17, 15
+
+
+def opset_needed(graph: g.IntegerGraph, limit: int) -> int:
+    """The lowest opset that has every float operator of a graph; 0 if it has none.
+
+    Args:
+        graph: the graph.
+        limit: the highest opset allowed.
+
+    Raises:
+        ExportError: if a node needs more than that, naming it.
+    """
+    lowest = 0
+    for node in graph.nodes:
+        opset = _opset(node)
+        if opset > limit:
+            kind = type(node).__name__
+            raise ExportError(
+                f"node {node.name!r}: {kind} needs opset {opset}, got {limit}; "
+                "leave the opset out, or ask for a higher one"
+            )
+        lowest = max(lowest, opset)
+    return lowest
+
+
+def _opset(node: g.Node) -> int:
+    if isinstance(node, g.Activation) and node.function.startswith("gelu"):
+        return _GELU_OPSET
+    if isinstance(node, g.LayerNorm):
+        return _LAYER_NORM_OPSET
+    return _BATCH_OPSET if isinstance(node, g.Repeat) else 0
+
+
+def activation(writer: Writer, node: g.Activation) -> None:
+    """One operator, or ``x · gate(x)``."""
+    gate = _GATES.get(node.function)
+    if gate is None:
+        operator, attributes = _OPERATORS[node.function]
+        as_float(writer, node, operator, **attributes)
+        return
+    operator, attributes = _OPERATORS[gate]
+    (source,) = writer.real(node)
+    name = f"{node.name}/{gate}"
+    factor = writer.op(operator, [source], f"{node.output}/{gate}", name, **attributes)
+    writer.hold(node, writer.op("Mul", [source, factor], node.output, node.name), grid=None)
+
+
+def layer_norm(writer: Writer, node: g.LayerNorm) -> None:
+    """LayerNormalization over the last axes."""
+    constants = [
+        writer.constant(f"{node.name}/{name}", values)
+        for name, values in (("scale", node.scale), ("shift", node.shift))
+    ]
+    axis = -node.scale.ndim
+    as_float(writer, node, "LayerNormalization", *constants, axis=axis, epsilon=node.epsilon)
+
+
+def softmax(writer: Writer, node: g.Softmax) -> None:
+    """Softmax, out of reach of ONNX Runtime's integer one, which is not exact (rule 10).
+
+    That takes the place of DequantizeLinear → Softmax → QuantizeLinear; an Abs behind the Softmax,
+    which changes nothing, keeps them apart.
+    """
+    result = writer.op(
+        "Softmax", writer.real(node), f"{node.output}/raw", node.name, axis=node.axis
+    )
+    if writer.grid(node) is not None:
+        result = writer.op("Abs", [result], node.output)
+    writer.hold(node, result, grid=None)
+
+
+def matmul(writer: Writer, node: g.MatMul) -> None:
+    """MatMul of two computed values."""
+    as_float(writer, node, "MatMul")
+
+
+def scale(writer: Writer, node: g.Scale) -> None:
+    """Mul by a constant."""
+    as_float(writer, node, "Mul", writer.constant(f"{node.name}/constant", node.constant))
+
+
+def shift(writer: Writer, node: g.Shift) -> None:
+    """Add of a constant."""
+    as_float(writer, node, "Add", writer.constant(f"{node.name}/constant", node.constant))
+
+
+def repeat(writer: Writer, node: g.Repeat) -> None:
+    """Expand to the batch, which is read from the graph's input."""
+    image = writer.held_value(writer.graph.input)
+    batch = writer.op("Shape", [image], f"{node.output}/batch", start=0, end=1)
+    rest = writer.integers(f"{node.name}/rest", np.shape(node.constant)[1:])
+    sizes = writer.op("Concat", [batch, rest], f"{node.output}/sizes", axis=0)
+    constant = writer.constant(f"{node.name}/constant", node.constant)
+    writer.hold(node, writer.op("Expand", [constant, sizes], node.output, node.name), grid=None)
+
+
+FLOAT_EMITTERS: Emitters = MappingProxyType(
+    {
+        g.Activation: activation,
+        g.LayerNorm: layer_norm,
+        g.Softmax: softmax,
+        g.MatMul: matmul,
+        g.Scale: scale,
+        g.Shift: shift,
+        g.Repeat: repeat,
+    }
+)
+"""What each kind of float node becomes; read-only."""

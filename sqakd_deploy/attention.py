@@ -1,0 +1,122 @@
+"""Multi-head attention as the layers that it is made of, so that each can be quantised.
+
+torch's :class:`~torch.nn.MultiheadAttention` is one operator with its weights inside; tracing stops
+there.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sqakd_deploy.errors import ModelError
+
+
+class OpenAttention(nn.Module):
+    """``softmax(q·kᵀ/√d)·v`` between four linear layers (Vaswani et al., 2017, eq. 1).
+
+    Args:
+        closed: batch-first attention over tokens of one width; its weights are copied.
+
+    Attributes:
+        query: linear layer, as ``key``, ``value`` and ``out_proj``.
+        heads: number of heads.
+    """
+
+    def __init__(self, closed: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.heads = closed.num_heads
+        width = closed.embed_dim
+        weights = closed.in_proj_weight.detach().chunk(3)
+        biases = (None,) * 3 if closed.in_proj_bias is None else closed.in_proj_bias.chunk(3)
+        self.query, self.key, self.value = (
+            _linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)
+        )
+        self.dropout = nn.Dropout(closed.dropout)
+        self.out_proj = _linear(closed.out_proj.weight, closed.out_proj.bias)
+        self.factor = (width // self.heads) ** -0.5
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, None]:
+        """Attend, as the closed layer does; masks and the weights of attention there are none.
+
+        Args:
+            query: ``(N, L, E)``.
+            key: ``(N, S, E)``.
+            value: ``(N, S, E)``.
+            key_padding_mask: must be None.
+            need_weights: not looked at.
+            attn_mask: must be None.
+            average_attn_weights: not looked at.
+            is_causal: must be False.
+
+        Returns:
+            ``(N, L, E)`` and None.
+
+        Raises:
+            ModelError: if there is a mask.
+        """
+        if key_padding_mask is not None or attn_mask is not None or is_causal:
+            raise ModelError("attention with a mask has no form here")
+        q, k, v = (
+            self._by_head(layer(tokens))
+            for layer, tokens in ((self.query, query), (self.key, key), (self.value, value))
+        )
+        scores = torch.matmul(q * self.factor, k.transpose(2, 3))
+        mixed = torch.matmul(self.dropout(F.softmax(scores, dim=-1)), v)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2)), None
+
+    def _by_head(self, tokens: Tensor) -> Tensor:
+        """``(N, L, E)`` as ``(N, heads, L, E/heads)``."""
+        batch, length, width = tokens.shape
+        return tokens.reshape(batch, length, self.heads, width // self.heads).transpose(1, 2)
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device=weight.device)
+    layer.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone())
+    return layer
+
+
+def open_attention(model: nn.Module) -> None:
+    """Replace every :class:`~torch.nn.MultiheadAttention` by its parts.
+
+    Args:
+        model: changed in place.
+
+    Raises:
+        ModelError: if one has settings that the parts do not know, naming it.
+    """
+    for path, module in list(model.named_modules()):
+        if isinstance(module, nn.MultiheadAttention):
+            _check(path, module)
+            parent, _, name = path.rpartition(".")
+            opened = OpenAttention(module).train(module.training)
+            setattr(model.get_submodule(parent), name, opened)
+
+
+def _check(path: str, module: nn.MultiheadAttention) -> None:
+    problems = {
+        "batch_first=False": not module.batch_first,
+        "kdim or vdim": module.in_proj_weight is None,
+        "add_bias_kv": module.bias_k is not None,
+        "add_zero_attn": module.add_zero_attn,
+    }
+    found = ", ".join(name for name, there in problems.items() if there)
+    if found:
+        raise ModelError(
+            f"layer '{path}' (MultiheadAttention): {found} has no form here; "
+            "wanted batch_first=True and otherwise torch's defaults"
+        )

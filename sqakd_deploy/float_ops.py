@@ -1,0 +1,185 @@
+"""Operators that no integer kernel computes, and products: what they mean in the graph's terms.
+
+Bare parameters (a layer scale, a position embedding) are read here: they become constants of the
+node that uses them.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import fx, nn
+
+from sqakd_deploy import graph as ir
+from sqakd_deploy.errors import ModelError
+from sqakd_deploy.meaning import Identity, Op, Reader, Scalar, setting, simple
+from sqakd_deploy.tracing import describe, is_parameter, shape
+
+
+def parameter(node: fx.Node) -> NDArray[np.float32]:
+    """The values of a bare parameter or buffer."""
+    owner: Any = node.graph.owning_module
+    for name in str(node.target).split("."):
+        owner = getattr(owner, name)
+    return np.asarray(owner.detach().float().cpu().numpy(), np.float32)
+
+
+def _terms(node: fx.Node) -> tuple[list[fx.Node], list[Any]]:
+    """What an elementwise operator of two reads: computed tensors, and constants."""
+    both = (node.args[0], setting(node, None, "other", 1, None))
+    computed = [t for t in both if isinstance(t, fx.Node) and not is_parameter(t)]
+    return computed, [term for term in both if not any(term is known for known in computed)]
+
+
+def _constant(value: Any) -> NDArray[np.float32] | None:
+    """A constant operand's values, None where it is no constant."""
+    if isinstance(value, fx.Node):
+        return parameter(value) if is_parameter(value) else None
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return np.array(value, np.float32) if known else None
+
+
+def product(node: fx.Node, module: nn.Module | None) -> Op | None:
+    """Two tensors that broadcast, or one and a constant; a constant a channel is an affine map."""
+    computed, others = _terms(node)
+    if len(computed) == 2:
+        return _product_of_tensors(node, [shape(term) for term in computed])
+    constant = _constant(others[0]) if len(computed) == len(others) == 1 else None
+    if constant is None:
+        return None
+    dims = shape(computed[0])
+    if shape(node) != dims:
+        raise ModelError(f"{describe(node)}: a constant factor that changes the tensor's shape")
+    if len(dims) == 4 and constant.size == dims[1] and constant.shape[-3:] == (dims[1], 1, 1):
+        return Op(ir.ChannelAffine, {"scale": constant.reshape(-1)})
+    return Op(ir.Scale, {"constant": constant})
+
+
+def _product_of_tensors(node: fx.Node, sources: list[ir.Shape]) -> Op:
+    first, second = sources
+    if shape(node) not in sources or len(first) != len(second):
+        raise ModelError(
+            f"{describe(node)}: the product of shapes {first} and {second}; one must have the "
+            "result's shape and the other as many axes"
+        )
+    return Op(ir.Mul)
+
+
+def shifted(node: fx.Node) -> Op | None:
+    """A sum with a bare parameter (a position embedding); None for any other sum."""
+    computed, others = _terms(node)
+    if len(computed) != 1 or not others or not is_parameter(others[0]):
+        return None
+    if shape(node) != shape(computed[0]):
+        raise ModelError(f"{describe(node)}: a constant term that changes the tensor's shape")
+    return Op(ir.Shift, {"constant": parameter(others[0])})
+
+
+def _repeated(node: fx.Node, module: nn.Module | None) -> Op | None:
+    """A parameter ``(1, …)`` expanded along the batch (a class token)."""
+    source = node.args[0]
+    if not isinstance(source, fx.Node) or not is_parameter(source):
+        return None
+    constant = parameter(source)
+    if constant.shape[1:] != shape(node)[1:] or constant.shape[:1] != (1,):
+        raise ModelError(f"{describe(node)}: only a parameter (1, …) repeated along the batch")
+    return Op(ir.Repeat, {"constant": constant})
+
+
+def _gelu(node: fx.Node, module: nn.Module | None) -> Op:
+    approximate = setting(node, module, "approximate", 1, "none")
+    return Op(ir.Activation, {"function": "gelu" if approximate == "none" else "gelu_tanh"})
+
+
+def _layer_norm(node: fx.Node, module: nn.Module | None) -> Op:
+    axes = setting(node, module, "normalized_shape", 1, None)
+    sizes = tuple(axes) if isinstance(axes, (tuple, list, torch.Size)) else (axes,)
+    scale = _affine(node, module, "weight", 2, np.ones(sizes, np.float32))
+    shift = _affine(node, module, "bias", 3, np.zeros(sizes, np.float32))
+    epsilon = float(setting(node, module, "eps", 4, 1e-5))
+    return Op(ir.LayerNorm, {"scale": scale, "shift": shift, "epsilon": epsilon})
+
+
+def _affine(
+    node: fx.Node, module: nn.Module | None, name: str, at: int, default: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    given = setting(node, module, name, at, None)
+    if given is None:
+        return default
+    if isinstance(given, torch.Tensor):
+        return np.asarray(given.detach().float().cpu().numpy(), np.float32)
+    constant = _constant(given)
+    if constant is None:
+        raise ModelError(f"{describe(node)}: wanted parameters as {name}, not a computed tensor")
+    return constant
+
+
+def _softmax(node: fx.Node, module: nn.Module | None) -> Op:
+    axis = setting(node, module, "dim", 1, None)
+    if not isinstance(axis, int) or axis % len(shape(node)) == 0:
+        raise ModelError(f"{describe(node)}: wanted one axis, not that of the batch, got {axis}")
+    return Op(ir.Softmax, {"axis": axis % len(shape(node))})
+
+
+def _matmul(node: fx.Node, module: nn.Module | None) -> Op:
+    computed, _ = _terms(node)
+    ranks = [len(shape(term)) for term in computed]
+    if len(ranks) != 2 or ranks[0] != ranks[1] or ranks[0] < 3:
+        raise ModelError(
+            f"{describe(node)}: only the product of two computed tensors (N, …, A, B) and "
+            "(N, …, B, C) can be exported; put weights into nn.Linear"
+        )
+    return Op(ir.MatMul)
+
+
+def _activation(function: ir.Function) -> Reader:
+    return simple(ir.Activation, function=function)
+
+
+def dropped(function: Any) -> Reader | None:
+    """Stochastic depth, known by its name: torchvision need not be imported for it."""
+    module, name = getattr(function, "__module__", ""), getattr(function, "__name__", "")
+    is_it = (module, name) == ("torchvision.ops.stochastic_depth", "stochastic_depth")
+    return simple(Identity) if is_it else None
+
+
+MODULES: Mapping[type[nn.Module], Reader] = {
+    nn.Hardswish: _activation("hard_swish"),
+    nn.Hardsigmoid: _activation("hard_sigmoid"),
+    nn.Sigmoid: _activation("sigmoid"),
+    nn.SiLU: _activation("silu"),
+    nn.GELU: _gelu,
+    nn.LayerNorm: _layer_norm,
+    nn.Softmax: _softmax,
+}
+
+FUNCTIONS: Mapping[Callable[..., Any], Reader] = {
+    operator.mul: product,
+    torch.mul: product,
+    operator.matmul: _matmul,
+    torch.matmul: _matmul,
+    F.hardswish: _activation("hard_swish"),
+    F.hardsigmoid: _activation("hard_sigmoid"),
+    F.sigmoid: _activation("sigmoid"),
+    torch.sigmoid: _activation("sigmoid"),
+    F.silu: _activation("silu"),
+    F.gelu: _gelu,
+    F.layer_norm: _layer_norm,
+    F.softmax: _softmax,
+    torch.softmax: _softmax,
+    torch._assert: simple(Scalar),
+}
+
+METHODS: Mapping[str, Reader] = {
+    "mul": product,
+    "matmul": _matmul,
+    "sigmoid": _activation("sigmoid"),
+    "softmax": _softmax,
+    "expand": _repeated,
+}

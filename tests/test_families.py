@@ -1,0 +1,506 @@
+"""Operators beyond ReLU networks: gates, norms, attention, transposed convolutions; real families.
+
+Every unit network is run three ways that share no code: the student in PyTorch, the integer graph
+in numpy, and the file in ONNX Runtime, unoptimised and optimised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reference_executor
+import torch
+import torch.nn.functional as F
+from networks import SHAPE, images, randomise_norms
+from torch import Tensor, nn
+
+from sqakd_deploy import graph as ir
+from sqakd_deploy.api import export
+from sqakd_deploy.attention import OpenAttention, open_attention
+from sqakd_deploy.distillation import distill
+from sqakd_deploy.errors import ExportError, ModelError
+from sqakd_deploy.exporting import Coverage, ExportOptions, FloatFallback
+from sqakd_deploy.integer import lower, snap_biases
+from sqakd_deploy.parity import ParityReport, verify
+from sqakd_deploy.placement import place
+from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
+from sqakd_deploy.report import coverage_lines
+from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
+from sqakd_deploy.tracing import trace
+
+# As in test_export_contract: float noise of some 1e-7 puts a code of an image in some tens on the
+# other side of a rounding boundary; through the layers behind that is a few steps of a logit.
+RARELY = 0.05
+FEW_STEPS = 4.0
+
+# Logits that are all alike agree whatever the file computes.
+SPREAD = 8.0
+
+
+class Unit(nn.Module):
+    """Convolution, what is to be tested on ``(N, 8, 8, 8)``, convolution, classifier."""
+
+    def __init__(self, middle: nn.Module, channels: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.middle = middle
+        self.conv = nn.Conv2d(channels, 12, 3, padding=1)
+        self.classifier = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.middle(self.stem(x))).relu()
+        return self.classifier(x.mean([2, 3]))
+
+
+class Call(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self, gate: nn.Module) -> None:
+        super().__init__()
+        self.squeeze, self.excite = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.gate = gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.silu(x)
+        scale = self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(y, 1))))
+        return self.gate(scale) * y
+
+
+class ChannelLast(nn.Module):
+    """ConvNeXt's block: norm and linears over the last axis, a factor for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.norm = nn.LayerNorm(8, eps=1e-6)
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.scale = nn.Parameter(torch.linspace(-1.0, 2.0, 8).reshape(8, 1, 1))
+        self.norm.weight.data.uniform_(0.5, 1.5)
+        self.norm.bias.data.normal_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        y = self.down(F.gelu(self.up(y))).permute(0, 3, 1, 2)
+        return x + self.scale * y
+
+
+class Transformer(nn.Module):
+    """Patches, class token, positions, one block of attention, the token's classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 12, 2, stride=2)
+        self.token = nn.Parameter(torch.randn(1, 1, 12))
+        self.positions = nn.Parameter(torch.randn(1, 17, 12))
+        self.norm = nn.LayerNorm(12)
+        self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+        self.attention.in_proj_bias.data.normal_()
+        self.attention.out_proj.bias.data.normal_()
+        self.last_norm = nn.LayerNorm(12, elementwise_affine=False)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).reshape(x.shape[0], 12, 16).permute(0, 2, 1)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
+        y = self.norm(x)
+        y, _ = self.attention(y, y, y, need_weights=False)
+        return self.head(self.last_norm(x + y)[:, 0])
+
+
+UNITS: dict[str, Callable[[], nn.Module]] = {
+    "hard_swish": lambda: Unit(nn.Hardswish()),
+    "hard_sigmoid": lambda: Unit(nn.Hardsigmoid()),
+    "sigmoid": lambda: Unit(nn.Sigmoid()),
+    "silu": lambda: Unit(nn.SiLU(inplace=True)),
+    "gelu": lambda: Unit(nn.GELU()),
+    "gelu_tanh": lambda: Unit(nn.GELU("tanh")),
+    "product": lambda: Unit(Call(lambda x: x * F.relu(x))),
+    "square": lambda: Unit(Call(lambda x: x * x)),
+    "factor": lambda: Unit(Call(lambda x: F.hardswish(x) * 0.5)),
+    "in_place": lambda: Unit(Call(lambda x: torch.sigmoid(x).mul_(x))),
+    "excite_sigmoid": lambda: Unit(SqueezeExcite(nn.Sigmoid())),
+    "excite_hard": lambda: Unit(SqueezeExcite(nn.Hardsigmoid())),
+    "softmax": lambda: Unit(nn.Softmax(dim=1)),
+    "channel_last": lambda: Unit(ChannelLast()),
+    "transposed": lambda: Unit(
+        nn.Sequential(nn.ConvTranspose2d(8, 6, 3, 2, 1, 1, groups=2), nn.BatchNorm2d(6)), 6
+    ),
+    "transformer": Transformer,
+}
+
+
+def made(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = randomise_norms(UNITS[name]())
+    for layer in model.modules():  # torch's small first weights make all logits alike
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            layer.weight.data *= 2.0
+    reestimate_batch_norm(model, images(128))
+    return model
+
+
+def student_of(model: nn.Module, spec: QuantSpec | None = None) -> torch.fx.GraphModule:
+    student = quantize(model, spec, example=SHAPE)
+    calibrate(student, images(64))
+    snap_biases(student)
+    return student
+
+
+def proven(student: torch.fx.GraphModule, path: Path) -> tuple[ParityReport, Coverage]:
+    """The report on a student's file, whose logits differ enough between images to prove it."""
+    artifact = export(student, path / "model.onnx")
+    batch = images(128, seed=5)
+    report = verify(artifact, student, batch)
+    with torch.no_grad():
+        assert float(student(batch).std(0).max()) > SPREAD * report.output_step
+    for stage in report.stages:
+        assert stage.mean_error < RARELY
+        assert stage.max_error <= FEW_STEPS
+    return report, report.coverage
+
+
+FLOATS: dict[str, dict[str, int]] = {
+    "hard_swish": {"HardSigmoid": 1, "Mul": 1},
+    "hard_sigmoid": {"HardSigmoid": 1},
+    "silu": {"Sigmoid": 1, "Mul": 1},
+    "gelu": {"Gelu": 1},
+    "gelu_tanh": {"Gelu": 1},
+    "factor": {"HardSigmoid": 1, "Mul": 2},
+    "excite_sigmoid": {"Sigmoid": 1, "Mul": 1},
+    "excite_hard": {"Sigmoid": 1, "Mul": 1, "HardSigmoid": 1},
+    "softmax": {"Softmax": 1},
+    "channel_last": {"LayerNormalization": 1, "Gelu": 1},
+    "transformer": {"Add": 1, "LayerNormalization": 2, "MatMul": 2, "Softmax": 1},
+}
+"""What stays in float, by operator; attention's factor is folded into a MatMul."""
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_units_are_the_student_and_list_what_stays_in_float(name: str, tmp_path: Path) -> None:
+    student = student_of(made(name))
+    _, coverage = proven(student, tmp_path)
+    left = {kind: n - coverage.integer.get(kind, 0) for kind, n in coverage.total.items()}
+    assert {kind: n for kind, n in left.items() if n} == FLOATS.get(name, {})
+    assert len(coverage.fallbacks) == sum(left.values())
+    assert all("rule" in fallback.reason for fallback in coverage.fallbacks)
+    same_in_numpy(student)
+
+
+def same_in_numpy(student: torch.fx.GraphModule) -> None:
+    graph = lower(student)
+    batch = images(16, seed=5)
+    with torch.no_grad():
+        wanted = student(batch).double().numpy()
+    grid = graph.values[graph.output].grid
+    assert grid is not None
+    steps = np.abs(reference_executor.logits(graph, batch.numpy()) - wanted) / grid.scale
+    assert steps.mean() < RARELY
+    assert steps.max() <= FEW_STEPS
+
+
+@pytest.mark.parametrize("name", ["silu", "excite_hard", "channel_last", "transformer"])
+@pytest.mark.parametrize("method", ["ewgs", "dorefa"])
+def test_units_with_other_methods_and_bits(name: str, method: str, tmp_path: Path) -> None:
+    side = TensorSpec(method=method, bits=3)
+    proven(student_of(made(name), QuantSpec(weights=side, activations=side)), tmp_path)
+
+
+def test_parts_of_a_gate_are_named_by_the_whole(tmp_path: Path) -> None:
+    _, coverage = proven(student_of(made("silu")), tmp_path)
+    assert {fallback.reason for fallback in coverage.fallbacks} == {
+        "it is part of a SiLU, for which the runtime has no integer kernel (rule 10)"
+    }
+
+
+def test_many_alike_share_a_line(tmp_path: Path) -> None:
+    report, coverage = proven(student_of(made("silu")), tmp_path)
+    gate, product = (f"in float: {f.node} ({f.op_type}): {f.reason}" for f in coverage.fallbacks)
+    assert coverage_lines(report)[1:3] == [gate, product]
+    (reason,) = {f.reason for f in coverage.fallbacks}
+    several = tuple(FloatFallback(f"layer{i}", "Mul", reason) for i in range(4))
+    lines = coverage_lines(replace(report, coverage=replace(coverage, fallbacks=several)))
+    assert lines[1] == f"in float: 4 Mul (layer0 to layer3): {reason}"
+
+
+def test_a_constant_operand_is_named_as_one(tmp_path: Path) -> None:
+    _, coverage = proven(student_of(made("transformer")), tmp_path)
+    reasons = {f.op_type: f.reason for f in coverage.fallbacks}
+    assert reasons["Add"] == "it reads a float constant (rule 8)"
+
+
+# -- placement --------------------------------------------------------------------------------
+
+
+def test_no_quantizer_stands_between_float_operators() -> None:
+    graph = lower(student_of(Unit(Call(lambda x: F.gelu(F.hardswish(x))))))
+    (gelu,) = [n for n in graph.nodes if isinstance(n, ir.Activation) and n.function == "gelu"]
+    (swish,) = [n for n in graph.nodes if isinstance(n, ir.Activation) and n.function != "gelu"]
+    assert gelu.inputs == (swish.output,)
+    assert graph.values[swish.inputs[0]].grid is not None
+
+
+def test_sigmoids_are_quantised_from_0_to_1() -> None:
+    model = Unit(SqueezeExcite(nn.Sigmoid()))
+    placement = place(trace(model, SHAPE), QuantSpec())
+    (gate,) = [p for p in placement.activations if str(p.after.target) == "middle.gate"]
+    assert (gate.bits, gate.signed, gate.limit) == (8, False, 1.0)
+
+
+def test_paper_placement_leaves_activations_between_floats(tmp_path: Path) -> None:
+    student = student_of(made("silu"), QuantSpec(placement="paper", output_bits=8))
+    report = verify(export(student, tmp_path / "m.onnx"), student, images(64, seed=5))
+    assert max(stage.max_error for stage in report.stages) <= FEW_STEPS
+
+
+# -- attention --------------------------------------------------------------------------------
+
+
+def test_opened_attention_answers_as_torchs() -> None:
+    closed = nn.MultiheadAttention(12, 3, batch_first=True).eval()
+    closed.in_proj_bias.data.normal_()
+    holder = nn.ModuleDict({"attention": closed})
+    open_attention(holder)
+    opened = holder["attention"]
+    assert isinstance(opened, OpenAttention)
+    tokens = torch.randn(2, 7, 12)
+    memory = torch.randn(2, 5, 12)
+    for query, key in ((tokens, tokens), (tokens, memory)):
+        wanted, _ = closed(query, key, key, need_weights=False)
+        torch.testing.assert_close(opened(query, key, key)[0], wanted)
+
+
+def test_the_model_keeps_its_own_attention() -> None:
+    model = made("transformer")
+    quantize(model, example=SHAPE)
+    assert isinstance(model.attention, nn.MultiheadAttention)
+
+
+def test_masks_are_refused() -> None:
+    opened = OpenAttention(nn.MultiheadAttention(4, 1, batch_first=True))
+    x = torch.zeros(1, 2, 4)
+    with pytest.raises(ModelError, match="attention with a mask has no form here"):
+        opened(x, x, x, attn_mask=torch.zeros(2, 2))
+
+
+def test_other_attention_is_refused_by_name() -> None:
+    holder = nn.ModuleDict({"self": nn.MultiheadAttention(4, 1, add_zero_attn=True)})
+    message = r"layer 'self' \(MultiheadAttention\): batch_first=False, add_zero_attn has no form"
+    with pytest.raises(ModelError, match=message):
+        open_attention(holder)
+
+
+# -- training ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["channel_last", "transformer", "transposed"])
+def test_bare_parameters_and_new_layers_learn(name: str, tmp_path: Path) -> None:
+    teacher = made(name)
+    student = quantize(teacher, example=SHAPE)
+    before = {n: p.detach().clone() for n, p in student.named_parameters()}
+    config = DistillConfig(epochs=2, batch_size=32, lr=3e-3, bn_images=128)
+    distill(student, images(128), teacher=teacher, config=config)
+    still = [n for n, p in student.named_parameters() if torch.equal(p, before[n])]
+    # softmax does not see what is added to all keys; an activation's range may be out of reach
+    assert [n for n in still if "quant" not in n and n != "attention.key.bias"] == []
+    proven(student, tmp_path)
+
+
+# -- transposed convolutions ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "per_channel"), [("lsq", False), ("ewgs", True)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "extra", "dilation", "groups", "norm"),
+    [
+        (2, 2, 0, 0, 1, 1, True),
+        (3, 2, 1, 1, 1, 4, True),
+        (4, 2, 1, 0, 1, 2, False),
+        (3, 1, 1, 0, 1, 1, True),
+        (2, 3, 0, 2, 1, 1, True),
+        (3, 2, 2, 1, 2, 2, True),
+        (5, 2, 3, 0, 1, 1, False),
+        ((3, 4), (2, 1), (1, 0), (1, 0), 1, 1, False),
+    ],
+)
+def test_transposed_convolutions_are_exact(
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    extra: Any,
+    dilation: int,
+    groups: int,
+    norm: bool,
+    per_channel: bool,
+    method: str,
+) -> None:
+    torch.manual_seed(0)
+    arguments = (kernel, stride, padding, extra, groups, not norm, dilation)
+    layer = nn.ConvTranspose2d(8, 12, *arguments)
+    model = randomise_norms(
+        Unit(nn.Sequential(layer, nn.BatchNorm2d(12) if norm else nn.ReLU()), 12)
+    )
+    weights = TensorSpec(method=method, per_channel=per_channel)
+    activations = TensorSpec(method=method, bits=8)
+    student = student_of(model, QuantSpec(weights=weights, activations=activations))
+    graph = lower(student)
+    batch = images(4, seed=5)
+    seen: dict[str, Tensor] = {}
+    name = "quant_middle_1"
+    student.get_submodule(name).register_forward_hook(lambda m, i, o: seen.update(found=o))
+    with torch.no_grad():
+        student(batch)
+    held = reference_executor.execute(graph, batch.numpy())
+    assert any(isinstance(n, ir.Conv) and n.name == "middle.0" for n in graph.nodes)
+    values = [v for n, v in graph.values.items() if n.startswith(name) and v.grid is not None]
+    grid, last = values[-1].grid, values[-1].name
+    assert grid is not None
+    found = (held[last] - grid.zero_point) * np.float64(grid.scale)  # type: ignore[operator]
+    wanted = seen["found"].double().numpy()
+    assert wanted.std() > 2 * grid.scale
+    wrong = np.abs(found - wanted) > 0.5 * grid.scale
+    assert found.shape == wanted.shape
+    assert wrong.mean() < 1e-3  # float noise at rounding boundaries
+
+
+def test_an_excluded_transposed_convolution_stays_in_float(tmp_path: Path) -> None:
+    student = student_of(made("transposed"), QuantSpec(exclude=("middle.0",)))
+    report = verify(export(student, tmp_path / "m.onnx"), student, images(64, seed=5))
+    assert max(stage.max_error for stage in report.stages) <= FEW_STEPS
+    assert [f.node for f in report.coverage.fallbacks] == ["stem.0", "middle.0"]
+
+
+# -- refusals ---------------------------------------------------------------------------------
+
+
+class Bare(nn.Module):
+    """Something done with a parameter."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], *sizes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+        self.weight = nn.Parameter(torch.ones(sizes))
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.conv(x), self.weight).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Bare(lambda x, w: torch.cat([x, w], 1), 2, 1, 8, 8), "reads a bare parameter"),
+        (Bare(lambda x, w: torch.matmul(x, w), 8, 8), r"only the product of two computed tensors"),
+        (Bare(lambda x, w: x[:, :, :1] * w, 8, 8, 8), "a constant factor that changes the tensor"),
+        (Bare(lambda x, w: x[:, :, :1] + w, 8, 8, 8), "a constant term that changes the tensor"),
+        (Bare(lambda x, w: x[:, :1] * x[:, :, :1], 1), "the product of shapes"),
+        (Bare(lambda x, w: w.expand(x.shape[0], 8, 4), 1, 1, 4), "repeated along the batch"),
+        (Bare(lambda x, w: x.softmax(0), 1), "wanted one axis, not that of the batch, got 0"),
+        (
+            Bare(lambda x, w: F.layer_norm(x, (8,), x.mean([2, 3]).sum(0)), 1),
+            "wanted parameters as weight|sum",
+        ),
+    ],
+)
+def test_forms_without_a_meaning_are_refused(model: nn.Module, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        quantize(model, example=SHAPE)
+
+
+def test_an_opset_that_lacks_the_operator_is_refused(tmp_path: Path) -> None:
+    options = ExportOptions(opset=17)
+    message = "node 'middle': Activation needs opset 20, got 17; leave the opset out"
+    with pytest.raises(ExportError, match=message):
+        export(student_of(made("gelu")), tmp_path / "m.onnx", options=options)
+
+
+# -- families of torchvision ------------------------------------------------------------------
+
+RELU_FAMILIES = {
+    "resnet18": 64,
+    "resnet50": 64,
+    "mobilenet_v2": 64,
+    "mnasnet1_0": 64,
+    "shufflenet_v2_x1_0": 64,
+    "squeezenet1_1": 64,
+    "densenet121": 64,
+    "googlenet": 64,
+    "regnet_y_400mf": 64,
+    "vgg11": 224,  # at other sizes its adaptive pool has windows of different sizes
+}
+OTHER_FAMILIES = {"mobilenet_v3_small": 64, "efficientnet_b0": 64, "convnext_tiny": 64}
+OTHER_FAMILIES["vit_b_16"] = 32
+
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "googlenet": {"init_weights": False},
+    "vit_b_16": {"image_size": 32},
+}
+
+# At 7 bits the graph is that of 4: every convolution's input is requantised.
+SEVEN_BITS = QuantSpec(activations=TensorSpec(bits=7))
+
+# Untrained networks of fifty normalised layers amplify whatever comes in: one code that float noise
+# tips over moves an image's logits by tens of steps, at 7 bits as at 4. Unit networks hold the
+# arithmetic to 0.05 steps; here unrelated logits would be some 60 steps of 255 off on average.
+DEEP_MEAN = 16.0
+
+
+def family(name: str, size: int) -> tuple[torch.fx.GraphModule, Tensor]:
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    build = getattr(torchvision.models, name)
+    model = build(num_classes=10, **_ARGUMENTS.get(name, {})).eval()
+    coarse = torch.randn(4 if size > 64 else 16, 3, 8, 8)
+    batch = F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
+    reestimate_batch_norm(model, batch)
+    student = quantize(model, SEVEN_BITS, example=(3, size, size))
+    calibrate(student, batch)
+    reestimate_batch_norm(student, batch)
+    snap_biases(student)
+    return student, batch
+
+
+def layers_of(student: torch.fx.GraphModule) -> dict[str, int]:
+    """Calls of convolutions and linear layers, and what lowering makes of lone affine maps."""
+    calls = [n for n in student.graph.nodes if n.op == "call_module"]
+    modules = [student.get_submodule(str(n.target)) for n in calls]
+    convolutions = sum(isinstance(m, nn.Conv2d) for m in modules)
+    alone = sum(isinstance(n, ir.Conv) for n in lower(student).nodes) - convolutions
+    assert alone >= 0
+    return {
+        "Conv": convolutions + alone,
+        "Gemm": sum(isinstance(m, nn.Linear) for m in modules),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*RELU_FAMILIES, *OTHER_FAMILIES])
+def test_families_run_in_integers(name: str, tmp_path: Path) -> None:
+    size = (RELU_FAMILIES | OTHER_FAMILIES)[name]
+    student, batch = family(name, size)
+    report = verify(export(student, tmp_path / "model.onnx"), student, batch)
+    for stage in report.stages:
+        assert stage.mean_error < DEEP_MEAN
+    coverage = report.coverage
+    layers = layers_of(student)
+    assert {kind: coverage.integer.get(kind, 0) for kind in layers} == layers
+    assert {kind: coverage.total.get(kind, 0) for kind in layers} == layers
+    if name in RELU_FAMILIES:
+        assert coverage.fallbacks == ()
+        assert coverage.integer == coverage.total
+    else:
+        assert coverage.fallbacks
+        assert all("rule" in fallback.reason for fallback in coverage.fallbacks)
