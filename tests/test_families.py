@@ -452,10 +452,12 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 # At 7 bits the graph is that of 4: every convolution's input is requantised.
 SEVEN_BITS = QuantSpec(activations=TensorSpec(bits=7))
 
-# Untrained networks of fifty normalised layers amplify whatever comes in: one code that float noise
-# tips over moves an image's logits by tens of steps, at 7 bits as at 4. Unit networks hold the
-# arithmetic to 0.05 steps; here unrelated logits would be some 60 steps of 255 off on average.
-DEEP_MEAN = 16.0
+# Untrained networks of fifty normalised layers amplify float noise. Measured: the student of
+# ResNet-50 (RegNet-Y) in PyTorch differs from itself by 3.5 (4.4) steps on average, where its input
+# is multiplied by 1 + 1e-6, and ONNX Runtime from it by 8.7 (5.9) at most; logits of another image
+# differ by 30 (29). So this only tells right from unrelated; unit networks hold the arithmetic to
+# 0.05 steps.
+DEEP_MEAN = 12.0
 
 
 def family(name: str, size: int) -> tuple[torch.fx.GraphModule, Tensor]:
