@@ -452,10 +452,12 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 # At 7 bits the graph is that of 4: every convolution's input is requantised.
 SEVEN_BITS = QuantSpec(activations=TensorSpec(bits=7))
 
-# Untrained networks of fifty normalised layers amplify whatever comes in: one code that float noise
-# tips over moves an image's logits by tens of steps, at 7 bits as at 4. Unit networks hold the
-# arithmetic to 0.05 steps; here unrelated logits would be some 60 steps of 255 off on average.
-DEEP_MEAN = 16.0
+# Untrained networks of fifty normalised layers amplify float noise. Measured: the student of
+# ResNet-50 (RegNet-Y) in PyTorch differs from itself by 3.5 (4.4) steps on average, where its input
+# is multiplied by 1 + 1e-6, and ONNX Runtime from it by 8.7 (5.9) at most; logits of another image
+# differ by 30 (29). So this only tells right from unrelated; unit networks hold the arithmetic to
+# 0.05 steps.
+DEEP_MEAN = 12.0
 
 
 def family(name: str, size: int) -> tuple[torch.fx.GraphModule, Tensor]:
@@ -463,6 +465,8 @@ def family(name: str, size: int) -> tuple[torch.fx.GraphModule, Tensor]:
     torch.manual_seed(0)
     build = getattr(torchvision.models, name)
     model = build(num_classes=10, **_ARGUMENTS.get(name, {})).eval()
+    if name.startswith("vit"):  # torchvision begins with zeros, and logits that are all alike
+        nn.init.normal_(model.heads.head.weight, std=0.1)
     coarse = torch.randn(4 if size > 64 else 16, 3, 8, 8)
     batch = F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
     reestimate_batch_norm(model, batch)
