@@ -130,6 +130,8 @@ def evaluate(
             raise SpecError(f"{what} is a run, which knows its model; leave out --model and others")
         source = settings.get("data", {}).get("source")
         scores = score_run(open_run(what), source, samples, listener)
+    elif what.suffix == ".xml":
+        raise SpecError(f"{what}: wanted a run, weights or an .onnx file, got OpenVINO IR")
     elif what.suffix == ".onnx":
         config = load_config(None, settings)
         scores = [score_file(what, config, runtime=runtime, limit=samples, listener=listener)]

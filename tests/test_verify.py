@@ -28,11 +28,15 @@ from sqakd_deploy.errors import DataError, ExportError, ParityError
 from sqakd_deploy.exporting import ExportOptions, Session
 from sqakd_deploy.integer import lower, snap_biases
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
+from sqakd_deploy.spec import QuantSpec
+from sqakd_deploy.verification import verifying
 from sqakd_deploy.verification.constants import compare_constants, constants_of
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.layers import compare_layers
 from sqakd_deploy.verification.reference import Reference, Tensor
+from sqakd_deploy.verification.stages import Tolerance
 from sqakd_deploy.verification.student import record, reference_of
+from sqakd_deploy.verification.tables import constants_lines, coverage_lines
 from sqakd_deploy.verification.taps import read_codes, tapped
 from sqakd_deploy.verification.verifying import Verification, compare_with_student, verify_file
 
@@ -510,7 +514,41 @@ def test_another_models_file_is_refused(reference: Reference, tmp_path: Path) ->
         verify(path, fewer)
 
 
+def test_answers_alone_are_compared_where_constants_have_another_form(tmp_path: Path) -> None:
+    """QONNX keeps weights as floats on their grid, beside nodes that quantise them."""
+    pytest.importorskip("qonnx")
+    made = quantize(network("residual"), QuantSpec(target="qonnx"), example=SHAPE)
+    calibrate(made, images(32))
+    path = export(made.eval(), tmp_path / "m.onnx").path
+    report = verify(path, reference_of(made, [images(12)]), others=None)
+    assert report.constants is None
+    assert report.failures == []
+    assert constants_lines(report) == ["constants: not compared, since the file is no QDQ file"]
+    assert [stage.name for stage in report.parity.stages] == ["PyTorch student", "qonnx, executor"]
+    assert "IntQuant" in report.parity.skipped["onnxruntime"]
+
+
+def test_other_runtimes_decide_only_where_they_are_named(
+    reference: Reference, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file was placed for ONNX Runtime: another may fuse it into another function."""
+    other = Faulty("conv2/bias", at(4, lambda code: code + np.int32(4000)))
+    monkeypatch.setattr(verifying, "runtimes", lambda: {"other": other})
+    exact = Tolerance(agreement=100.0)
+    shown = verify(model, reference, others=None, tolerance=exact)
+    assert [stage.decides for stage in shown.parity.stages] == [True, True, True, False]
+    assert shown.failures == []
+    assert any(
+        "--runtime other makes its answers count" in li for li in coverage_lines(shown.parity)
+    )
+    named = verify(model, reference, others={"other": other}, tolerance=exact)
+    assert [failure.split(":")[0] for failure in named.failures] == ["other"]
+
+
 def test_files_that_are_none_are_named(tmp_path: Path) -> None:
+    (tmp_path / "ir.xml").write_text("<net/>")
+    with pytest.raises(ExportError, match=r"ir\.xml: wanted an ONNX file, got OpenVINO IR"):
+        QdqFile(tmp_path / "ir.xml")
     with pytest.raises(ExportError, match=r"there is no file .*absent\.onnx"):
         QdqFile(tmp_path / "absent.onnx")
     (tmp_path / "text.onnx").write_text("no model")

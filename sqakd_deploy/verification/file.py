@@ -85,6 +85,11 @@ class QdqFile:
         return self._fact("sqakd.spec", "target")
 
     @property
+    def is_qdq(self) -> bool:
+        """Whether its layers' constants are those of QuantizeLinear and DequantizeLinear."""
+        return any(node.op_type == "DequantizeLinear" for node in self._nodes)
+
+    @property
     def takes_codes(self) -> bool:
         """Whether raw pixels are the codes that the student's first quantizer would have made."""
         return self._fact("sqakd.input", "normalisation") == "folded"
@@ -288,6 +293,8 @@ class QdqFile:
 def _load(path: Path) -> ModelProto:
     if not path.is_file():
         raise ExportError(f"there is no file {path}")
+    if path.suffix == ".xml":
+        raise ExportError(f"{path}: wanted an ONNX file, got OpenVINO IR, which export has proven")
     try:
         return onnx.load(path)
     except (DecodeError, OSError) as error:

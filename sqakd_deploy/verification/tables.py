@@ -101,7 +101,9 @@ def _size_lines(report: ParityReport) -> list[str]:
 def constants_lines(report: Verification) -> list[str]:
     """Constants that are not the student's, a line each."""
     if report.constants is None:
-        return ["constants: not compared, since only answers are known"]
+        known = report.reference.constants is not None
+        why = "the file is no QDQ file" if known else "only answers are known"
+        return [f"constants: not compared, since {why}"]
     if not report.constants:
         return ["constants: all those of the student"]
     return [f"wrong constant: {difference}" for difference in report.constants]

@@ -40,7 +40,7 @@ class Verification:
     Attributes:
         parity: the logits, stage by stage.
         constants: those of the file that are not the student's; None if the student's are not
-            known.
+            known, or the file does not hold them as QDQ files do.
         layers: every quantised tensor, where asked for and known.
         saturation: which layers can saturate on CPUs without VNNI.
         reference: what the file was compared with, recorded tensors included.
@@ -115,7 +115,7 @@ def verify_file(
     batches = _batches(file, reference)
     runs = run_stages(path, batches, expected, runtime, others, others_decide=named)
     differences = None
-    if reference.constants is not None:
+    if reference.constants is not None and file.is_qdq:
         differences = tuple(compare_with_student(file, reference.constants))
     layers = None
     if layer_samples:
