@@ -82,7 +82,7 @@ class QonnxSession:
         fallbacks = []
         for node in self._model.graph.node:
             kind = FLOAT_LAYERS.get(node.op_type)
-            if kind is None:
+            if kind is None or node.op_type == "Mul":  # of a scale
                 continue
             total[kind] += 1
             missing = _missing(node, producers)
