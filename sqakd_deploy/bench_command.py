@@ -15,6 +15,7 @@ from sqakd_deploy.bench_plot import check_picture, draw
 from sqakd_deploy.bench_report import bench_lines, bench_tables
 from sqakd_deploy.checkpoint import newest_run, open_run
 from sqakd_deploy.errors import CheckpointError, ExportError, ModelError
+from sqakd_deploy.listening import told
 from sqakd_deploy.plugins import get_runtime
 from sqakd_deploy.report import listener_for
 
@@ -41,21 +42,16 @@ def run(
         check_picture(plot)
     options = BenchOptions(threads, batch, rounds, seconds, warmup)
     listener = listener_for(Console(stderr=True))
-    started = False
-
-    def progress(done: int, total: int) -> None:
-        nonlocal started
-        if not started:
-            listener.start("bench", total)
-            started = True
-        listener.advance(done)
-
     with tempfile.TemporaryDirectory() as folder:
         baseline, note = (fp32, f"fp32: {fp32}") if fp32 else _baseline(model, run, Path(folder))
         listener.message(note)
         try:
             report = bench(
-                model, fp32=baseline, runtime=runtime, options=options, progress=progress
+                model,
+                fp32=baseline,
+                runtime=runtime,
+                options=options,
+                progress=told(listener, "bench"),
             )
         finally:
             listener.finish()

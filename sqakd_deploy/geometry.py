@@ -28,6 +28,13 @@ def conv_geometry(conv: nn.Conv2d) -> dict[str, Any]:
     }
 
 
+def conv_arguments(conv: nn.Conv2d | nn.ConvTranspose2d) -> dict[str, Any]:
+    """What makes another layer of the same sizes, by the names of PyTorch's and Brevitas' own."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+    sizes = {name: getattr(conv, name) for name in (*names, "groups")}
+    return {**sizes, "bias": conv.bias is not None}
+
+
 def sliced(dims: Shape, cut: Mapping[str, Any]) -> Shape:
     """Shape of a slice, from the attributes of :class:`sqakd_deploy.graph.Slice`."""
     found = list(dims)

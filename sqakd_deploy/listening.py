@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 
@@ -24,6 +25,20 @@ class Listener:
 
     def finish(self) -> None:
         """The running task ended."""
+
+
+def told(listener: Listener, task: str) -> Callable[[int, int], None]:
+    """A callback for work that tells (done, total): the task begins when it is first called."""
+    started = False
+
+    def progress(done: int, total: int) -> None:
+        nonlocal started
+        if not started:
+            listener.start(task, total)
+        started = True
+        listener.advance(done)
+
+    return progress
 
 
 class Watch:

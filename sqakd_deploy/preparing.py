@@ -11,7 +11,7 @@ from sqakd_deploy.config import RunConfig
 from sqakd_deploy.data import ImageData, Preprocessing, load_data
 from sqakd_deploy.data.published import published_preprocessing
 from sqakd_deploy.errors import SpecError
-from sqakd_deploy.listening import Listener
+from sqakd_deploy.listening import Listener, told
 from sqakd_deploy.runs import build_float, keeping_of
 
 
@@ -47,30 +47,20 @@ def load(
     """
     source = config.data
     published = published_preprocessing(config.model.name, config.model.weights)
-    started = False
-
-    def progress(done: int, total: int) -> None:
-        nonlocal started
-        if not started:
-            listener.start("images", total)
-        started = True
-        listener.advance(done)
-
     data = load_data(
         source.source,
         input_size=source.input_size,
         mean=source.mean,
         std=source.std,
         skip_bad_images=source.skip_bad_images,
-        progress=progress,
+        progress=told(listener, "images"),
         preprocessing=preprocessing or published,
         augmentation=source.augmentation,
         keeping=keeping_of(source),
         message=listener.message,
         limit=limit,
     )
-    if started:
-        listener.finish()
+    listener.finish()
     if data.skipped:
         listener.message(f"skipped {len(data.skipped)} unreadable images: {_some(data.skipped)}")
     return data

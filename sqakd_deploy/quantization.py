@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from sqakd_deploy.attention import open_attention
 from sqakd_deploy.errors import ModelError
+from sqakd_deploy.geometry import conv_arguments
 from sqakd_deploy.placement import Placed, place
 from sqakd_deploy.plugins import get_exporter
 from sqakd_deploy.quantizers import METHODS, ActivationQuantizer, WeightQuantizer
@@ -120,17 +121,7 @@ def _quant_conv(old: nn.Conv2d, quant: type, path: str) -> QuantConv2d:
             f"layer {path!r}: padding_mode {old.padding_mode!r} has no integer form; "
             f"use 'zeros', or exclude it (--exclude '{path}')"
         )
-    return QuantConv2d(
-        old.in_channels,
-        old.out_channels,
-        old.kernel_size,
-        old.stride,
-        old.padding,
-        old.dilation,
-        old.groups,
-        bias=old.bias is not None,
-        weight_quant=quant,
-    )
+    return QuantConv2d(**conv_arguments(old), weight_quant=quant)
 
 
 def _insert(student: fx.GraphModule, placed: Placed, spec: QuantSpec) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv_transpose2d
 
 from sqakd_deploy import graph as ir
+from sqakd_deploy.geometry import conv_arguments
 
 
 def as_convolution(weight: Tensor, groups: int) -> Tensor:
@@ -44,17 +45,7 @@ class QuantTransposed2d(QuantConv2d):
     """
 
     def __init__(self, old: nn.ConvTranspose2d, weight_quant: type) -> None:
-        super().__init__(
-            old.in_channels,
-            old.out_channels,
-            old.kernel_size,
-            old.stride,
-            old.padding,
-            old.dilation,
-            old.groups,
-            bias=old.bias is not None,
-            weight_quant=weight_quant,
-        )
+        super().__init__(**conv_arguments(old), weight_quant=weight_quant)
         self.output_padding = old.output_padding
 
     def inner_forward_impl(

@@ -160,7 +160,7 @@ def test_an_older_run_draws_what_it_drew() -> None:
 
 def test_the_named_augmentations() -> None:
     assert named_augmentation("none", (32, 32)) == Augmentation()
-    assert named_augmentation("cifar", (32, 32)) == Augmentation(shift=4, flip=True)
+    assert named_augmentation("cifar", (32, 32)) == Augmentation(shift=4, fill="mean", flip=True)
     assert named_augmentation("imagenet", (224, 224)) == Augmentation(
         area=(0.08, 1.0), flip=True, colour=0.2
     )

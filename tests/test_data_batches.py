@@ -151,6 +151,22 @@ def test_shift_and_flip_matches_a_loop() -> None:
         np.testing.assert_array_equal(got[n].numpy(), wanted)
 
 
+def test_the_mean_colour_moves_in() -> None:
+    """It is 0 once normalised, to half a pixel's value; black is -mean/std."""
+    norm = Preprocessing(channels=2, input_size=SIZE, mean=(0.3, 0.7), std=(0.2, 0.5))
+    images = np.full((64, 2, *SIZE), 200, np.uint8)
+    inside = (200 / 255 - np.array(norm.mean)) / np.array(norm.std)
+    half = 0.5 / 255 / np.array(norm.std)
+    for fill, border in (("mean", np.zeros(2)), ("black", -np.array(norm.mean) / norm.std)):
+        augmentation = Augmentation(shift=2, fill=fill)  # type: ignore[arg-type]
+        (batch,) = Batches(images, norm, 64, augmentation=augmentation)
+        for channel in range(2):
+            values = np.unique(batch[:, channel].numpy())
+            assert len(values) == 2
+            nearest = np.abs(values[:, None] - [border[channel], inside[channel]]).min(axis=1)
+            assert nearest.max() <= half[channel]
+
+
 def test_the_middle_offset_changes_nothing() -> None:
     images = torch.from_numpy(_images(4))
     unmoved = shift_and_flip(images, torch.full((4, 2), 3), torch.zeros(4, dtype=torch.bool), 3)

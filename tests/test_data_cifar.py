@@ -46,7 +46,7 @@ def test_cifar10_is_read_in_its_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data.train.images[4:8].reshape(4, -1), _pixels(4, 2))
     assert data.test.need_labels().tolist() == [7, 8]
     assert data.classes == tuple(f"class {i}" for i in range(10))
-    assert data.augmentation == Augmentation(shift=4, flip=True)
+    assert data.augmentation == Augmentation(shift=4, fill="mean", flip=True)
     assert data.preprocessing.std == (0.2023, 0.1994, 0.2010)
 
 

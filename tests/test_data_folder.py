@@ -116,7 +116,7 @@ def test_large_or_mixed_images_get_the_size_of_photographs(tmp_path: Path) -> No
     for name in ("mixed", "large"):
         data = load_data(tmp_path / name)
         assert data.train.images.shape[1:] == (3, 224, 224)
-        assert data.augmentation == Augmentation(shift=28, flip=True)
+        assert data.augmentation == Augmentation(shift=28, fill="mean", flip=True)
     assert data.preprocessing.mean == (0.485, 0.456, 0.406)
 
 

@@ -87,7 +87,7 @@ def test_a_wanted_size_and_augmentation_win(tiny: Path) -> None:
     data = load_data(tiny, input_size=(64, 64), augmentation="cifar", mean=(0.5,), std=(0.25,))
     assert (data.preprocessing.input_size, data.preprocessing.resize) == ((64, 64), 73)
     assert data.preprocessing.mean == (0.5, 0.5, 0.5)
-    assert data.augmentation == Augmentation(shift=8, flip=True)
+    assert data.augmentation == Augmentation(shift=8, fill="mean", flip=True)
     (batch,) = Batches(data.test.images, data.preprocessing, 4, shuffle=False)
     assert batch.shape == (4, 3, 64, 64)
 

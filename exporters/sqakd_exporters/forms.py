@@ -18,6 +18,20 @@ def as_float(
     writer.hold(node, output, grid=None)
 
 
+def as_conv(writer: Writer, node: g.Conv, *constants: ir.Value) -> None:
+    """Conv of a weight and perhaps a bias."""
+    as_float(
+        writer,
+        node,
+        "Conv",
+        *constants,
+        strides=node.stride,
+        pads=node.padding,
+        dilations=node.dilation,
+        group=node.groups,
+    )
+
+
 def as_moved(
     writer: Writer, node: g.Node, op_type: str, *more: ir.Value, **attributes: Any
 ) -> None:

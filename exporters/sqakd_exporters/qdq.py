@@ -20,7 +20,7 @@ from sqakd_deploy.errors import ExportError
 from sqakd_deploy.exporting import ExportOptions
 from sqakd_exporters import packing
 from sqakd_exporters.floats import FLOAT_EMITTERS, opset_needed
-from sqakd_exporters.forms import as_float, as_moved
+from sqakd_exporters.forms import as_conv, as_float, as_moved
 from sqakd_exporters.writer import Emitters, Writer
 
 OPSETS = range(13, 26)
@@ -131,17 +131,7 @@ def _repeats(grid: g.Grid, source: g.Grid | None) -> bool:
 
 def conv(writer: Writer, node: g.Conv) -> None:
     """Conv."""
-    as_float(
-        writer,
-        node,
-        "Conv",
-        weight(writer, node),
-        *bias(writer, node),
-        strides=node.stride,
-        pads=node.padding,
-        dilations=node.dilation,
-        group=node.groups,
-    )
+    as_conv(writer, node, weight(writer, node), *bias(writer, node))
 
 
 def linear(writer: Writer, node: g.Linear) -> None:

@@ -22,7 +22,7 @@ from sqakd_deploy import graph as g
 from sqakd_deploy.errors import ExportError, UnavailableError
 from sqakd_deploy.exporting import Artifact, ExportOptions, PlacementRules, Session
 from sqakd_deploy.spec import QuantSpec
-from sqakd_exporters.forms import as_float
+from sqakd_exporters.forms import as_conv, as_float
 from sqakd_exporters.joining import with_codes_joined
 from sqakd_exporters.qdq import EMITTERS
 from sqakd_exporters.saving import save_checked
@@ -198,17 +198,7 @@ def _bias(writer: Writer, node: g.Conv | g.Linear) -> list[ir.Value]:
 
 
 def _conv(writer: Writer, node: g.Conv) -> None:
-    as_float(
-        writer,
-        node,
-        "Conv",
-        _weight(writer, node),
-        *_bias(writer, node),
-        strides=node.stride,
-        pads=node.padding,
-        dilations=node.dilation,
-        group=node.groups,
-    )
+    as_conv(writer, node, _weight(writer, node), *_bias(writer, node))
 
 
 def _linear(writer: Writer, node: g.Linear) -> None:

@@ -16,8 +16,10 @@ _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
 _MIDDLE = 127.5  # grey that contrast leaves as it is
 
 
-def shift_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, shift: int) -> Tensor:
-    """Pad by ``shift`` black pixels, crop back to the size at each image's offset, and mirror.
+def shift_and_flip(
+    images: Tensor, offsets: Tensor, flips: Tensor, shift: int, fill: Tensor | None = None
+) -> Tensor:
+    """Pad by ``shift`` pixels, crop back to the size at each image's offset, and mirror.
 
     Args:
         images: uint8 ``(N, C, H, W)``.
@@ -25,13 +27,14 @@ def shift_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, shift: int) -
             ``shift`` is the middle and changes nothing.
         flips: which images to mirror left to right after the crop, bool ``(N,)``.
         shift: padding on every side (pixels).
+        fill: colour of the padding, uint8 ``(C,)``; None is black.
 
     Returns:
         uint8 ``(N, C, H, W)``.
     """
     count, channels, height, width = images.shape
     device = images.device
-    padded = F.pad(images, (shift, shift, shift, shift))
+    padded = _padded(images, shift, fill)
     columns = torch.arange(width, device=device)
     columns = torch.where(flips[:, None], columns.flip(0), columns) + offsets[:, 1:]
     rows = torch.arange(height, device=device) + offsets[:, :1]
@@ -39,6 +42,18 @@ def shift_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, shift: int) -
     index = (rows * padded.shape[3])[:, :, None] + columns[:, None, :]
     index = index.reshape(count, 1, -1).expand(-1, channels, -1)
     return padded.flatten(2).gather(2, index).view(images.shape)
+
+
+def _padded(images: Tensor, shift: int, fill: Tensor | None) -> Tensor:
+    """Images with ``shift`` more pixels of one colour on every side."""
+    if fill is None:
+        return F.pad(images, (shift, shift, shift, shift))
+    count, channels, height, width = images.shape
+    padded = (
+        fill[:, None, None].expand(count, channels, height + 2 * shift, width + 2 * shift).clone()
+    )
+    padded[:, :, shift : shift + height, shift : shift + width] = images
+    return padded
 
 
 def random_boxes(

@@ -76,6 +76,8 @@ class Change:
     ) -> None:
         self.preprocessing, self.augmentation, self.device = preprocessing, augmentation, device
         self._normalise = _Normalise(preprocessing, device)
+        mean = torch.tensor([round(255 * mean) for mean in preprocessing.mean], dtype=torch.uint8)
+        self._fill = mean.to(device) if augmentation.fill == "mean" else None
 
     def __call__(self, images: Tensor, drawn: Drawn) -> Tensor:
         """Float32 ``(B, C, H, W)`` from uint8 ``(B, C, H₀, W₀)`` and what was drawn for them."""
@@ -94,7 +96,7 @@ class Change:
         if not (self.augmentation.flip or self.augmentation.shift):
             return images
         offsets, flips = drawn.offsets.to(self.device), drawn.flips.to(self.device)
-        return shift_and_flip(images, offsets, flips, self.augmentation.shift)
+        return shift_and_flip(images, offsets, flips, self.augmentation.shift, self._fill)
 
 
 class _Normalise:

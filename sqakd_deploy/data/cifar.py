@@ -12,7 +12,7 @@ import numpy as np
 from torchvision import datasets
 
 from sqakd_deploy.data.options import cache_folder
-from sqakd_deploy.data.preprocessing import Augmentation, Preprocessing
+from sqakd_deploy.data.preprocessing import Preprocessing, named_augmentation
 from sqakd_deploy.data.splits import ImageData, ImageSplit
 from sqakd_deploy.errors import DataError
 
@@ -67,7 +67,7 @@ def _load(
         test=test,
         classes=classes,
         preprocessing=preprocessing,
-        augmentation=Augmentation(shift=4, flip=True),
+        augmentation=named_augmentation("cifar", preprocessing.input_size),
     )
 
 

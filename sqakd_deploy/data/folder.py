@@ -116,7 +116,7 @@ def _augmentation(preprocessing: Preprocessing, imagenet: bool) -> Augmentation:
     if imagenet and min(preprocessing.input_size) > _SMALL:
         return named_augmentation("imagenet", preprocessing.input_size)
     cifar = named_augmentation("cifar", preprocessing.input_size)
-    return Augmentation(shift=cifar.shift, flip=preprocessing.channels == 3)
+    return cifar if preprocessing.channels == 3 else Augmentation(shift=cifar.shift)
 
 
 def is_imagenet(classes: tuple[str, ...] | None) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,8 +150,10 @@ class Augmentation(Spec):
     """Random changes to training images; see :mod:`sqakd_deploy.data.augment`.
 
     Attributes:
-        shift: largest shift in each direction (pixels); black moves in. It equals a random crop
-            after padding by as much (He et al., 2016, use 4 on CIFAR).
+        shift: largest shift in each direction (pixels). It equals a random crop after padding by as
+            much (He et al., 2016, use 4 on CIFAR).
+        fill: what moves in: ``black``, for images on a black ground, or the ``mean`` colour, which
+            is 0 once normalised. Black frames photographs as no test image is framed.
         flip: mirror half of the images left to right.
         area: least and largest share of an image that a random crop keeps, at an aspect between
             3/4 and 4/3 (Szegedy et al., 2015); None crops nothing. Excludes ``shift``.
@@ -160,6 +162,7 @@ class Augmentation(Spec):
     """
 
     shift: Annotated[int, Field(ge=0)] = 0
+    fill: Literal["black", "mean"] = "black"
     flip: bool = False
     area: tuple[Share, Share] | None = None
     colour: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -176,16 +179,17 @@ class Augmentation(Spec):
 def named_augmentation(name: str, input_size: tuple[int, int]) -> Augmentation:
     """The augmentation that papers use on a kind of images.
 
-    ``cifar`` shifts by an eighth of the size (4 pixels of 32) and flips. ``imagenet`` crops 8 to
-    100 % of the image, flips, and changes brightness, contrast and saturation by up to 20 %, as
-    SQAKD does on Tiny-ImageNet; its change of hue, a tenth of a degree, is left out.
+    ``cifar`` shifts by an eighth of the size (4 pixels of 32), the mean colour moving in, and flips.
+    ``imagenet`` crops 8 to 100 % of the image, flips, and changes brightness, contrast and
+    saturation by up to 20 %, as SQAKD does on Tiny-ImageNet; its change of hue, a tenth of a degree,
+    is left out.
 
     Raises:
         SpecError: if there is no such name.
     """
     known = {
         "none": Augmentation(),
-        "cifar": Augmentation(shift=min(input_size) // 8, flip=True),
+        "cifar": Augmentation(shift=min(input_size) // 8, fill="mean", flip=True),
         "imagenet": Augmentation(area=(0.08, 1.0), flip=True, colour=0.2),
     }
     if name not in known:
