@@ -17,6 +17,7 @@ import reference_executor
 import torch
 import torch.nn.functional as F
 from networks import SHAPE, images, randomise_norms
+from sqakd_exporters.floats import FLOAT_EMITTERS
 from torch import Tensor, nn
 
 from sqakd_deploy import graph as ir
@@ -198,6 +199,12 @@ def test_units_are_the_student_and_list_what_stays_in_float(name: str, tmp_path:
     assert len(coverage.fallbacks) == sum(left.values())
     assert all("rule" in fallback.reason for fallback in coverage.fallbacks)
     same_in_numpy(student)
+
+
+def test_the_units_use_every_float_node() -> None:
+    graphs = [lower(student_of(made(name))) for name in UNITS]
+    kinds = {type(node) for graph in graphs for node in graph.nodes}
+    assert kinds >= {*FLOAT_EMITTERS, ir.Mul}
 
 
 def same_in_numpy(student: torch.fx.GraphModule) -> None:

@@ -179,10 +179,10 @@ class Augmentation(Spec):
 def named_augmentation(name: str, input_size: tuple[int, int]) -> Augmentation:
     """The augmentation that papers use on a kind of images.
 
-    ``cifar`` shifts by an eighth of the size (4 pixels of 32), the mean colour moving in, and flips.
-    ``imagenet`` crops 8 to 100 % of the image, flips, and changes brightness, contrast and
-    saturation by up to 20 %, as SQAKD does on Tiny-ImageNet; its change of hue, a tenth of a degree,
-    is left out.
+    ``cifar`` shifts by an eighth of the size (4 pixels of 32), the mean colour moving in, and
+    flips. ``imagenet`` crops 8 to 100 % of the image, flips, and changes brightness, contrast and
+    saturation by up to 20 %, as SQAKD does on Tiny-ImageNet; its change of hue, a tenth of a
+    degree, is left out.
 
     Raises:
         SpecError: if there is no such name.
