@@ -74,7 +74,7 @@ def test_what_fuses(name: str, tmp_path: Path) -> None:
 def test_the_cases_use_every_node_and_kind_of_grid() -> None:
     graphs = [make().graph for make in CASES.values()]
     kinds = {type(node) for graph in graphs for node in graph.nodes}
-    elsewhere = {*FLOAT_EMITTERS, g.Mul, g.Normalize}  # test_families.py and test_pixels.py
+    elsewhere = {*FLOAT_EMITTERS, g.Mul}  # test_families.py
     assert kinds == set(EMITTERS) - elsewhere
     grids = [value.grid for graph in graphs for value in graph.values.values() if value.grid]
     assert {grid.bits for grid in grids} >= {1, 2, 3, 4, 5, 8}
