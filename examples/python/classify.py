@@ -50,8 +50,11 @@ def classify(model: Path, image: Path, top: int) -> list[tuple[str, float]]:
     if not {"sqakd.preprocessing", "sqakd.input"} <= metadata.keys():
         sys.exit(f"error: {model} does not say how its images are prepared; export it from a run")
     facts, source = (json.loads(metadata[f"sqakd.{k}"]) for k in ("preprocessing", "input"))
-    with Image.open(image) as opened:
-        batch = prepared(opened, facts, source)
+    try:
+        with Image.open(image) as opened:
+            batch = prepared(opened, facts, source)
+    except OSError as error:
+        sys.exit(f"error: {image} cannot be read as an image: {error}")
     logits = session.run(None, {source["name"]: batch})[0][0].astype(np.float64)
     odds = np.exp(logits - logits.max())
     names = json.loads(metadata.get("sqakd.classes", "null")) or list(map(str, range(len(odds))))

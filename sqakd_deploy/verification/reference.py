@@ -117,6 +117,11 @@ def load_reference(path: Path) -> Reference:
     Raises:
         DataError: if it is missing, damaged, or lacks either.
     """
+    if path.is_file() and not zipfile.is_zipfile(path):  # numpy's error advises to unpickle
+        raise DataError(
+            f"{path} is no reference, or damaged: wanted an .npz of images and logits, as "
+            "--save-reference writes"
+        )
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
