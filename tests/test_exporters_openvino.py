@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -283,3 +286,28 @@ def test_bad_files_and_images(tmp_path: Path) -> None:
 def test_ir_into_nowhere(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"cannot write .*m\.xml: No such file"):
         write(replace(CASES["plain"]().graph, name="m"), tmp_path / "nowhere", "xml")
+
+
+def test_signals_are_handled_after_sessions_are_gone(tmp_path: Path) -> None:
+    """OpenVINO's CPU plugin lends its thread a stack for signals; each new one would take it over.
+
+    Closed in the order that they were opened in, the last would have given back a stack that is no
+    more, and the next signal (Ctrl-C, a child's end) would have killed the process.
+    """
+    path = write(CASES["joined"]().graph, tmp_path)
+    code = f"""
+        import os, signal
+        from pathlib import Path
+        from sqakd_exporters.openvino import OpenVinoRuntime
+        path, seen = Path({str(path)!r}), []
+        signal.signal(signal.SIGUSR1, lambda *_: seen.append(1))
+        sessions = [OpenVinoRuntime().open(path, threads=1) for _ in range(3)]
+        while sessions:
+            del sessions[0]
+        os.kill(os.getpid(), signal.SIGUSR1)
+        print(seen)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "[1]\n"), done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,19 @@ def _metadata(model: openvino.Model, path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in properties}
 
 
+@cache
+def _core() -> openvino.Core:
+    """One for the process, never closed.
+
+    Its CPU plugin lends the thread that makes it a stack for signals, and takes that back when it
+    goes. With several of them, closed in another order, signals would run on a stack that is gone.
+    """
+    return openvino.Core()
+
+
 def _read(path: Path) -> openvino.Model:
     try:
-        return openvino.Core().read_model(path)
+        return _core().read_model(path)
     except Exception as error:  # its frontends raise classes of their own, not all exported
         raise ExportError(f"OpenVINO cannot load {path}: {_first_line(error)}") from error
 
@@ -131,7 +142,7 @@ def _compile(
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads
     try:
-        return openvino.compile_model(model, "CPU", config)
+        return _core().compile_model(model, "CPU", config)
     except RuntimeError as error:
         raise ExportError(f"OpenVINO cannot compile {path}: {_first_line(error)}") from error
 
