@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from sqakd_deploy.errors import TrainingError
+from sqakd_deploy.interrupts import held_interrupts
 from sqakd_deploy.nonfinite import first_non_finite
 from sqakd_deploy.processes import averaged
 from sqakd_deploy.saves import Position, Saves
@@ -149,7 +150,12 @@ class Fit:
 
         Raises:
             TrainingError: if the loss is not finite; names the layer. The last save is kept.
+            KeyboardInterrupt: after the step under way and a save; at once when pressed twice.
         """
+        with held_interrupts() as self._interrupted:
+            return self._run()
+
+    def _run(self) -> list[Epoch]:
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._steps = len(self.batches)
         self._began, self._images = time.perf_counter(), 0
@@ -178,9 +184,12 @@ class Fit:
             lr = self._schedule(position.epoch + number / self._steps)
             loss, share = self._step(batch)
             position = self._advance(position, batch, loss, share, lr)
-            if self.saves and self.saves.due and self.accelerator.is_main_process:
+            interrupted = self._interrupted()
+            if self.saves and (self.saves.due or interrupted) and self.accelerator.is_main_process:
                 done = position.epoch * self._steps + position.step
                 self.saves.write(done, position, self.model, self.optimizer)
+            if interrupted:
+                raise KeyboardInterrupt
         count = max(1, position.step)
         seconds = round(time.perf_counter() - start, 3)
         loss, share = position.loss_sum / count, 100 * position.share_sum / count

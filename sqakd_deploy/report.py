@@ -52,6 +52,7 @@ class RichListener(Listener):
         self.console = console
         self._progress: Progress | None = None
         self._task = TaskID(0)
+        self._fresh = True
 
     def message(self, text: str) -> None:
         self.console.print(text, highlight=False)
@@ -69,10 +70,15 @@ class RichListener(Listener):
         )
         self._task = self._progress.add_task(task, total=total, figures="")
         self._progress.start()
+        self._fresh = True
 
     def advance(self, done: int, step: Step | None = None) -> None:
-        if self._progress is not None:
-            self._progress.update(self._task, completed=done, figures=_figures(step))
+        if self._progress is None:
+            return
+        if self._fresh and step:  # of a resumed task, what was done before tells no speed
+            self._progress.reset(self._task, completed=done - 1)
+        self._fresh = False
+        self._progress.update(self._task, completed=done, figures=_figures(step))
 
     def finish(self) -> None:
         if self._progress is not None:
@@ -87,6 +93,7 @@ class PlainListener(Listener):
         self.console = console
         self._task, self._total, self._last = "", 0, ""
         self._start = self._spoken = 0.0
+        self._before: int | None = None
 
     def message(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
@@ -94,11 +101,14 @@ class PlainListener(Listener):
     def start(self, task: str, total: int) -> None:
         self._task, self._total, self._last = task, total, ""
         self._start = self._spoken = time.monotonic()
+        self._before = None
 
     def advance(self, done: int, step: Step | None = None) -> None:
         now = time.monotonic()
         elapsed = now - self._start
-        eta = elapsed / done * (self._total - done)
+        if self._before is None:  # a resumed task begins where it was left
+            self._before = done - 1 if step else 0
+        eta = elapsed / (done - self._before) * (self._total - done)
         self._last = f"{self._task} {done}/{self._total}, {elapsed:.0f} s, eta {eta:.0f} s"
         self._last += f", {_figures(step)}" if step else ""
         if now - self._spoken >= _PLAIN_SECONDS:
