@@ -204,10 +204,8 @@ class _Distillation:
         on_epoch: Callable[[Epoch], None] | None,
     ) -> list[Epoch]:
         with synchronised_batch_norm(self.student, self.accelerator):
-            # Collective operations inside BatchNorm break the graph of several processes.
-            whole = self.accelerator.num_processes == 1
             student, teacher = self.networks
-            compiled = self.how.compiled(student, whole=whole)
+            compiled = self.how.compiled(student, whole=True)
             self._student = self.accelerator.prepare_model(compiled)
             self._teacher = self.how.compiled(teacher, whole=False)
             return Fit(

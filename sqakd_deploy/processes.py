@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as collectives
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -22,15 +23,17 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
+        return _summed(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total
+        return _summed(grads[0].contiguous())
+
+
+def _summed(x: Tensor) -> Tensor:
+    """The functional form of ``all_reduce``: torch.compile keeps it inside its one graph."""
+    total: Tensor = collectives.all_reduce(x, "sum", dist.group.WORLD)
+    return total
 
 
 class _Synced(nn.modules.batchnorm._BatchNorm):

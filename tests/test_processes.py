@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from networks import images
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -105,17 +107,26 @@ def test_shards_are_the_parts_of_the_batch() -> None:
         Batches(array, preprocessing, 2, shard=(0, 3))
 
 
-def test_the_synchronised_norm_is_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Alone (a group of one), output, gradients and statistics are those of torch's BatchNorm."""
-    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 1)
-    monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: None)
+@pytest.fixture
+def group_of_one() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group_of_one")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_synchronised_norm_is_batch_norm(compiled: bool) -> None:
+    """Alone (a group of one), output, gradients and statistics are those of torch's BatchNorm,
+    and compiled it breaks no graph."""
     plain, synced = nn.BatchNorm2d(5), _Synced2d(5)
     weight = torch.randn(5)
     for norm in (plain, synced):
         norm.weight.data.copy_(weight)
     first = torch.randn(6, 5, 3, 3, requires_grad=True)
     second = first.detach().clone().requires_grad_()
-    ours, theirs = synced(second), plain(first)
+    run = torch.compile(synced, fullgraph=True, backend="aot_eager") if compiled else synced
+    ours, theirs = run(second), plain(first)
     torch.testing.assert_close(ours, theirs)
     (ours**3).sum().backward()
     (theirs**3).sum().backward()
