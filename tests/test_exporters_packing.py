@@ -21,6 +21,7 @@ from onnx.reference import ReferenceEvaluator
 from reference_executor import logits
 from sqakd_exporters.coverage import measure
 from sqakd_exporters.onnxruntime import OnnxRuntime, OnnxRuntimeExporter
+from sqakd_exporters.openvino import OpenVinoExporter, OpenVinoRuntime
 from sqakd_exporters.packing import PACKED_BITS, PLANES, Packed, pack, plan
 
 from sqakd_deploy import commands
@@ -238,6 +239,25 @@ def test_the_same_kernels_and_the_same_answers(
     assert coverage.packed == (3 if bits < 8 else 0)
     assert coverage.fallbacks == ()
     assert (paths[True].stat().st_size < paths[False].stat().st_size) == (bits < 8)
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "xml"])
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize(("bits", "mid_rise"), [(4, False), (3, False), (2, True), (1, True)])
+def test_openvino_counts_what_is_packed(
+    bits: int, mid_rise: bool, pack: bool, suffix: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    graph = stack(bits, mid_rise)
+    path = tmp_path / f"m.{suffix}"
+    artifact = OpenVinoExporter().export(graph, path, ExportOptions(pack=pack))
+    coverage = OpenVinoRuntime().open(path, threads=1).coverage()
+    assert coverage.packed == (3 if pack else 0)
+    assert coverage.fallbacks == ()
+    plain = OpenVinoExporter().export(graph, tmp_path / f"p.{suffix}", ExportOptions(pack=False))
+    weights = [a.companions[0] if a.companions else a.path for a in (artifact, plain)]
+    smaller, larger = (file.stat().st_size for file in weights)
+    assert (smaller < larger) == pack
 
 
 def weight_in(model: onnx.ModelProto, layer: str) -> np.ndarray:

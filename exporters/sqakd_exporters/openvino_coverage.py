@@ -73,7 +73,8 @@ def measure(written: openvino.Model, executed: openvino.Model, *, fusing: bool =
         else:
             name = layer.get_friendly_name().removesuffix(_MERGED_BIAS)
             fallbacks.append(FloatFallback(name, kind, _reason(layer, kind, fusing)))
-    return Coverage(dict(integer), dict(total), tuple(fallbacks))
+    packed = sum(_has_packed_weights(layer) for layer in _layers(written))
+    return Coverage(dict(integer), dict(total), tuple(fallbacks), packed)
 
 
 def _layers(written: openvino.Model) -> list[openvino.Node]:
@@ -133,12 +134,12 @@ def _reason(layer: openvino.Node, kind: str, fusing: bool) -> str:
     if not fusing:
         return "the session runs without low-precision transformations, which make integer kernels"
     inputs = layer.input_values()
-    weighted = kind in _WITH_WEIGHTS and _reaches(inputs[1], "Constant") is not None
+    weighted = kind in _WITH_WEIGHTS and _is_constant(inputs[1])
     for value in inputs[:1] if weighted or kind not in ("Add", "Concat", "Gemm") else inputs:
         if not _is_quantized(value):
             source = value.get_node().get_friendly_name()
             return f"input {source!r} is not quantised (rule O1)"
-    if weighted and not _has_integer_weights(inputs[1]):
+    if weighted and not (_has_packed_weights(layer) or _has_integer_weights(inputs[1])):
         return "weights are not 8-bit integers (rule O1)"
     if kind == "AveragePool" and layer.get_attributes().get("rounding_type") != "floor":
         return "windows that may hang over the edge (ceil_mode) are averaged in float (rule O4)"
@@ -147,6 +148,31 @@ def _reason(layer: openvino.Node, kind: str, fusing: bool) -> str:
 
 def _is_quantized(value: openvino.Output) -> bool:
     return _reaches(value, "FakeQuantize") is not None
+
+
+def _is_constant(value: openvino.Output) -> bool:
+    """Whether it depends on no input of the model."""
+    waiting, seen = [value.get_node()], set()
+    while waiting:
+        node = waiting.pop()
+        if node.get_type_name() == "Parameter":
+            return False
+        if node.get_friendly_name() not in seen:
+            seen.add(node.get_friendly_name())
+            waiting += [source.get_node() for source in node.input_values()]
+    return True
+
+
+def _has_packed_weights(layer: openvino.Node) -> bool:
+    """Whether the file holds its weights in less than a byte each: as 4 bits, or as what a table
+    restores."""
+    if LAYERS[layer.get_type_name()] not in _WITH_WEIGHTS:
+        return False
+    weights = layer.input_values()[1]
+    constant = _reaches(weights, "Constant")
+    if constant is not None:
+        return bool(constant.get_element_type().bitwidth < 8)
+    return _is_constant(weights)
 
 
 def _has_integer_weights(value: openvino.Output) -> bool:
