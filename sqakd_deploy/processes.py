@@ -32,7 +32,9 @@ class _Sum(torch.autograd.Function):
 
 def _summed(x: Tensor) -> Tensor:
     """The functional form of ``all_reduce``: torch.compile keeps it inside its one graph."""
-    total: Tensor = collectives.all_reduce(x, "sum", dist.group.WORLD)
+    everyone = dist.group.WORLD
+    assert everyone is not None  # there is a group, or BatchNorm would not be synchronised
+    total: Tensor = collectives.all_reduce(x, "sum", everyone)
     return total
 
 
