@@ -22,6 +22,7 @@ from sqakd_deploy.parity import Tolerance
 from sqakd_deploy.plugins import exporters
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.report import (
+    conformance_table,
     coverage_lines,
     listener_for,
     listing,
@@ -152,6 +153,8 @@ def export(
     samples: int,
     min_agreement: float,
     max_accuracy_gap: float,
+    target: str | None,
+    anyway: bool,
     save_reference: Path | None,
     as_json: bool,
     **options: Any,
@@ -167,6 +170,8 @@ def export(
         images,
         labels=split.labels,
         tolerance=Tolerance(min_agreement, max_accuracy_gap),
+        target=target,
+        anyway=anyway,
         options=ExportOptions(**options),
         metadata=loaded.metadata,
     )
@@ -176,6 +181,8 @@ def export(
         _print_json(facts | report.to_dict())
     else:
         out.print(parity_table(report))
+        if report.conformance is not None:
+            out.print(conformance_table(report.conformance))
         for line in coverage_lines(report):
             out.print(line, highlight=False, soft_wrap=True)
         out.print(f"input {artifact.input_form}", highlight=False, soft_wrap=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -274,6 +274,11 @@ class Conformance:
         against = f"checked against {len(self.checks)} documented rules, {found}"
         return f"not run in {self.runtime}; {against}"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for json."""
+        checks = [asdict(check) | {"held": check.held} for check in self.checks]
+        return {"runtime": self.runtime, "statement": self.statement, "checks": checks}
+
     @property
     def failures(self) -> list[str]:
         """Broken rules, a line each."""
@@ -294,6 +299,10 @@ class PackingExporter(Exporter, Protocol):
     """
 
     packs: frozenset[int]
+
+
+PROFILE_KEY = "sqakd.profile"
+"""Metadata: that a file was not run in the runtime it was written for, and which that is."""
 
 
 @runtime_checkable

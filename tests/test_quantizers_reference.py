@@ -479,11 +479,12 @@ def test_activations_whose_range_vanishes(
 
 # -- activations around a fixed zero -------------------------------------------------------------
 
+some_widths = pytest.mark.parametrize("bits", [1, 2, 4, 8])
 few = settings(max_examples=4, deadline=None)
 
 
 @every_method
-@every_width
+@some_widths
 @both_signs
 @few
 @given(data=st.data(), seed=seeds, dtype=dtypes)
@@ -505,7 +506,7 @@ def test_symmetric_activations_on_ties_levels_and_bounds(
 
 
 @every_method
-@every_width
+@some_widths
 @both_signs
 @few
 @given(seed=seeds, scale=st.sampled_from([1e-4, 1e-2, 1.0, 100.0]))
@@ -526,7 +527,7 @@ def test_symmetric_activations_of_any_scale(
 
 
 @pytest.mark.parametrize("method", ["ewgs", "lsq", "pact"])
-@every_width
+@some_widths
 @both_signs
 @pytest.mark.parametrize("width", [0.0, 1e-9, -1e-9])
 def test_symmetric_activations_whose_range_vanishes(
