@@ -72,14 +72,23 @@ def _check(node: g.Quantize, grid: g.Grid) -> None:
 def _bounds(
     node: g.Quantize, grid: g.Grid, graph: g.IntegerGraph, producers: Mapping[str, g.Node]
 ) -> tuple[float, float | None] | None:
-    """What the reals need, or None where int8 saturates at the same codes."""
+    """What the reals need, or None where int8 saturates at the same codes.
+
+    A value on a grid always has bounds, though they may cut nothing: ONNX Runtime, which shows that
+    the file is its student, merges two pairs in a row into one of its own making.
+    """
+    if graph.values[node.inputs[0]].grid is not None:
+        return _real(node, grid.qmin), _real(node, grid.qmax)
     below = grid.qmin > _LOWEST
     if grid.qmin == 0 and _never_negative(node.inputs[0], graph, producers):
         below = False
     if not below and grid.qmax == _HIGHEST:
         return None
-    high = None if grid.qmax == _HIGHEST else float(node.step * np.float32(grid.qmax))
-    return float(node.step * np.float32(grid.qmin)), high
+    return _real(node, grid.qmin), None if grid.qmax == _HIGHEST else _real(node, grid.qmax)
+
+
+def _real(node: g.Quantize, code: int) -> float:
+    return float(node.step * np.float32(code))
 
 
 def _never_negative(name: str, graph: g.IntegerGraph, producers: Mapping[str, g.Node]) -> bool:

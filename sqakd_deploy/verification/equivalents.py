@@ -62,10 +62,10 @@ def in_one_form(
             file, quantizer.input[0]
         ):
             own = max(own[0], int(found[part][c.ZERO_POINT])), own[1]
-        if own != _codes(facts, expected.get(clip, {})):
-            continue
-        adjusted[part] = {**found[part], **{k: facts[k] for k in (c.LOWEST, c.HIGHEST)}}
-        if clip in expected and file.reader_count(quantizer.input[0]) == 1:
+        right = _codes(facts, expected.get(clip, {}))
+        adjusted[part] = _with_codes(found[part], own)
+        wanted[name] = _with_codes(facts, right)
+        if own == right and clip in expected and file.reader_count(quantizer.input[0]) == 1:
             adjusted[clip] = expected[clip]
     return wanted, adjusted
 
@@ -100,6 +100,10 @@ def _codes(quantizer: c.Facts, clip: c.Facts) -> tuple[int, int]:
     if c.UPPER in clip:
         high = min(high, int(np.rint(clip[c.UPPER] / step)) + zero)
     return low, high
+
+
+def _with_codes(facts: c.Facts, codes: tuple[int, int]) -> c.Facts:
+    return {**facts, c.LOWEST: np.array(codes[0]), c.HIGHEST: np.array(codes[1])}
 
 
 def _never_negative(file: QdqFile, name: str) -> bool:
