@@ -25,7 +25,7 @@ from sqakd_deploy.parity import ParityReport, Tolerance, verify
 from sqakd_deploy.pixels import fed_as
 from sqakd_deploy.plugins import get_exporter
 from sqakd_deploy.quantization import spec_of
-from sqakd_deploy.retargeting import TARGET_KEY, check_target
+from sqakd_deploy.retargeting import TARGET_KEY, changes, check_target
 
 
 def export(
@@ -69,6 +69,20 @@ def export(
         return _renamed(artifact, final)
     finally:
         trial.unlink(missing_ok=True)
+
+
+def would_change(student: nn.Module, target: str) -> list[str]:
+    """What training for another target would have changed, a line each; empty if nothing.
+
+    Args:
+        student: trained or calibrated.
+        target: the other target's name.
+
+    Raises:
+        SpecError: if there is no such target.
+    """
+    trained, wanted = get_exporter(spec_of(student).target), get_exporter(target)
+    return changes(lower(student), trained.placement, wanted.placement)
 
 
 def export_proven(

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from rich.console import Console
 
 import sqakd_deploy.training as training
-from sqakd_deploy.api import export_proven
+from sqakd_deploy.api import export_proven, would_change
 from sqakd_deploy.checkpoint import newest_run, open_run
 from sqakd_deploy.config import load_config, merge
 from sqakd_deploy.data import DATASETS
@@ -164,6 +164,9 @@ def export(
     loaded = load_student(open_run(run) if run else newest_run())
     listener_for(progress).message(f"exporting {loaded.run.path} ({loaded.run.status})")
     images, split = held_out(loaded, data, samples)
+    if target is not None and anyway:
+        for line in would_change(loaded.student, target):
+            listener_for(progress).message(f"trained for {target}, {line}")
     artifact, report = export_proven(
         loaded.student,
         path,

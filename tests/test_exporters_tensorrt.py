@@ -22,6 +22,7 @@ from sqakd_exporters.tensorrt_rules import RULES, check_file, check_model
 
 from sqakd_deploy import graph as g
 from sqakd_deploy.api import export, export_proven
+from sqakd_deploy.bench_input import onnx_input
 from sqakd_deploy.distillation import distill
 from sqakd_deploy.errors import ExportError, ParityError, SpecError
 from sqakd_deploy.exporting import (
@@ -138,6 +139,10 @@ def test_every_place_says_that_it_was_not_run(tmp_path: Path) -> None:
     assert "not run" in get_exporter("tensorrt").summary
     metadata = {entry.key: entry.value for entry in onnx.load(artifact.path).metadata_props}
     assert json.loads(metadata["sqakd.profile"]) == {"runtime": "TensorRT", "run": False}
+    facts = onnx_input(artifact.path)
+    assert facts is not None
+    assert facts.profile is not None
+    assert facts.profile.endswith("no figure here is TensorRT's")
 
 
 def test_verify_checks_the_rules_of_any_file(tmp_path: Path) -> None:
@@ -450,9 +455,9 @@ def test_another_target_is_refused_with_what_would_change(tmp_path: Path) -> Non
     wanted = (
         r"trained for target 'tensorrt'\. Trained for 'onnxruntime', \d of \d+ quantised tensors "
         r"would learn a zero-point, and \d would have 255 steps instead of 127; 1 sums would take "
-        r"a convolution's output rounded; the output would be quantised; 1 linear layers with fewer "
-        r"than 16 inputs or outputs would be quantised\. Train with --target onnxruntime, or .*"
-        r"--anyway"
+        r"a convolution's output rounded; the output would be quantised; 1 linear layers with "
+        r"fewer than 16 inputs or outputs would be quantised\. Train with --target onnxruntime, or "
+        r".* --anyway"
     )
     with pytest.raises(SpecError, match=wanted):
         export(student, path, target="onnxruntime")
