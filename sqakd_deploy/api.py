@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +12,28 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sqakd_deploy.errors import ExportError, SpecError
-from sqakd_deploy.exporting import Artifact, ExportOptions, packs_of
+from sqakd_deploy.exporting import (
+    PROFILE_KEY,
+    Artifact,
+    ExportOptions,
+    ProfileExporter,
+    conformance_of,
+    packs_of,
+)
 from sqakd_deploy.integer import lower
 from sqakd_deploy.parity import ParityReport, Tolerance, verify
 from sqakd_deploy.pixels import fed_as
 from sqakd_deploy.plugins import get_exporter
 from sqakd_deploy.quantization import spec_of
+from sqakd_deploy.retargeting import TARGET_KEY, changes, check_target
 
 
 def export(
     student: nn.Module,
     path: Path | str,
     *,
+    target: str | None = None,
+    anyway: bool = False,
     options: ExportOptions | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Artifact:
@@ -31,25 +42,47 @@ def export(
     Args:
         student: trained or calibrated.
         path: of the file; replaced as a whole if it exists.
+        target: another target than that.
+        anyway: write for it even where its rules would have placed quantizers otherwise.
         options: opset, names, packing, kind of input and batch.
         metadata: strings that travel in the file, beside the spec; raw pixels as input need the
             preprocessing among them.
 
     Raises:
-        ExportError: if the folder does not exist or a layer cannot be written, naming it.
+        ExportError: if the folder does not exist or a layer cannot be written, naming it; if the
+            file breaks a documented rule of a target that it cannot be run in.
         SpecError: if the options insist on packed weights and the target cannot restore them, or
-            want raw pixels and the metadata do not say how they are prepared.
+            want raw pixels and the metadata do not say how they are prepared; if another target
+            would have placed quantizers otherwise.
     """
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise ExportError(f"the folder {target.parent} does not exist; make it, or choose another")
-    exporter, options = get_exporter(spec_of(student).target), options or ExportOptions()
-    if options.pack and not packs_of(exporter):
-        raise SpecError(
-            f"target {exporter.name!r} does not restore packed weights at load; leave out --pack"
-        )
-    graph, form = fed_as(lower(student, metadata), options)
-    return replace(exporter.export(graph, target, options), input_form=form)
+    final = Path(path)
+    exporter = get_exporter(target or spec_of(student).target)
+    asked = (target, anyway, options, metadata)
+    if not isinstance(exporter, ProfileExporter):
+        return _write(student, final, final, *asked)
+    trial = _trial(final)
+    try:
+        artifact = _write(student, trial, final, *asked)
+        conformance = conformance_of(exporter, trial)
+        if conformance is not None and conformance.failures:
+            raise ExportError(f"{final}: {'; '.join(conformance.failures)}")
+        return _renamed(artifact, final)
+    finally:
+        trial.unlink(missing_ok=True)
+
+
+def would_change(student: nn.Module, target: str) -> list[str]:
+    """What training for another target would have changed, a line each; empty if nothing.
+
+    Args:
+        student: trained or calibrated.
+        target: the other target's name.
+
+    Raises:
+        SpecError: if there is no such target.
+    """
+    trained, wanted = get_exporter(spec_of(student).target), get_exporter(target)
+    return changes(lower(student), trained.placement, wanted.placement)
 
 
 def export_proven(
@@ -59,6 +92,8 @@ def export_proven(
     *,
     labels: NDArray[np.int64] | Sequence[int] | None = None,
     tolerance: Tolerance | None = None,
+    target: str | None = None,
+    anyway: bool = False,
     options: ExportOptions | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> tuple[Artifact, ParityReport]:
@@ -70,25 +105,60 @@ def export_proven(
         images: to compare on, as for :func:`~sqakd_deploy.parity.verify`.
         labels: as for :func:`~sqakd_deploy.parity.verify`.
         tolerance: what passes.
+        target: as for :func:`export`.
+        anyway: as for :func:`export`.
         options: as for :func:`export`.
         metadata: as for :func:`export`.
 
     Returns:
         The file, and its report, which may have failed: then no file exists under the name.
     """
-    target = Path(path)
-    trial = target.with_name(f".{target.stem}.unproven{target.suffix}")
+    final = Path(path)
+    trial = _trial(final)
     written = [trial]
     try:
-        artifact = export(student, trial, options=options, metadata=metadata)
+        artifact = _write(student, trial, final, target, anyway, options, metadata)
         written = [*artifact.companions, trial]
         report = verify(artifact, student, images, labels=labels, tolerance=tolerance)
         if not report.failures:
-            artifact = _renamed(artifact, target)
+            artifact = _renamed(artifact, final)
     finally:
         for file in written:
             file.unlink(missing_ok=True)
     return artifact, report
+
+
+def _trial(final: Path) -> Path:
+    return final.with_name(f".{final.stem}.unproven{final.suffix}")
+
+
+def _write(
+    student: nn.Module,
+    path: Path,
+    final: Path,
+    target: str | None,
+    anyway: bool,
+    options: ExportOptions | None,
+    metadata: Mapping[str, str] | None,
+) -> Artifact:
+    """Write the file at ``path``, of which ``final`` is what errors call it."""
+    if not final.parent.is_dir():
+        raise ExportError(f"the folder {final.parent} does not exist; make it, or choose another")
+    spec, options = spec_of(student), options or ExportOptions()
+    exporter = get_exporter(target or spec.target)
+    if options.pack and not packs_of(exporter):
+        raise SpecError(
+            f"target {exporter.name!r} does not restore packed weights at load; leave out --pack"
+        )
+    facts = dict(metadata or {})
+    if isinstance(exporter, ProfileExporter):
+        facts[PROFILE_KEY] = json.dumps({"runtime": exporter.deployed_in, "run": False})
+    if exporter.name != spec.target:
+        exporter.check(spec.model_copy(update={"target": exporter.name}))
+        check_target(lower(student), get_exporter(spec.target), exporter, anyway=anyway)
+        facts[TARGET_KEY] = json.dumps(exporter.name)
+    graph, form = fed_as(lower(student, facts), options)
+    return replace(exporter.export(graph, path, options), input_form=form)
 
 
 def _renamed(artifact: Artifact, target: Path) -> Artifact:

@@ -35,7 +35,8 @@ def run(
     as_json: bool,
 ) -> None:
     """Measure, and print the table."""
-    onnx_input(model)
+    facts = onnx_input(model)
+    profile = None if facts is None else facts.profile
     for name in runtime:
         get_runtime(name)
     if plot is not None:
@@ -58,9 +59,9 @@ def run(
     if plot is not None:
         draw(report, plot)
     if as_json:
-        print(json.dumps(report.to_dict() | {"baseline": note}, indent=2))
+        print(json.dumps(report.to_dict() | {"baseline": note, "profile": profile}, indent=2))
     else:
-        _print(report, note, plot)
+        _print(report, [profile, note] if profile else [note], plot)
 
 
 def _baseline(model: Path, run: Path | None, folder: Path) -> tuple[Path | None, str]:
@@ -84,11 +85,11 @@ def _baseline(model: Path, run: Path | None, folder: Path) -> tuple[Path | None,
     return path, f"fp32: the teacher of {opened.path}"
 
 
-def _print(report: BenchReport, note: str, plot: Path | None) -> None:
+def _print(report: BenchReport, notes: list[str], plot: Path | None) -> None:
     out = Console()
     for table in bench_tables(report):
         out.print(table)
-    for line in bench_lines(report, note):
+    for line in bench_lines(report, *notes):
         out.print(line, highlight=False, soft_wrap=True)
     if plot is not None:
         out.print(f"drew {plot}", highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from sqakd_deploy.errors import ModelError
+from sqakd_deploy.exporting import PROFILE_KEY
 
 IR = ".xml"  # the only other kind of file that a runtime here opens
 
@@ -27,6 +28,15 @@ class InputShape:
     shape: tuple[int | None, ...]
     bits: tuple[int, int] | None
     metadata: dict[str, str]
+
+    @property
+    def profile(self) -> str | None:
+        """What to say of a file whose own runtime is not among those measured; None elsewhere."""
+        try:
+            runtime = json.loads(self.metadata.get(PROFILE_KEY, "{}"))["runtime"]
+        except (ValueError, KeyError, TypeError):
+            return None
+        return f"the file is for {runtime}, which it was not run in: no figure here is {runtime}'s"
 
 
 def onnx_input(path: Path) -> InputShape | None:

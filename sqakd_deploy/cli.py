@@ -110,7 +110,7 @@ def main() -> None:
     "quantization.residual_bits", "--residual-bits", type=int, help="Sums, pools.  [default: 8]"
 )
 @setting("quantization.exclude", "--exclude", multiple=True, help="Layer pattern left in float.")
-@setting("quantization.target", "--target", help="Exporter to follow.  [default: onnxruntime]")
+@setting("quantization.target", "--target", help="See list targets.  [default: onnxruntime]")
 @setting(
     "quantization.placement",
     "--placement",
@@ -170,6 +170,8 @@ def train(ctx: click.Context, **options: Any) -> None:
 @click.option(
     "--max-accuracy-gap", type=float, default=0.3, show_default=True, help="Top-1, points."
 )
+@click.option("--target", help="Another target.  [default: the one the run was trained for]")
+@click.option("--anyway", is_flag=True, help="Allow a target whose rules would change the student.")
 @export_options
 @click.option(
     "--pack/--no-pack",
@@ -183,6 +185,9 @@ def export(path: Path, **options: Any) -> None:
 
     The file is compared in stages: student in PyTorch, then the runtime with its optimisations off,
     then with them on. It gets its name only when it passes.
+
+    For target tensorrt, a profile, nothing is run in TensorRT: the stages are ONNX Runtime's, and
+    the file is checked against the documented rules. One that breaks any is refused.
     """
     _commands().export(path, **options)
 

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from rich.console import Console
 
 import sqakd_deploy.training as training
-from sqakd_deploy.api import export_proven
+from sqakd_deploy.api import export_proven, would_change
 from sqakd_deploy.checkpoint import newest_run, open_run
 from sqakd_deploy.config import load_config, merge
 from sqakd_deploy.data import DATASETS
@@ -22,6 +22,7 @@ from sqakd_deploy.parity import Tolerance
 from sqakd_deploy.plugins import exporters
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.report import (
+    conformance_table,
     coverage_lines,
     listener_for,
     listing,
@@ -152,6 +153,8 @@ def export(
     samples: int,
     min_agreement: float,
     max_accuracy_gap: float,
+    target: str | None,
+    anyway: bool,
     save_reference: Path | None,
     as_json: bool,
     **options: Any,
@@ -161,12 +164,17 @@ def export(
     loaded = load_student(open_run(run) if run else newest_run())
     listener_for(progress).message(f"exporting {loaded.run.path} ({loaded.run.status})")
     images, split = held_out(loaded, data, samples)
+    if target is not None and anyway:
+        for line in would_change(loaded.student, target):
+            listener_for(progress).message(f"trained for {target}, {line}")
     artifact, report = export_proven(
         loaded.student,
         path,
         images,
         labels=split.labels,
         tolerance=Tolerance(min_agreement, max_accuracy_gap),
+        target=target,
+        anyway=anyway,
         options=ExportOptions(**options),
         metadata=loaded.metadata,
     )
@@ -176,6 +184,8 @@ def export(
         _print_json(facts | report.to_dict())
     else:
         out.print(parity_table(report))
+        if report.conformance is not None:
+            out.print(conformance_table(report.conformance))
         for line in coverage_lines(report):
             out.print(line, highlight=False, soft_wrap=True)
         out.print(f"input {artifact.input_form}", highlight=False, soft_wrap=True)

@@ -28,12 +28,13 @@ Examples:
   sqakd-deploy export model.onnx
   sqakd-deploy export model.onnx --run runs/digits-resnet20-w4a4-lsq
   sqakd-deploy export model.onnx --input uint8 --batch 1
+  sqakd-deploy export model.onnx --run runs/for-openvino --target onnxruntime --anyway
   sqakd-deploy export model.onnx --json > parity.json
 
 \b
-Exit codes: 0 proven, 2 wrong usage or setting, 3 the file does not give its student's answers
-(none is left under the name), 4 data, 5 run or weights, 6 model, 7 export, 8 training,
-130 interrupted.
+Exit codes: 0 proven, 2 wrong usage or setting, 3 the file does not give its student's answers or
+breaks a documented rule of its target (none is left under the name), 4 data, 5 run or weights,
+6 model, 7 export, 8 training, 130 interrupted.
 """
 BENCH = """\b
 Examples:

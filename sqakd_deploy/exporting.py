@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +25,18 @@ class PlacementRules:
         quantize_first_last: the first and last layers are quantised too.
         fuse_sums: the target adds inside a convolution's kernel, before anything is rounded: one
             input of an Add that is a convolution's own output (BatchNorm folded) stays float.
+        symmetric: activations are int8 with zero-point 0, whatever their sign.
+        quantize_output: the model's output is quantised; False leaves it in float, whatever the
+            spec says.
+        smallest_matmul: linear layers with fewer inputs or outputs stay in float.
     """
 
     quantize_edges: bool = True
     quantize_first_last: bool = True
     fuse_sums: bool = False
+    symmetric: bool = False
+    quantize_output: bool = True
+    smallest_matmul: int = 0
 
 
 PAPER_PLACEMENT = PlacementRules(quantize_edges=False, quantize_first_last=False)
@@ -225,6 +232,63 @@ class Exporter(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class RuleCheck:
+    """A documented rule of a runtime, and whether a file keeps it.
+
+    Attributes:
+        rule: its number in ``docs/runtime-rules.md``.
+        says: what it says.
+        source: who documents it.
+        broken: where it is broken, each with what was found; empty if it is held.
+    """
+
+    rule: str
+    says: str
+    source: str
+    broken: tuple[str, ...] = ()
+
+    @property
+    def held(self) -> bool:
+        """Whether the file keeps it."""
+        return not self.broken
+
+
+@dataclass(frozen=True)
+class Conformance:
+    """A file against the documented rules of a runtime that it was not run in.
+
+    Attributes:
+        runtime: the runtime's name, for people.
+        checks: every rule.
+    """
+
+    runtime: str
+    checks: tuple[RuleCheck, ...]
+
+    @property
+    def statement(self) -> str:
+        """What is known, and what is not."""
+        broken = sum(not check.held for check in self.checks)
+        found = f"{broken} broken" if broken else "all held"
+        against = f"checked against {len(self.checks)} documented rules, {found}"
+        return f"not run in {self.runtime}; {against}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for json."""
+        checks = [asdict(check) | {"held": check.held} for check in self.checks]
+        return {"runtime": self.runtime, "statement": self.statement, "checks": checks}
+
+    @property
+    def failures(self) -> list[str]:
+        """Broken rules, a line each."""
+        return [
+            f"rule {check.rule} ({check.says}) is broken: {'; '.join(check.broken)}"
+            for check in self.checks
+            if not check.held
+        ]
+
+
 @runtime_checkable
 class PackingExporter(Exporter, Protocol):
     """An exporter that can store weights below a byte each.
@@ -235,6 +299,37 @@ class PackingExporter(Exporter, Protocol):
     """
 
     packs: frozenset[int]
+
+
+PROFILE_KEY = "sqakd.profile"
+"""Metadata: that a file was not run in the runtime it was written for, and which that is."""
+
+
+@runtime_checkable
+class ProfileExporter(Exporter, Protocol):
+    """An exporter for a runtime that files are not run in: its rules are checked instead.
+
+    Attributes:
+        deployed_in: that runtime's name, for people. ``runtime`` still names the one that shows
+            that a file is its student.
+    """
+
+    deployed_in: str
+
+    def conformance(self, path: Path) -> tuple[RuleCheck, ...]:
+        """Check every documented rule on a written file, whoever wrote it.
+
+        Raises:
+            ExportError: if it cannot be read.
+        """
+        ...
+
+
+def conformance_of(exporter: Exporter, path: Path) -> Conformance | None:
+    """What an exporter's rules say of a file; None where its files are really run."""
+    if not isinstance(exporter, ProfileExporter):
+        return None
+    return Conformance(exporter.deployed_in, exporter.conformance(path))
 
 
 def packs_of(exporter: Exporter) -> frozenset[int]:

@@ -31,12 +31,14 @@ class Grid:
         zero_point: the integer that stands for 0, itself in ``[qmin, qmax]``.
         qmin: smallest integer.
         qmax: largest integer.
+        signed: held as int8 even where uint8 would do.
     """
 
     scale: np.float32
     zero_point: int
     qmin: int
     qmax: int
+    signed: bool = False
 
     @property
     def bits(self) -> int:
@@ -45,8 +47,9 @@ class Grid:
 
     @property
     def dtype(self) -> Literal["uint8", "int8"]:
-        """The smallest 8-bit type that holds every code; unsigned where both would do."""
-        return "uint8" if self.qmin >= 0 else "int8"
+        """The smallest 8-bit type that holds every code; unsigned where both would do, unless
+        :attr:`signed`."""
+        return "uint8" if self.qmin >= 0 and not self.signed else "int8"
 
     @property
     def fills_dtype(self) -> bool:

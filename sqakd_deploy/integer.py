@@ -182,7 +182,14 @@ class _Lowering:
             )
         step, zero_point, out_step = quantizer.grid()
         source = self._source(node)
-        grid = ir.Grid(np.float32(out_step), zero_point, 0, quantizer.steps)
+        first = -zero_point if quantizer.symmetric else 0  # code of the lowest level
+        grid = ir.Grid(
+            np.float32(out_step),
+            zero_point + first,
+            first,
+            quantizer.steps + first,
+            signed=quantizer.symmetric,
+        )
         value = self._value(node, source.shape, grid)
         self._keep_blocks(source, value)
         name = str(node.target)

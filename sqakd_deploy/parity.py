@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sqakd_deploy.evaluate import predict
-from sqakd_deploy.exporting import Artifact
+from sqakd_deploy.exporting import Artifact, conformance_of
 from sqakd_deploy.integer import lower
 from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import spec_of
@@ -60,7 +60,9 @@ def verify(
     """
     path = artifact.path if isinstance(artifact, Artifact) else Path(artifact)
     batches = [first_tensor(b) for b in ([images] if isinstance(images, Tensor) else images)]
-    runtime = get_runtime(get_exporter(spec_of(student).target).runtime)
+    name = artifact.exporter if isinstance(artifact, Artifact) else spec_of(student).target
+    exporter = get_exporter(name)
+    runtime = get_runtime(exporter.runtime)
     graph = lower(student)
     reference = predict(student, batches)
     known = None if labels is None else np.asarray(labels, dtype=np.int64)
@@ -68,4 +70,5 @@ def verify(
         "PyTorch student", reference, known, output_step(graph, reference), sizes_of(graph)
     )
     arrays = [batch.float().numpy() for batch in batches]
-    return report_of(path, run_stages(path, arrays, expected, runtime), expected, tolerance)
+    runs = run_stages(path, arrays, expected, runtime)
+    return report_of(path, runs, expected, tolerance, conformance_of(exporter, path))

@@ -18,8 +18,9 @@ a layer in ``exclude``                     none
 An edge is quantised once, right where it arises, at the most that any reader needs; a reader that
 needs less requantises what it reads (runtime-rule: the 8-bit residual stream stays whole for the
 add, and convolutions see ``b`` bits of it). Targets that add inside a convolution's kernel
-(``fuse_sums``) read that convolution's own output unrounded. What a concatenation alone reads is
-rounded behind it, once, on one grid: exporters round each part on that grid, which is the same.
+(``fuse_sums``) read that convolution's own output unrounded. Linear layers too small for a target's
+integer kernels stay in float, as if they were excluded. What a concatenation alone reads is rounded
+behind it, once, on one grid: exporters round each part on that grid, which is the same.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ def place(
 
 class _Planner:
     def __init__(self, traced: fx.GraphModule, spec: QuantSpec, rules: PlacementRules) -> None:
+        self.traced = traced
         self.graph = traced.graph
         self.spec = spec
         self.rules = rules
@@ -196,7 +198,13 @@ class _Planner:
 
     def _is_float(self, node: fx.Node) -> bool:
         ends_in_float = not self.rules.quantize_first_last and str(node.target) in self.end_layers
-        return node in self.excluded or ends_in_float
+        return node in self.excluded or ends_in_float or self._is_too_small(node)
+
+    def _is_too_small(self, node: fx.Node) -> bool:
+        if not self._is(node, ir.Linear):
+            return False
+        weight = self.traced.get_parameter(f"{node.target}.weight")
+        return min(weight.shape) < self.rules.smallest_matmul
 
     def _weight_bits(self) -> dict[str, int]:
         layers = [n for n in self.graph.nodes if self._is(n, *LAYERS) and not self._is_float(n)]
@@ -210,7 +218,7 @@ class _Planner:
     def _bits(self, reader: fx.Node) -> int | None:
         """Bits that a reader needs; None where it reads floats."""
         if reader.op == "output":
-            return self.spec.output_bits
+            return self.spec.output_bits if self.rules.quantize_output else None
         if self._is(reader, *LAYERS):
             if self._is_float(reader):
                 return None

@@ -57,7 +57,7 @@ def quantize(
     for path, bits in placement.layers.items():
         _replace_layer(student, path, spec, bits)
     for placed in placement.activations:
-        _insert(student, placed, spec)
+        _insert(student, placed, spec, symmetric=exporter.placement.symmetric)
     student.graph.lint()
     student.recompile()
     student.meta[_SPEC], student.meta[_INPUT_SHAPE] = spec, input_shape
@@ -124,10 +124,12 @@ def _quant_conv(old: nn.Conv2d, quant: type, path: str) -> QuantConv2d:
     return QuantConv2d(**conv_arguments(old), weight_quant=quant)
 
 
-def _insert(student: fx.GraphModule, placed: Placed, spec: QuantSpec) -> None:
+def _insert(student: fx.GraphModule, placed: Placed, spec: QuantSpec, *, symmetric: bool) -> None:
     edge = placed.after.name
     name = f"requant_{edge}_{placed.bits}" if placed.readers else f"quant_{edge}"
-    injector = act_quant(spec.activations.method, placed.bits, placed.signed, placed.limit)
+    injector = act_quant(
+        spec.activations.method, placed.bits, placed.signed, placed.limit, symmetric
+    )
     module = QuantIdentity(act_quant=injector)
     module.act_quant.skip_create_quant_tensor = True
     student.add_submodule(name, module)

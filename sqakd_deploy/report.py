@@ -22,11 +22,18 @@ from sqakd_deploy.fitting import Step
 from sqakd_deploy.listening import Listener
 from sqakd_deploy.results import TrainResult
 from sqakd_deploy.scoring import Score
-from sqakd_deploy.verification.tables import coverage_lines, kib, parity_table, percent
+from sqakd_deploy.verification.tables import (
+    conformance_table,
+    coverage_lines,
+    kib,
+    parity_table,
+    percent,
+)
 
 __all__ = [
     "PlainListener",
     "RichListener",
+    "conformance_table",
     "coverage_lines",
     "kib",
     "listener_for",

@@ -19,6 +19,7 @@ from sqakd_deploy.config import RunConfig
 from sqakd_deploy.data import ImageData
 from sqakd_deploy.distillation import distill
 from sqakd_deploy.errors import SpecError
+from sqakd_deploy.exporting import ProfileExporter
 from sqakd_deploy.integer import snap_biases
 from sqakd_deploy.job import Job, reopen
 from sqakd_deploy.listening import Listener, Watch
@@ -73,6 +74,17 @@ def _check(config: RunConfig) -> None:
     get_exporter(spec.target).check(spec)
 
 
+def _profile_note(target: str) -> str | None:
+    """What to say before training for a runtime that files are not run in."""
+    exporter = get_exporter(target)
+    if not isinstance(exporter, ProfileExporter):
+        return None
+    return (
+        f"target {target} is a profile: files are checked against the documented rules of "
+        f"{exporter.deployed_in}, and not run in it"
+    )
+
+
 class _Distillation(Job):
     """The main job: a teacher, given or trained, and its student."""
 
@@ -87,6 +99,9 @@ class _Distillation(Job):
         self._check_teacher(model, data)
         self._quantize(model, data)  # a model that cannot be quantised is refused before any work
         run = self.opened(open_folder, data)
+        note = _profile_note(self.config.quantization.target)
+        if note is not None:
+            self.listener.message(note)
         student: nn.Module | None = None
 
         def keep() -> None:

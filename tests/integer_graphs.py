@@ -161,7 +161,27 @@ class Builder:
         return 128 if grid is None or grid.zero_point else 0
 
 
-CASES: dict[str, Callable[[], Case]] = {}
+@dataclass
+class Symmetric(Builder):
+    """Every grid is int8 with zero-point 0: what is wide and signed around 0, what is not above."""
+
+    def quantize(
+        self, name: str, source: str, bounds: tuple[int, int] = UINT8, zero: int = 0,
+        step_ratio: float = 1.0,
+    ) -> str:  # fmt: skip
+        levels = bounds[1] - bounds[0] + 1
+        real = Reader(self.values, self.sample).real(source)
+        low, high = (-levels // 2, levels // 2 - 1) if real.min() < 0 else (0, min(levels - 1, 127))
+        if levels == 2:
+            low, high = 0, 1
+        below = -real.min() / -low if low else 0.0
+        scale = np.float32(np.sqrt(0.8) * max(real.max() / high, below, 1e-3))
+        grid = g.Grid(scale, 0, low, high, signed=True)
+        step = np.float32(scale * np.float32(step_ratio))
+        return self.append(g.Quantize, name, source, grid=grid, step=step)
+
+
+CASES: dict[str, Callable[..., Case]] = {}
 
 
 def case(
@@ -170,8 +190,8 @@ def case(
     """Register a function that fills a builder and returns the output's name."""
 
     def register(fill: Callable[[Builder], str]) -> Callable[[Builder], str]:
-        def make() -> Case:
-            builder = Builder()
+        def make(kind: type[Builder] = Builder) -> Case:
+            builder = kind()
             graph = builder.graph(fill(builder), made_by=fill.__name__)
             return Case(replace(graph, name=fill.__name__), integer, frozenset(floats))
 

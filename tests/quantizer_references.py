@@ -20,6 +20,9 @@ Conventions that the papers leave open or disagree on:
 - Bounds that have crossed are swapped, and a range below n·ε is widened to it; the gradient is the
   one without the widening.
 
+Around a fixed zero-point (``around``) the range is ``[−z·s, (n − z)·s]`` and one number is learned:
+the step, or the upper end, whose mirror image the lower end is.
+
 Gradients of parameters are given per element: ∂L/∂p is their sum over the elements that share p.
 """
 
@@ -190,31 +193,59 @@ def _apart(lower: float, upper: float, steps: int) -> tuple[float, float]:
 
 # -- activations ---------------------------------------------------------------------------------
 
+Around: TypeAlias = tuple[int, int]
+"""Steps of a symmetric grid, and which of its levels, counted from the lowest, is zero."""
+
+
+def levels_around_zero(bits: int, signed: bool) -> Around:
+    """int8 with zero-point 0: −2^(b−1) … 2^(b−1) − 1, or what of it is not negative and fits."""
+    if not signed:
+        return min(2**bits - 1, 127), 0
+    return 2**bits - 1, 2 ** (bits - 1) if bits > 1 else 0
+
 
 def ste_activation(
-    x: Array, grad: Array, bits: int, p: Parameters, delta: float = 0.0
+    x: Array,
+    grad: Array,
+    bits: int,
+    p: Parameters,
+    delta: float = 0.0,
+    around: Around | None = None,
 ) -> Reference:
     """A fixed range [l, u]; also DoReFa's eq. 11 with the range in place of [0, 1]."""
-    steps = 2**bits - 1
     width = p["upper"] - p.get("lower", 0.0)
-    zero = _zero_point(p.get("lower", 0.0), width, steps)
+    if around is None:
+        steps = 2**bits - 1
+        zero = _zero_point(p.get("lower", 0.0), width, steps)
+    else:
+        steps, zero = around
     at, lower = _activation(x, width, zero, steps)
     return Reference(lower + width * at.nearest, through_rounding(grad, at, delta) * at.inside)
 
 
 def lsq_activation(
-    x: Array, grad: Array, bits: int, p: Parameters, delta: float = 0.0
+    x: Array,
+    grad: Array,
+    bits: int,
+    p: Parameters,
+    delta: float = 0.0,
+    around: Around | None = None,
 ) -> Reference:
     """LSQ eq. 1–3, with LSQ+'s zero-point: ∂x̂/∂z is −s where clipped, else 0.
 
-    Both are scaled by 1/√(N·Q_p): N features a sample (the first axis counts samples), Q_p = n.
+    Both are scaled by 1/√(N·Q_p): N features a sample (the first axis counts samples), Q_p = n, or
+    the highest level around a fixed zero.
     """
-    steps = 2**bits - 1
     step = max(abs(p["step"]), EPSILON)
-    zero = int(np.clip(np.rint(p.get("zero_point", 0.0)), 0, steps))
+    if around is None:
+        steps = highest = 2**bits - 1
+        zero = int(np.clip(np.rint(p.get("zero_point", 0.0)), 0, steps))
+    else:
+        steps, zero = around
+        highest = steps - zero
     at, lower = _activation(x, step * steps, zero, steps)
     upper = lower + step * steps
-    scale = 1 / np.sqrt(x[0].size * steps)
+    scale = 1 / np.sqrt(x[0].size * highest)
     terms, reach = _lsq_step(x, grad, step, lower, upper, at, sign(p["step"]) * scale)
     by_name, reaches = {"step": terms}, {"step": reach}
     if "zero_point" in p:
@@ -225,13 +256,29 @@ def lsq_activation(
 
 
 def pact_activation(
-    x: Array, grad: Array, bits: int, p: Parameters, delta: float = 0.0
+    x: Array,
+    grad: Array,
+    bits: int,
+    p: Parameters,
+    delta: float = 0.0,
+    around: Around | None = None,
 ) -> Reference:
     """PACT eq. 1–3: ∂x̂/∂α is 1 where x is clipped from above, 0 elsewhere.
 
     A signed input has a lower bound too. The ends of the range are then ``l − r·s`` and
-    ``u − r·s``, s = (u − l)/n, where r is what rounding moved the zero-point by.
+    ``u − r·s``, s = (u − l)/n, where r is what rounding moved the zero-point by. Around a fixed
+    zero they are ``−α·z/(n − z)`` and α.
     """
+    if around is not None:
+        steps, zero = around
+        mirrored = zero / (steps - zero)
+        width = max(abs(p["alpha"]) / (steps - zero), EPSILON) * steps
+        at, lower = _activation(x, width, zero, steps)
+        alpha = sign(p["alpha"]) * (at.above * 1.0 - at.below * mirrored)
+        output = lower + width * at.nearest
+        grad_input = through_rounding(grad, at, delta) * at.inside
+        reach = {"alpha": max(1.0, mirrored)}
+        return Reference(output, grad_input, {"alpha": grad * alpha}, reach)
     steps = 2**bits - 1
     given_lower = p.get("lower", 0.0)
     direction = sign(p["alpha"] - given_lower)
@@ -252,23 +299,35 @@ def pact_activation(
 
 
 def ewgs_activation(
-    x: Array, grad: Array, bits: int, p: Parameters, delta: float = 0.0
+    x: Array,
+    grad: Array,
+    bits: int,
+    p: Parameters,
+    delta: float = 0.0,
+    around: Around | None = None,
 ) -> Reference:
     """EWGS eq. 1, 2, 4 and 5, mapped to a fixed output range: x̂ = n·s_out·x_q − z·s_out.
 
     Unsigned, l = 0: ∂x_c/∂u = −v/u as published. Signed: the integer z stands for ``−l·n/(u − l)``
-    and is held fixed, so that x_c = x/(u − l) + z/n and ∂x_c/∂(u − l) = −x/(u − l)².
+    and is held fixed, so that x_c = x/(u − l) + z/n and ∂x_c/∂(u − l) = −x/(u − l)². Around a fixed
+    zero u − l is u·n/(n − z).
     """
-    steps = 2**bits - 1
-    given_lower = p.get("lower", 0.0)
-    direction = sign(p["upper"] - given_lower)
-    width = max(abs(p["upper"] - given_lower), EPSILON * steps)
-    zero = _zero_point(given_lower, width, steps)
+    if around is None:
+        steps = 2**bits - 1
+        given_lower = p.get("lower", 0.0)
+        direction = sign(p["upper"] - given_lower)
+        width = max(abs(p["upper"] - given_lower), EPSILON * steps)
+        zero = _zero_point(given_lower, width, steps)
+    else:
+        steps, zero = around
+        direction = sign(p["upper"]) * steps / (steps - zero)
+        width = max(abs(p["upper"]) / (steps - zero), EPSILON) * steps
     at, _ = _activation(x, width, zero, steps)
     slope = p["out_step"] * steps
     grad_clipped = through_rounding(slope * grad, at, delta) * at.inside
     grad_width = grad_clipped * -x / width**2
-    terms, reach = {"upper": direction * grad_width}, {"upper": slope * (1 + delta) / width}
+    terms = {"upper": direction * grad_width}
+    reach = {"upper": abs(direction) * slope * (1 + delta) / width}
     if "lower" in p:
         terms["lower"], reach["lower"] = -terms["upper"], reach["upper"]
     output = p["out_step"] * (steps * at.nearest - zero)
@@ -285,7 +344,7 @@ def _activation(x: Array, width: float, zero: int, steps: int) -> tuple[Normalis
     return normalise(x, lower, lower + width, steps, first=-zero), lower
 
 
-Function: TypeAlias = Callable[[Array, Array, int, Parameters, float], Reference]
+Function: TypeAlias = Callable[..., Reference]
 
 WEIGHT_REFERENCES: dict[str, Function] = {
     "ste": ste_weight,

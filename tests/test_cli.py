@@ -73,6 +73,32 @@ def test_train_and_export(tmp_path: Path) -> None:
     assert json.loads(facts["sqakd.preprocessing"])["input_size"] == [8, 8]
 
 
+def test_the_tensorrt_profile_from_end_to_end(tmp_path: Path) -> None:
+    """ResNet-20 on the digits; every command says that nothing ran in TensorRT."""
+    trained = run("train", "--bits", "4", "--target", "tensorrt", "--output", "r", *QUICK)
+    assert trained.exit_code == 0, trained.output
+    assert "rules of TensorRT, and not run in it" in trained.stderr
+    exported = run("export", "m.onnx", "--run", "r")
+    assert exported.exit_code == 0, exported.output
+    assert "not run in TensorRT; checked against 12 documented rules, all held" in exported.stdout
+    assert exported.stdout.count("held") == 13
+    assert "in integers:" not in exported.stdout
+    refused = run("export", "other.onnx", "--run", "r", "--target", "openvino")
+    assert refused.exit_code == 2
+    assert "was trained for target 'tensorrt'" in refused.stderr
+    told = run("export", "other.onnx", "--run", "r", "--target", "openvino", "--anyway")
+    assert told.exit_code == 0, told.output
+    assert "trained for openvino, the output would be quantised" in told.stderr
+    assert "low precision" in told.stdout  # proven in the other target's runtime
+    as_json = run("export", "m.onnx", "--run", "r", "--json")
+    assert json.loads(as_json.stdout)["conformance"]["runtime"] == "TensorRT"
+    assert "not run in TensorRT" in run("list", "targets").stdout
+    verified = run("verify", "m.onnx", "--run", "r")
+    assert verified.exit_code == 0, verified.output
+    assert "not run in TensorRT" in verified.stdout
+    assert "constants: all those of the student" in verified.stdout
+
+
 def test_json_is_all_there_is_on_stdout(tmp_path: Path) -> None:
     trained = run("train", "--bits", "w2a3", "--method", "ewgs", "--json", *QUICK)
     assert trained.exit_code == 0, trained.output

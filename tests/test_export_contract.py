@@ -23,8 +23,8 @@ from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
 
 BITS = (1, 2, 3, 4, 8)
-# QONNX has one stage and one opset, and tests of its own.
-TARGETS = sorted(set(exporters()) - {"qonnx"})
+# QONNX has one stage and one opset, files for TensorRT run in float: both have tests of their own.
+TARGETS = sorted(set(exporters()) - {"qonnx", "tensorrt"})
 TRAINED = DistillConfig(epochs=2, batch_size=32, lr=3e-3, quantizer_lr=1e-3, bn_images=128)
 
 # Rule 20: an optimised runtime may land on the neighbouring code where its arithmetic rounds a

@@ -17,7 +17,7 @@ from networks import images as photos
 from reference_executor import logits
 
 from sqakd_deploy import graph as g
-from sqakd_deploy.api import export_proven
+from sqakd_deploy.api import export, export_proven
 from sqakd_deploy.errors import ExportError, UnavailableError
 from sqakd_deploy.exporting import Exporter, ExportOptions, Runtime, ShapedSession, StagedRuntime
 from sqakd_deploy.integer import lower, snap_biases
@@ -25,6 +25,8 @@ from sqakd_deploy.parity import Tolerance
 from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import calibrate, quantize
 from sqakd_deploy.spec import QuantSpec
+from sqakd_deploy.verification.student import reference_of
+from sqakd_deploy.verification.verifying import verify_file
 
 openvino = pytest.importorskip("openvino")
 
@@ -247,6 +249,24 @@ def test_one_input_of_a_sum_stays_unrounded() -> None:
     (bare,) = [name for name, is_float in kinds.items() if is_float]
     (producer,) = [node for node in graph.nodes if node.output == bare]
     assert isinstance(producer, g.Conv)
+
+
+def test_float_bounds_are_no_wrong_constants(tmp_path: Path) -> None:
+    """Codes of 4 bits are bounded as reals here; what they are bounded to is the student's."""
+    student = quantize(network("residual"), QuantSpec(target="openvino"), example=SHAPE)
+    calibrate(student, photos(64))
+    snap_biases(student)
+    path = export(student, tmp_path / "m.onnx", options=ExportOptions(pack=False)).path
+    reference = reference_of(student, [photos(8)])
+    assert verify_file(path, reference, others={}).constants == ()
+    model = onnx.load(path)
+    clip = next(node for node in model.graph.node if node.op_type == "Clip")
+    (bound,) = [t for t in model.graph.initializer if t.name == clip.input[2]]
+    less = onnx.numpy_helper.to_array(bound) * np.float32(13 / 15)
+    bound.CopyFrom(onnx.numpy_helper.from_array(less, bound.name))
+    onnx.save(model, path)
+    found = verify_file(path, reference, others={}).constants
+    assert any("highest code: 13 in the file, 15 in the student" in str(d) for d in found or ())
 
 
 # -- errors ----------------------------------------------------------------------------------------

@@ -474,6 +474,41 @@ def test_quantizers_compile_to_one_graph(backend: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+# -- around zero-point 0 of int8 -----------------------------------------------------------------
+
+
+@every_method
+@every_width
+@both_signs
+@pytest.mark.parametrize("trained", [False, True], ids=["fresh", "trained"])
+def test_symmetric_codes_are_int8_around_zero(
+    method: str, bits: int, signed: bool, trained: bool
+) -> None:
+    quantizer = calibrated(method, bits, signed, symmetric=True)
+    if trained:
+        shake(quantizer)
+    value, scale, zero_point, _ = quantizer(inputs(signed) * 3)
+    codes = (value / scale).round()
+    check_levels(value, scale, codes)
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, min(2**bits - 1, 127))
+    if bits == 1:
+        low, high = 0, 1
+    assert (codes.min(), codes.max()) == (low, high)  # three times the range calibrated on
+    assert quantizer.grid()[1] == zero_point == -low
+    assert not [name for name, _ in quantizer.named_parameters() if name in ("zero_point", "lower")]
+    assert quantizer(torch.zeros(1, 1))[0] == 0
+
+
+@every_method
+def test_symmetric_and_affine_grids_of_what_is_not_negative_are_one(method: str) -> None:
+    """But at 8 bits, where int8 has half the levels."""
+    x = inputs(signed=False)
+    for bits in (1, 2, 3, 4, 7):
+        affine, symmetric = (METHODS[method].activation(bits, False, symmetric=s) for s in (0, 1))
+        torch.testing.assert_close(affine(x)[0], symmetric(x)[0], rtol=1e-6, atol=0)
+    assert METHODS[method].activation(8, False, symmetric=True).steps == 127
+
+
 # -- in Brevitas' layers -------------------------------------------------------------------------
 
 

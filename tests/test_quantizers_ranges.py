@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sqakd_deploy.quantizers.ranges import search_range, search_step, thin_out
+from sqakd_deploy.quantizers.ranges import search_around_zero, search_range, search_step, thin_out
 
 CANDIDATES = 64
 # float32 errors of a mean of squares, relative
@@ -94,6 +94,31 @@ def test_no_candidate_step_beats_the_one_found(
         best = min(error(row, levels * full * f) for f in fractions)
         assert error(row, levels * step) <= best * (1 + RTOL)
         assert step > 0
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (0, 15), (0, 127), (-2, 1), (-8, 7), (-128, 127)]
+)
+@quick
+@given(name=distributions, seed=seeds, scale=scales)
+def test_no_candidate_step_around_zero_beats_the_one_found(
+    low: int, high: int, name: str, seed: int, scale: float
+) -> None:
+    x = sample(name, seed, scale)
+    step = float(search_around_zero(x, low, high))
+    assert step > 0
+    values, levels = x.double().numpy(), np.arange(low, high + 1)
+    full = max(values.max() / high, values.min() / low if low else 0.0)
+    if full <= 0:
+        return  # nothing to fit: codes are not negative, the tensor is
+    fractions = np.arange(1, CANDIDATES + 1) / CANDIDATES
+    best = min(error(values, levels * full * f) for f in fractions)
+    assert error(values, levels * step) <= best * (1 + RTOL)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-40, -1.0])
+def test_nothing_to_fit_around_zero_gets_a_unit_range(value: float) -> None:
+    assert float(search_around_zero(torch.full((3, 5), value), 0, 127)) == pytest.approx(1 / 127)
 
 
 @pytest.mark.parametrize("signed", [False, True])

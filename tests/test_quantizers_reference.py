@@ -16,6 +16,7 @@ from quantizer_references import (
     WEIGHT_REFERENCES,
     Array,
     Reference,
+    levels_around_zero,
     weight_levels,
 )
 from torch import Tensor, nn
@@ -130,6 +131,21 @@ def activation_parameters(
     return values
 
 
+def symmetric_parameters(
+    method: str, bits: int, unit: float, signed: bool, rng: np.random.Generator
+) -> dict[str, float]:
+    """Parameters under which the step is ``unit`` around a fixed zero, some negative."""
+    steps, zero = levels_around_zero(bits, signed)
+    if method in ("ste", "dorefa"):
+        return {"lower": -zero * unit, "upper": (steps - zero) * unit}
+    name = {"lsq": "step", "pact": "alpha", "ewgs": "upper"}[method]
+    size = unit if method == "lsq" else (steps - zero) * unit
+    values = {name: size * rng.choice([-1, 1])}
+    if method == "ewgs":
+        values["out_step"] = float(np.float32(unit * rng.uniform(0.5, 2)))
+    return values
+
+
 def delta_of(method: str, rng: np.random.Generator) -> float:
     """δ > 0 for half the cases of the methods that use it (a float32 exactly)."""
     return float(rng.choice([0.0, 0.75])) if METHODS[method].scales_gradient else 0.0
@@ -166,9 +182,12 @@ def compare_weight(method: str, bits: int, per_channel: bool, case: Case) -> Non
     _compare(quantizer, weight, output, case, rows, reference)
 
 
-def compare_activation(method: str, bits: int, signed: bool, case: Case) -> None:
+def compare_activation(
+    method: str, bits: int, signed: bool, case: Case, *, symmetric: bool = False
+) -> None:
     """Run the module on ``(samples, features)`` and compare."""
-    quantizer = METHODS[method].activation(bits, signed)
+    quantizer = METHODS[method].activation(bits, signed, symmetric=symmetric)
+    around = levels_around_zero(bits, signed) if symmetric else None
     quantizer.observe(torch.ones(1, 1))
     for name, value in case.parameters[0].items():
         getattr(quantizer, name).data.fill_(value)
@@ -177,7 +196,7 @@ def compare_activation(method: str, bits: int, signed: bool, case: Case) -> None
 
     def reference(index: int) -> Reference:
         values = case.x.double().numpy(), case.grad.double().numpy()
-        return ACTIVATION_REFERENCES[method](*values, bits, case.parameters[0], case.delta)
+        return ACTIVATION_REFERENCES[method](*values, bits, case.parameters[0], case.delta, around)
 
     _compare(quantizer, x, quantizer(x)[0], case, [slice(None)], reference)
 
@@ -456,3 +475,72 @@ def test_activations_whose_range_vanishes(
         delta_of(method, rng),
     )
     compare_activation(method, bits, signed, case)
+
+
+# -- activations around a fixed zero -------------------------------------------------------------
+
+some_widths = pytest.mark.parametrize("bits", [1, 2, 4, 8])
+few = settings(max_examples=4, deadline=None)
+
+
+@every_method
+@some_widths
+@both_signs
+@few
+@given(data=st.data(), seed=seeds, dtype=dtypes)
+def test_symmetric_activations_on_ties_levels_and_bounds(
+    method: str, bits: int, signed: bool, data: st.DataObject, seed: int, dtype: torch.dtype
+) -> None:
+    rng = np.random.default_rng(seed)
+    steps, _ = levels_around_zero(bits, signed)
+    positions = np.array(data.draw(exact_positions(steps, SAMPLES * FEATURES)))
+    unit = 2.0 ** rng.integers(-6, 3)
+    x = (unit * positions).reshape(SAMPLES, FEATURES)
+    case = Case(
+        torch.tensor(x, dtype=torch.float32).to(dtype),
+        gradient(rng, x.shape, dtype),
+        [symmetric_parameters(method, bits, unit, signed, rng)],
+        delta_of(method, rng),
+    )
+    compare_activation(method, bits, signed, case, symmetric=True)
+
+
+@every_method
+@some_widths
+@both_signs
+@few
+@given(seed=seeds, scale=st.sampled_from([1e-4, 1e-2, 1.0, 100.0]))
+def test_symmetric_activations_of_any_scale(
+    method: str, bits: int, signed: bool, seed: int, scale: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    steps, zero = levels_around_zero(bits, signed)
+    unit = float(np.float32(scale * rng.uniform(0.3, 3)))
+    positions = settled(spread_positions(rng, steps, SAMPLES * FEATURES), -zero, steps - zero)
+    case = Case(
+        torch.tensor((unit * positions).reshape(SAMPLES, FEATURES), dtype=torch.float32),
+        gradient(rng, (SAMPLES, FEATURES), torch.float32),
+        [float32(symmetric_parameters(method, bits, unit, signed, rng))],
+        delta_of(method, rng),
+    )
+    compare_activation(method, bits, signed, case, symmetric=True)
+
+
+@pytest.mark.parametrize("method", ["ewgs", "lsq", "pact"])
+@some_widths
+@both_signs
+@pytest.mark.parametrize("width", [0.0, 1e-9, -1e-9])
+def test_symmetric_activations_whose_range_vanishes(
+    method: str, bits: int, signed: bool, width: float
+) -> None:
+    rng = np.random.default_rng(bits)
+    positions = rng.permutation(np.repeat([0.0, 1e5, -1e5, 0.2], 6)).reshape(SAMPLES, FEATURES)
+    name = {"lsq": "step", "pact": "alpha", "ewgs": "upper"}[method]
+    parameters = {name: width} | ({"out_step": 0.5} if method == "ewgs" else {})
+    case = Case(
+        torch.tensor(positions * EPSILON, dtype=torch.float32),
+        gradient(rng, (SAMPLES, FEATURES), torch.float32),
+        [float32(parameters)],
+        delta_of(method, rng),
+    )
+    compare_activation(method, bits, signed, case, symmetric=True)

@@ -48,18 +48,42 @@ def build_model(
     Raises:
         ExportError: if the opset is out of range or a node has no ONNX form, naming it.
     """
+    packs = () if options.pack is False else packs
+    limit = opset_limit(options, opsets)
+    packed = packing.plan(graph, packs, limit, insist=options.pack is True)
+    opset = opset_for(graph, options, opsets, *(layer.opset for layer in packed.values()))
+    return Writer(graph, options, opset, EMITTERS if emitters is None else emitters, packed).model()
+
+
+def opset_limit(options: ExportOptions, opsets: range) -> int:
+    """The highest opset that a file may have.
+
+    Raises:
+        ExportError: if the one asked for is out of range.
+    """
     if options.opset is not None and options.opset not in opsets:
         raise ExportError(
             f"opset: wanted {opsets.start} to {opsets[-1]}, got {options.opset}; "
             "leave it out for the lowest that will do"
         )
-    packs = () if options.pack is False else packs
-    limit = opsets[-1] if options.opset is None else options.opset
-    packed = packing.plan(graph, packs, limit, insist=options.pack is True)
-    needed = opset_needed(graph, limit)
-    lowest = max([opsets.start, needed, *(layer.opset for layer in packed.values())])
-    opset = lowest if options.opset is None else options.opset
-    return Writer(graph, options, opset, EMITTERS if emitters is None else emitters, packed).model()
+    return opsets[-1] if options.opset is None else options.opset
+
+
+def opset_for(graph: g.IntegerGraph, options: ExportOptions, opsets: range, *needed: int) -> int:
+    """The opset asked for, or the lowest that will do (rule 21).
+
+    Args:
+        graph: the integers.
+        options: of the file.
+        opsets: those that the target can have.
+        *needed: opsets that more than the graph needs.
+
+    Raises:
+        ExportError: if the one asked for is out of range, or too low for a node, naming it.
+    """
+    limit = opset_limit(options, opsets)
+    lowest = max(opsets.start, opset_needed(graph, limit), *needed)
+    return lowest if options.opset is None else options.opset
 
 
 # -- constants of layers ----------------------------------------------------------------------

@@ -25,6 +25,7 @@ from sqakd_deploy.spec import QuantSpec
 from sqakd_exporters.forms import as_conv, as_float
 from sqakd_exporters.joining import with_codes_joined
 from sqakd_exporters.qdq import EMITTERS
+from sqakd_exporters.reals import RealWriter, real_bias, real_pad
 from sqakd_exporters.saving import save_checked
 from sqakd_exporters.writer import Emitters, Writer
 
@@ -62,7 +63,7 @@ class QonnxExporter:
             raise ExportError("input: QONNX files take prepared floats; leave --input out")
         if options.opset not in (None, OPSET):
             raise ExportError(f"opset: QONNX files have {OPSET}, got {options.opset}; leave it out")
-        writer = _QonnxWriter(with_codes_joined(graph), options, OPSET, _EMITTERS)
+        writer = RealWriter(with_codes_joined(graph), options, OPSET, _EMITTERS)
         model = writer.model()
         model.opset_imports[DOMAIN] = 1
         return Artifact(path, self.name, save_checked(model, path))
@@ -105,13 +106,6 @@ def _require_qonnx() -> None:
 
 
 # -- writing ---------------------------------------------------------------------------------------
-
-
-class _QonnxWriter(Writer):
-    """Holds every value as floats; one on a grid is there already."""
-
-    def _real(self, name: str) -> ir.Value:
-        return self._held[name]
 
 
 def code_range(low: int, high: int) -> tuple[int, bool]:
@@ -188,30 +182,14 @@ def _weight(writer: Writer, node: g.Conv | g.Linear) -> ir.Value:
     return _quant(writer, values, f"{name}/quant", scale, zero, bits, signed=signed)
 
 
-def _bias(writer: Writer, node: g.Conv | g.Linear) -> list[ir.Value]:
-    if node.bias is None:
-        return []
-    bias = node.bias
-    if isinstance(bias, g.IntBias):
-        bias = (bias.codes.astype(np.float64) * bias.scale).astype(np.float32)
-    return [writer.constant(f"{node.name}/bias", bias)]
-
-
 def _conv(writer: Writer, node: g.Conv) -> None:
-    as_conv(writer, node, _weight(writer, node), *_bias(writer, node))
+    as_conv(writer, node, _weight(writer, node), *real_bias(writer, node))
 
 
 def _linear(writer: Writer, node: g.Linear) -> None:
-    as_float(writer, node, "Gemm", _weight(writer, node), *_bias(writer, node), transB=1)
-
-
-def _pad(writer: Writer, node: g.Pad) -> None:
-    amounts = writer.integers(f"{node.name}/amounts", [*node.before, *node.after])
-    zero = writer.constant(f"{node.name}/zero", np.array(0.0, np.float32))
-    output = writer.op("Pad", [writer.held(node), amounts, zero], node.output, node.name)
-    writer.hold(node, output, writer.grid(node))
+    as_float(writer, node, "Gemm", _weight(writer, node), *real_bias(writer, node), transB=1)
 
 
 _EMITTERS: Emitters = MappingProxyType(
-    {**EMITTERS, g.Quantize: _quantize, g.Conv: _conv, g.Linear: _linear, g.Pad: _pad}
+    {**EMITTERS, g.Quantize: _quantize, g.Conv: _conv, g.Linear: _linear, g.Pad: real_pad}
 )

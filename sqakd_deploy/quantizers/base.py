@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sqakd_deploy.errors import SpecError
-from sqakd_deploy.quantizers.ranges import search_range, search_step
+from sqakd_deploy.quantizers.ranges import search_around_zero, search_range, search_step
 from sqakd_deploy.quantizers.unified import Rule, discretise, round_through, unified_quantize
 
 Quantised = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -126,6 +126,11 @@ class ActivationQuantizer(nn.Module, ABC):
     After a ReLU (``signed=False``) the zero-point is 0. Elsewhere it is an integer learned with
     the range. Zero is always a level, so that zero padding is exact.
 
+    ``symmetric`` is for runtimes that know int8 with zero-point 0 and nothing else. The scale is
+    then all that is learned: signed inputs have the levels ``−2^(b−1) … 2^(b−1) − 1``, here counted
+    from the lowest with the fixed zero-point ``2^(b−1)``; others ``0 … 2^b − 1``, at 8 bits ``0 …
+    127``. At 1 bit both have 0 and 1: a level below zero would leave none above.
+
     The range is set by the first batches seen while :attr:`observing`, or by the first batch in
     training mode; several batches are averaged.
 
@@ -133,6 +138,13 @@ class ActivationQuantizer(nn.Module, ABC):
         bits: bit-width.
         signed: the input takes negative values.
         limit: the range never exceeds it; 6 after ReLU6, which the range then replaces.
+        symmetric: no zero-point is learned, and all codes fit int8 around 0.
+
+    Attributes:
+        steps: between the lowest and the highest code.
+        learns_zero: whether the zero-point is learned.
+        fixed_zero: the zero-point where it is not.
+        top: codes above zero, where the zero-point is fixed.
     """
 
     rule_options: dict[str, Any] = {}  # noqa: RUF012 - constant, extended by methods
@@ -141,12 +153,18 @@ class ActivationQuantizer(nn.Module, ABC):
     bit_width: Tensor
     batches_observed: Tensor
 
-    def __init__(self, bits: int, signed: bool, limit: float | None = None) -> None:
+    def __init__(
+        self, bits: int, signed: bool, limit: float | None = None, symmetric: bool = False
+    ) -> None:
         super().__init__()
         self.bits = check_bits(bits)
         self.signed = signed
         self.limit = limit
-        self.steps = 2**bits - 1
+        self.symmetric = symmetric
+        self.learns_zero = signed and not symmetric
+        self.steps = 127 if symmetric and not signed and bits == 8 else 2**bits - 1
+        self.fixed_zero = 2 ** (bits - 1) if symmetric and signed and bits > 1 else 0
+        self.top = self.steps - self.fixed_zero
         self.rule = Rule(self.steps, **self.rule_options)
         self.observing = False
         self._ready = False  # mirrors batches_observed > 0 without reading a tensor each step
@@ -195,7 +213,11 @@ class ActivationQuantizer(nn.Module, ABC):
 
     def search(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The range (l, u) that fits a batch best, within :attr:`limit`."""
-        lower, upper = search_range(x, self.bits, signed=self.signed)
+        if self.symmetric:
+            step = search_around_zero(x, -self.fixed_zero, self.top)
+            lower, upper = -self.fixed_zero * step, self.top * step
+        else:
+            lower, upper = search_range(x, self.bits, signed=self.signed)
         return lower, upper if self.limit is None else upper.clamp(max=self.limit)
 
     @torch.no_grad()
@@ -215,6 +237,10 @@ class ActivationQuantizer(nn.Module, ABC):
         """Forget the batches observed; the next ones set the range anew."""
         self.batches_observed.zero_()
         self._ready = False
+
+    def zero_like(self, step: Tensor) -> Tensor:
+        """The zero-point where it is not learned, as a constant beside ``step``."""
+        return torch.full_like(step, float(self.fixed_zero))
 
     @torch.no_grad()
     def grid(self) -> tuple[float, int, float]:

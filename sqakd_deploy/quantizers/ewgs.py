@@ -50,7 +50,8 @@ class EwgsActivation(ActivationQuantizer):
 
     Departure for signed inputs: the zero-point is the integer next to ``−l/step``, because a level
     that stands for zero is what makes padding exact. Moving it changes clipped elements only, which
-    give the bounds no gradient here, so l and u learn through the step.
+    give the bounds no gradient here, so l and u learn through the step. Around a fixed zero-point u
+    is learned, and l is its mirror image.
     """
 
     lower: nn.Parameter
@@ -59,7 +60,7 @@ class EwgsActivation(ActivationQuantizer):
 
     def build(self) -> None:
         self.upper = nn.Parameter(torch.tensor(1.0))
-        if self.signed:
+        if self.learns_zero:
             self.lower = nn.Parameter(torch.tensor(0.0))
         self.register_buffer("out_step", torch.tensor(1.0))
 
@@ -67,16 +68,18 @@ class EwgsActivation(ActivationQuantizer):
     def set_range(self, x: Tensor, weight: float) -> None:
         lower, upper = self.search(x)
         self.upper.lerp_(upper, weight)
-        if self.signed:
+        if self.learns_zero:
             self.lower.lerp_(lower, weight)
         self.out_step.copy_(self._step().clamp(min=MIN_STEP))
 
     def _step(self) -> Tensor:
-        width = self.upper - self.lower if self.signed else self.upper
-        step = positive(width / self.steps)
+        if self.learns_zero:
+            step = positive((self.upper - self.lower) / self.steps)
+        else:
+            step = positive(self.upper / self.top)
         return step if self.limit is None else at_most(step, self.limit / self.steps)
 
     def operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         step = self._step()
-        zero = -self.lower / step if self.signed else torch.zeros_like(step)
+        zero = -self.lower / step if self.learns_zero else self.zero_like(step)
         return step, zero.detach(), self.out_step

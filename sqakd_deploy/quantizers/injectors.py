@@ -42,6 +42,7 @@ class _ActQuant(ExtendedInjector):
     proxy_class = _UnsignedCodes
     act_impl = None
     limit = None
+    symmetric = False
 
 
 def weight_quant(
@@ -64,7 +65,11 @@ def weight_quant(
 
 
 def act_quant(
-    method: str = "lsq", bits: int = 4, signed: bool = False, limit: float | None = None
+    method: str = "lsq",
+    bits: int = 4,
+    signed: bool = False,
+    limit: float | None = None,
+    symmetric: bool = False,
 ) -> type[ExtendedInjector]:
     """An injector for ``input_quant=``, ``act_quant=`` or ``output_quant=``.
 
@@ -73,6 +78,7 @@ def act_quant(
         bits: 1 to 8.
         signed: the tensor takes negative values; False after a ReLU.
         limit: the range never exceeds it.
+        symmetric: codes fit int8 around zero-point 0, for runtimes that know nothing else.
 
     Raises:
         SpecError: if the method is unknown or the bits are out of range.
@@ -82,5 +88,6 @@ def act_quant(
         bits=check_bits(bits),
         signed=signed,
         limit=limit,
+        symmetric=symmetric,
     )
     return injector

@@ -38,7 +38,8 @@ class LsqActivation(ActivationQuantizer):
     """``s·(round(clip(x/s, −z, n − z)))`` with s and, where signed, z learned.
 
     ∂x̂/∂s as for weights; ∂x̂/∂z is −s outside the range and 0 inside (LSQ+ eq. 6). Both are scaled
-    by ``1/√(N·Q_p)``, N the features of one sample and Q_p the highest code.
+    by ``1/√(N·Q_p)``, N the features of one sample and Q_p the highest code (counted from zero
+    where the zero-point is fixed, as in LSQ).
     """
 
     step: nn.Parameter
@@ -46,7 +47,7 @@ class LsqActivation(ActivationQuantizer):
 
     def build(self) -> None:
         self.step = nn.Parameter(torch.tensor(1.0))
-        if self.signed:
+        if self.learns_zero:
             self.zero_point = nn.Parameter(torch.tensor(0.0))
 
     @torch.no_grad()
@@ -54,13 +55,15 @@ class LsqActivation(ActivationQuantizer):
         lower, upper = self.search(x)
         step = ((upper - lower) / self.steps).clamp(min=MIN_STEP)
         self.step.lerp_(step, weight)
-        if self.signed:
+        if self.learns_zero:
             self.zero_point.lerp_(-lower / step, weight)
 
     def operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        factor = 1.0 / math.sqrt(x[0].numel() * self.steps)
+        highest = self.steps if self.learns_zero else self.top
+        factor = 1.0 / math.sqrt(x[0].numel() * highest)
         step = positive(scale_gradient(self.step, factor))
         if self.limit is not None:
             step = at_most(step, self.limit / self.steps)
-        zero = scale_gradient(self.zero_point, factor) if self.signed else torch.zeros_like(step)
-        return step, zero, step
+        if not self.learns_zero:
+            return step, self.zero_like(step), step
+        return step, scale_gradient(self.zero_point, factor), step

@@ -18,8 +18,8 @@ class PactActivation(ActivationQuantizer):
     """``α·round(n·clip(x/α, 0, 1))/n``; ∂x̂/∂α is 1 for x > α and 0 below (PACT eq. 3;
     x = α counts as inside, as in SQAKD §3.1).
 
-    Signed inputs get a lower bound that learns in the same way. α decays like a weight (PACT
-    §3.2).
+    Signed inputs get a lower bound that learns in the same way; around a fixed zero-point it is α's
+    mirror image, ``−α·z/top``. α decays like a weight (PACT §3.2).
     """
 
     rule_options = {"residual": Residual.SKIP}  # noqa: RUF012
@@ -29,20 +29,22 @@ class PactActivation(ActivationQuantizer):
 
     def build(self) -> None:
         self.alpha = nn.Parameter(torch.tensor(1.0))
-        if self.signed:
+        if self.learns_zero:
             self.lower = nn.Parameter(torch.tensor(0.0))
 
     @torch.no_grad()
     def set_range(self, x: Tensor, weight: float) -> None:
         lower, upper = self.search(x)
         self.alpha.lerp_(upper, weight)
-        if self.signed:
+        if self.learns_zero:
             self.lower.lerp_(lower, weight)
 
     def operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        width = self.alpha - self.lower if self.signed else self.alpha
-        step = positive(width / self.steps)
+        if self.learns_zero:
+            step = positive((self.alpha - self.lower) / self.steps)
+        else:
+            step = positive(self.alpha / self.top)
         if self.limit is not None:
             step = at_most(step, self.limit / self.steps)
-        zero = -self.lower / step if self.signed else torch.zeros_like(step)
+        zero = -self.lower / step if self.learns_zero else self.zero_like(step)
         return step, zero, step

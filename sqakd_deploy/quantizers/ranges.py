@@ -52,6 +52,30 @@ def search_range(x: Tensor, bits: int, *, signed: bool) -> tuple[Tensor, Tensor]
     return low * fractions[best], high * fractions[best]
 
 
+def search_around_zero(x: Tensor, low: int, high: int) -> Tensor:
+    """The step that costs the least squared error on the codes ``low … high``, 0 among them.
+
+    Args:
+        x: activations, any shape.
+        low: lowest code, at most 0.
+        high: highest code, at least 1.
+
+    Returns:
+        A scalar; 1 over the number of codes above zero where there is nothing to fit.
+    """
+    sample = thin_out(x.detach().float())
+    full = sample.max().clamp(min=0) / high
+    if low < 0:
+        full = torch.maximum(full, sample.min().clamp(max=0) / low)
+    if full < MIN_STEP:
+        return torch.ones_like(full) / high
+    steps = full * _fractions(x.device)
+    bounds = sample.new_tensor(float(low)), sample.new_tensor(float(high))
+    _, level = discretise(sample / steps[:, None], *bounds, 0.0)
+    best = ((level * steps[:, None] - sample) ** 2).mean(dim=1).argmin()
+    return steps[best]
+
+
 def search_step(w: Tensor, low: float, high: float, offset: float) -> Tensor:
     """The step per row that costs the least squared error on a fixed set of levels.
 

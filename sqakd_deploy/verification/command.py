@@ -13,6 +13,7 @@ from sqakd_deploy.plugins import get_runtime
 from sqakd_deploy.verification.reference import Reference, load_reference, save_reference
 from sqakd_deploy.verification.stages import Tolerance
 from sqakd_deploy.verification.tables import (
+    conformance_table,
     constants_lines,
     coverage_lines,
     layers_lines,
@@ -99,6 +100,8 @@ def _save(answers: Reference, path: Path) -> None:
 def _print(report: Verification) -> None:
     out = Console()
     out.print(parity_table(report.parity))
+    if report.parity.conformance is not None:
+        out.print(conformance_table(report.parity.conformance))
     if report.layers is not None:
         out.print(layers_table(report.layers))
     out.print(saturation_table(report.saturation))

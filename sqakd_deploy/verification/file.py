@@ -82,7 +82,8 @@ class QdqFile:
     @property
     def target(self) -> str | None:
         """The target that the file was written for, if it says so."""
-        return self._fact("sqakd.spec", "target")
+        own = self._json("sqakd.target")
+        return own if isinstance(own, str) else self._fact("sqakd.spec", "target")
 
     @property
     def is_qdq(self) -> bool:
@@ -96,12 +97,18 @@ class QdqFile:
 
     def _fact(self, key: str, field: str) -> str | None:
         """A text in the file's metadata, None where there is none."""
+        facts = self._json(key)
+        value = facts.get(field) if isinstance(facts, dict) else None
+        return value if isinstance(value, str) else None
+
+    def _json(self, key: str) -> object:
+        """What stands under a key of the metadata, None where it is missing or no JSON."""
         facts = {entry.key: entry.value for entry in self.model.metadata_props}
         try:
-            value = json.loads(facts.get(key, "{}")).get(field)
-        except (ValueError, AttributeError):
+            found: object = json.loads(facts.get(key, "null"))
+        except ValueError:
             return None
-        return value if isinstance(value, str) else None
+        return found
 
     @property
     def batch(self) -> int | None:
@@ -111,6 +118,19 @@ class QdqFile:
         return int(dims[0].dim_value) or None if dims else None
 
     # -- constants ---------------------------------------------------------------------------
+
+    @property
+    def quantizers(self) -> dict[str, NodeProto]:
+        """Every named QuantizeLinear, in topological order."""
+        return {n.name: n for n in self._nodes if n.name and n.op_type == "QuantizeLinear"}
+
+    def producer(self, name: str) -> NodeProto | None:
+        """The node that writes a value."""
+        return self._producers.get(name)
+
+    def reader_count(self, name: str) -> int:
+        """How many nodes read a value."""
+        return len(self._readers.get(name, []))
 
     def constant(self, name: str) -> NDArray[Any] | None:
         """What a constant holds; None for a value that depends on the images."""

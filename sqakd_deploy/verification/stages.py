@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sqakd_deploy.errors import ParityError
-from sqakd_deploy.exporting import Coverage, Runtime, Session, stages_of
+from sqakd_deploy.exporting import Conformance, Coverage, Runtime, Session, stages_of
 from sqakd_deploy.files import size_on_disk
 from sqakd_deploy.graph import IntegerGraph
 from sqakd_deploy.verification.measures import Logits, accuracy, agreement
@@ -72,6 +72,7 @@ class ParityReport:
             stored so. None where they are not known.
         tolerance: what was allowed.
         skipped: why a runtime took no part, by its name.
+        conformance: the documented rules of a target whose runtime files are not run in.
     """
 
     samples: int
@@ -85,10 +86,11 @@ class ParityReport:
     narrow_layers: int | None
     tolerance: Tolerance
     skipped: Mapping[str, str]
+    conformance: Conformance | None = None
 
     @property
     def failures(self) -> list[str]:
-        """What exceeds the tolerance, a line each; empty if the export is proven."""
+        """What exceeds the tolerance and which rules are broken, a line each; empty if proven."""
         first, *all_others = self.stages
         others = [stage for stage in all_others if stage.decides]
         found = [
@@ -106,7 +108,7 @@ class ParityReport:
                     f"{stage.name}: top-1 {stage.top1:.2f} % is {gap:.2f} points from the "
                     f"student's {first.top1:.2f} %, more than {self.tolerance.accuracy:.2f}"
                 )
-        return found
+        return found if self.conformance is None else found + self.conformance.failures
 
     def raise_for_failures(self) -> None:
         """Raise if the file exceeds the tolerance.
@@ -115,11 +117,20 @@ class ParityReport:
             ParityError: with every failure.
         """
         if self.failures:
-            raise ParityError("the exported file is not its student: " + "; ".join(self.failures))
+            broken = self.conformance is not None and bool(self.conformance.failures)
+            what = "breaks rules of its target" if broken else "is not its student"
+            raise ParityError(f"the exported file {what}: " + "; ".join(self.failures))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for json."""
-        return asdict(self) | {"passed": not self.failures, "failures": self.failures}
+        facts = asdict(self) | {"passed": not self.failures, "failures": self.failures}
+        del facts["conformance"]
+        return facts | conformance_facts(self)
+
+
+def conformance_facts(report: ParityReport) -> dict[str, Any]:
+    """The rules that a report is about, for json; nothing where there are none."""
+    return {} if report.conformance is None else {"conformance": report.conformance.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -208,7 +219,11 @@ def run_stages(
 
 
 def report_of(
-    path: Path, runs: Runs, expected: Expected, tolerance: Tolerance | None = None
+    path: Path,
+    runs: Runs,
+    expected: Expected,
+    tolerance: Tolerance | None = None,
+    conformance: Conformance | None = None,
 ) -> ParityReport:
     """Compare all answers with the expected ones.
 
@@ -217,6 +232,7 @@ def report_of(
         runs: what it answered.
         expected: what it should have.
         tolerance: what :attr:`ParityReport.failures` counts as failing.
+        conformance: the rules that were checked, where the target has a profile.
     """
     outputs, sizes = {expected.name: expected.logits, **runs.outputs}, expected.sizes
     return ParityReport(
@@ -234,6 +250,7 @@ def report_of(
         narrow_layers=sizes.narrow_layers if sizes else None,
         tolerance=tolerance or Tolerance(),
         skipped=runs.skipped,
+        conformance=conformance,
     )
 
 

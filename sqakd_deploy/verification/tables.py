@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from rich.console import JustifyMethod
 from rich.table import Table
 
-from sqakd_deploy.exporting import FloatFallback
+from sqakd_deploy.exporting import Conformance, FloatFallback
 from sqakd_deploy.verification.layers import KINDS, Begin, Kind, LayersReport, TensorReport
 from sqakd_deploy.verification.saturation import SaturationReport
 from sqakd_deploy.verification.stages import ParityReport
@@ -45,8 +45,23 @@ def parity_table(report: ParityReport) -> Table:
     return table
 
 
+def conformance_table(conformance: Conformance) -> Table:
+    """Each documented rule, and where it is broken."""
+    title = f"Documented rules of {conformance.runtime}, which the file was not run in"
+    table = Table(title=title, title_justify="left")
+    for heading in ("rule", "says", "documented by", "", "where"):
+        table.add_column(heading)
+    for check in conformance.checks:
+        verdict = "held" if check.held else "broken"
+        table.add_row(check.rule, check.says, check.source, verdict, "\n".join(check.broken))
+    return table
+
+
 def coverage_lines(report: ParityReport) -> list[str]:
-    """Integer coverage and float fall-backs, a line each."""
+    """Integer coverage and float fall-backs, a line each; of a profile, what is not known."""
+    if report.conformance is not None:
+        unknown = f"which layers {report.conformance.runtime} runs in integers is not known"
+        return [report.conformance.statement, unknown, *_other_lines(report), *_size_lines(report)]
     counts = ", ".join(
         f"{report.coverage.integer.get(op, 0)} of {total} {op}"
         for op, total in sorted(report.coverage.total.items())
@@ -54,14 +69,18 @@ def coverage_lines(report: ParityReport) -> list[str]:
     lines = [f"in integers: {counts}"]
     lines += _float_lines(report.coverage.fallbacks)
     lines += [f"not folded at load, runs every time: {name}" for name in report.coverage.unfolded]
-    lines += [
+    return [*lines, *_other_lines(report), *_size_lines(report)]
+
+
+def _other_lines(report: ParityReport) -> list[str]:
+    """What stands beside the proof: runtimes that decide nothing, or took no part."""
+    lines = [
         f"shown, decides nothing: {stage.name}: the file was not placed for it; "
         f"--runtime {stage.name} makes its answers count"
         for stage in report.stages
         if not stage.decides
     ]
-    lines += [f"took no part: {name}: {reason}" for name, reason in report.skipped.items()]
-    return [*lines, *_size_lines(report)]
+    return lines + [f"took no part: {name}: {reason}" for name, reason in report.skipped.items()]
 
 
 _FEW = 3

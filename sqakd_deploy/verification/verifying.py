@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sqakd_deploy.errors import DataError, ParityError
-from sqakd_deploy.exporting import Runtime
-from sqakd_deploy.plugins import exporters, get_exporter, get_runtime, runtimes
+from sqakd_deploy.exporting import Conformance, Exporter, Runtime, conformance_of
+from sqakd_deploy.plugins import exporters, get_runtime, runtimes
 from sqakd_deploy.verification.constants import (
     SCALE,
     STEP,
@@ -20,11 +20,19 @@ from sqakd_deploy.verification.constants import (
     Difference,
     compare_constants,
 )
+from sqakd_deploy.verification.equivalents import in_one_form
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.layers import LayersReport, compare_layers
 from sqakd_deploy.verification.reference import Reference, Tensor
 from sqakd_deploy.verification.saturation import SaturationReport, saturation_of
-from sqakd_deploy.verification.stages import ParityReport, Runs, Tolerance, report_of, run_stages
+from sqakd_deploy.verification.stages import (
+    ParityReport,
+    Runs,
+    Tolerance,
+    conformance_facts,
+    report_of,
+    run_stages,
+)
 
 _DEFAULT_RUNTIME = "onnxruntime"
 _NAMED = 5  # failures in an error's one line; the report has all
@@ -74,7 +82,8 @@ class Verification:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for json."""
         facts = asdict(replace(self, reference=None))  # type: ignore[arg-type]
-        del facts["reference"]
+        del facts["reference"], facts["parity"]["conformance"]
+        facts["parity"] |= conformance_facts(self.parity)
         facts["saturation"]["summary"] = self.saturation.summary
         if self.layers is not None:
             facts["layers"]["first"] = self.layers.first.name if self.layers.first else None
@@ -123,7 +132,7 @@ def verify_file(
         able = {name: other for name, other in others.items() if name not in runs.skipped}
         wrong = {difference.layer for difference in differences or ()}
         layers = _layers(file, reference, layer_samples, runtime, able, wrong)
-    parity = report_of(path, runs, expected, tolerance)
+    parity = report_of(path, runs, expected, tolerance, _conformance(file))
     return Verification(parity, differences, layers, saturation_of(file), reference)
 
 
@@ -131,13 +140,14 @@ def compare_with_student(file: QdqFile, expected: Constants) -> list[Difference]
     """Compare a file's constants with a student's.
 
     A file that takes pixels as codes has no first quantizer; what is left of it is the scale that
-    the first layer multiplies its input by.
+    the first layer multiplies its input by. Numbers in another form are no difference.
     """
+    expected, constants = in_one_form(file, expected, file.constants)
     first = next((name for name, facts in expected.items() if STEP in facts), None)
     if not file.takes_codes or first is None:
-        return compare_constants(expected, file.constants)
+        return compare_constants(expected, constants)
     wanted = {**expected, first: {SCALE: expected[first][SCALE]}}
-    return compare_constants(wanted, {**file.constants, first: {SCALE: file.input_scales()}})
+    return compare_constants(wanted, {**constants, first: {SCALE: file.input_scales()}})
 
 
 def _batches(file: QdqFile, reference: Reference) -> list[NDArray[np.float32]]:
@@ -164,8 +174,18 @@ def _with_tensors(
 
 def proving_runtime(file: QdqFile) -> Runtime:
     """The runtime of the target that a file was written for; ONNX Runtime where it says none."""
-    known = file.target is not None and file.target in exporters()
-    return get_runtime(get_exporter(file.target).runtime if known else _DEFAULT_RUNTIME)  # type: ignore[arg-type]
+    exporter = _exporter(file)
+    return get_runtime(_DEFAULT_RUNTIME if exporter is None else exporter.runtime)
+
+
+def _exporter(file: QdqFile) -> Exporter | None:
+    """The exporter of the target that a file was written for, if it says and has one here."""
+    return None if file.target is None else exporters().get(file.target)
+
+
+def _conformance(file: QdqFile) -> Conformance | None:
+    exporter = _exporter(file)
+    return None if exporter is None else conformance_of(exporter, file.path)
 
 
 def _layers(

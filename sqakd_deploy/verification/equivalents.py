@@ -1,0 +1,133 @@
+"""Constants that a file states in another form than its student, and that mean the same.
+
+Targets differ in what they want bounded and how: codes by an integer Clip, or reals by a float one
+before they are rounded; codes that are not negative as int8 or as uint8; biases as int32 codes, or
+as the floats that these stand for. Here the student's and the file's constants are brought into one
+form, so that only other numbers differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from sqakd_deploy.verification import constants as c
+from sqakd_deploy.verification.file import QdqFile
+
+_MOVING = (
+    "Add",
+    "AveragePool",
+    "Concat",
+    "Flatten",
+    "GlobalAveragePool",
+    "MaxPool",
+    "Mul",
+    "Pad",
+    "Reshape",
+    "Slice",
+    "Transpose",
+)
+"""Operators that make nothing negative of what is not; shapes and amounts are not looked at."""
+
+_SEVERAL = ("Add", "Concat", "Mul")
+_POSITIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
+
+
+def in_one_form(
+    file: QdqFile, expected: c.Constants, found: c.Constants
+) -> tuple[c.Constants, c.Constants]:
+    """The student's and the file's constants, alike wherever they mean the same.
+
+    Args:
+        file: whose constants ``found`` are.
+        expected: of the student.
+        found: of the file.
+
+    Returns:
+        ``expected`` and ``found``; only bounds and biases may have changed.
+    """
+    wanted = {name: _float_bias(facts, found.get(name, {})) for name, facts in expected.items()}
+    adjusted = dict(found)
+    for part, quantizer in file.quantizers.items():
+        name = part if part in expected else part.rpartition("/")[0]
+        facts = expected.get(name, {})
+        if c.LOWEST not in facts or c.LOWEST not in found.get(part, {}):
+            continue
+        facts = wanted[name] = _as_unsigned(facts, found[part])
+        before = file.producer(quantizer.input[0])
+        clip = before.name if before is not None and before.op_type in ("Clip", "Relu") else ""
+        own = _codes(found[part], found.get(clip, {}))
+        if int(facts[c.LOWEST]) == int(facts[c.ZERO_POINT]) and _never_negative(
+            file, quantizer.input[0]
+        ):
+            own = max(own[0], int(found[part][c.ZERO_POINT])), own[1]
+        right = _codes(facts, expected.get(clip, {}))
+        adjusted[part] = _with_codes(found[part], own)
+        wanted[name] = _with_codes(facts, right)
+        if own == right and clip in expected and file.reader_count(quantizer.input[0]) == 1:
+            adjusted[clip] = expected[clip]
+    return wanted, adjusted
+
+
+def _float_bias(facts: c.Facts, found: c.Facts) -> c.Facts:
+    """A student's int32 bias as the floats that a file has instead."""
+    if c.BIAS_CODES not in facts or c.BIAS not in found:
+        return facts
+    real = facts[c.BIAS_CODES].astype(np.float64) * facts[c.BIAS_SCALE]
+    others = {k: v for k, v in facts.items() if k not in (c.BIAS_CODES, c.BIAS_SCALE)}
+    return {**others, c.BIAS: real.astype(np.float32)}
+
+
+def _as_unsigned(facts: c.Facts, found: c.Facts) -> c.Facts:
+    """Codes of int8 that are not negative, counted from 0 where a file holds them as uint8."""
+    middle = -c.offset("int8")
+    if int(facts[c.LOWEST]) < middle or int(found[c.ZERO_POINT]) >= middle:
+        return facts
+    counted = (c.ZERO_POINT, c.LOWEST, c.HIGHEST, c.READER_ZERO)
+    return {**facts, **{name: facts[name] - middle for name in counted}}
+
+
+def _codes(quantizer: c.Facts, clip: c.Facts) -> tuple[int, int]:
+    """The codes that a quantizer really gives, bounds of the reals before it included.
+
+    Rounding keeps order: what a bound cuts rounds to the code that the bound rounds to.
+    """
+    step, zero = quantizer[c.STEP], int(quantizer[c.ZERO_POINT])
+    low, high = int(quantizer[c.LOWEST]), int(quantizer[c.HIGHEST])
+    if c.LOWER in clip:
+        low = max(low, int(np.rint(clip[c.LOWER] / step)) + zero)
+    if c.UPPER in clip:
+        high = min(high, int(np.rint(clip[c.UPPER] / step)) + zero)
+    return low, high
+
+
+def _with_codes(facts: c.Facts, codes: tuple[int, int]) -> c.Facts:
+    return {**facts, c.LOWEST: np.array(codes[0]), c.HIGHEST: np.array(codes[1])}
+
+
+def _never_negative(file: QdqFile, name: str) -> bool:
+    """Whether a value of a file cannot be negative, from the operators that make it."""
+    node = file.producer(name)
+    if node is None:
+        return False
+    if node.op_type == "DequantizeLinear":
+        return _codes_never_negative(file, node.input[0])
+    if node.op_type == "Clip":
+        low = file.constant(node.input[1]) if len(node.input) > 1 else None
+        return low is not None and bool(low >= 0)
+    if node.op_type in _MOVING:
+        sources = node.input if node.op_type in _SEVERAL else node.input[:1]
+        return all(_never_negative(file, source) for source in sources)
+    return node.op_type in _POSITIVE
+
+
+def _codes_never_negative(file: QdqFile, name: str) -> bool:
+    node = file.producer(name)
+    while node is not None and node.op_type in (*_MOVING, "Clip"):
+        node = file.producer(node.input[0])
+    if node is None or node.op_type != "QuantizeLinear":
+        return False
+    facts: Mapping[str, np.ndarray] = file.constants.get(node.name, {})
+    lowest = c.LOWEST in facts and int(facts[c.LOWEST]) >= int(facts[c.ZERO_POINT])
+    return lowest or _never_negative(file, node.input[0])
