@@ -10,6 +10,7 @@ from rich.console import Console
 
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.plugins import get_runtime
+from sqakd_deploy.verification.isolated import Isolator
 from sqakd_deploy.verification.reference import Reference, load_reference, save_reference
 from sqakd_deploy.verification.stages import Tolerance
 from sqakd_deploy.verification.tables import (
@@ -44,18 +45,19 @@ def verify(
     """Verify a file, print what was found, fail if it is not its student."""
     count = layer_samples if layers else 0
     others = {name: get_runtime(name) for name in runtime} or None
-    recorder = None
+    recorder = isolator = None
     if reference is not None:
         _refuse(run=run, data=data, samples=samples, save_reference=save_reference)
         answers = load_reference(reference)
     else:
-        answers, recorder = _from_run(run, data, samples or SAMPLES)
+        answers, recorder, isolator = _from_run(run, data, samples or SAMPLES)
     report = verify_file(
         path,
         answers,
         tolerance=Tolerance(min_agreement, max_accuracy_gap),
         layer_samples=count,
         recorder=recorder,
+        isolator=isolator,
         others=others,
     )
     if save_reference is not None:
@@ -76,10 +78,13 @@ def _refuse(**given: object) -> None:
         )
 
 
-def _from_run(run: Path | None, data: str | None, samples: int) -> tuple[Reference, Recorder]:
+def _from_run(
+    run: Path | None, data: str | None, samples: int
+) -> tuple[Reference, Recorder, Isolator]:
     # Imported late: all of this needs torch, and verifying against a reference must not.
     from sqakd_deploy.checkpoint import newest_run, open_run
     from sqakd_deploy.runs import held_out, load_student
+    from sqakd_deploy.verification.isolating import isolate
     from sqakd_deploy.verification.student import record, reference_of
 
     loaded = load_student(open_run(run) if run else newest_run())
@@ -88,7 +93,8 @@ def _from_run(run: Path | None, data: str | None, samples: int) -> tuple[Referen
     )
     images, split = held_out(loaded, data, samples)
     answers = reference_of(loaded.student, images, labels=split.labels)
-    return answers, partial(record, loaded.student)
+    student = loaded.student
+    return answers, partial(record, student), partial(isolate, student)
 
 
 def _save(answers: Reference, path: Path) -> None:
