@@ -254,6 +254,14 @@ def test_a_constant_operand_is_named_as_one(tmp_path: Path) -> None:
     assert reasons["Add"] == "it reads a float constant (rule 8)"
 
 
+def test_products_of_activations_are_told_alike_and_without_names(tmp_path: Path) -> None:
+    _, coverage = proven(student_of(made("transformer")), tmp_path)
+    assert {f.reason for f in coverage.fallbacks if f.op_type == "MatMul"} == {
+        f"it multiplies two activations, of which {kind} leaves one in float (rule 1)"
+        for kind in ("Mul", "Softmax")
+    }
+
+
 # -- placement --------------------------------------------------------------------------------
 
 
