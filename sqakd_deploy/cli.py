@@ -227,8 +227,10 @@ def verify(path: Path, **options: Any) -> None:
     is compared with the student's, and layers that can saturate on CPUs without VNNI are named.
 
     --layers reports each quantised tensor, worst first, and where differences begin: in the export,
-    in the runtime's optimiser or by rounding in its kernels. --reference verifies against answers
-    that --save-reference wrote, or any .npz of "images" (preprocessed, N×C×H×W) and "logits".
+    in the runtime's optimiser or by rounding in its kernels; and each layer on the codes that the
+    runtime computed before it, where no difference is handed down. --reference verifies against
+    answers that --save-reference wrote, or any .npz of "images" (preprocessed, N×C×H×W) and
+    "logits".
     """
     # Imported late, as in _commands; with --reference, torch is not imported at all.
     if options["reference"] is None:

@@ -239,6 +239,8 @@ def reestimate_batch_norm(student: nn.Module, images: Tensor | Iterable[object])
         images: as for :func:`calibrate`.
     """
     norms = batch_norms(student)
+    if not norms:
+        return
     device = next(student.parameters()).device
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

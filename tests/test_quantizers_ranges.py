@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sqakd_deploy.quantizers.ranges import search_around_zero, search_range, search_step, thin_out
+from sqakd_deploy.quantizers.ranges import (
+    search_around_zero,
+    search_range,
+    search_step,
+    thin_out,
+    thin_out_rows,
+)
 
 CANDIDATES = 64
 # float32 errors of a mean of squares, relative
@@ -46,6 +52,9 @@ def activation_levels(low: float, high: float, bits: int) -> NDArray[np.float64]
     step = (high - low) / steps
     zero = np.clip(np.rint(-low / step), 0, steps)
     return (np.arange(steps + 1) - zero) * step
+
+
+SAMPLED = 1.01  # candidates are up to a twentieth apart, and a sample errs
 
 
 @every_width
@@ -157,3 +166,29 @@ def test_a_large_tensor_is_searched_by_its_sample() -> None:
     lower, upper = search_range(x, 4, signed=True)
     wanted = search_range(thin_out(x), 4, signed=True)
     assert (lower, upper) == wanted
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 5, 7])
+@given(channels=st.integers(1, 400), limit=st.integers(20, 200))
+def test_thinning_of_rows_visits_every_place_of_a_kernel(
+    kernel: int, channels: int, limit: int
+) -> None:
+    places = kernel * kernel
+    rows = torch.arange(channels * places).repeat(2, 1)
+    thin = thin_out_rows(rows, limit)
+    assert thin.shape[0] == 2
+    assert 1 <= thin.shape[1] <= limit
+    assert thin.shape[1] == rows.shape[1] or (thin[0].diff() == thin[0, 1:2] - thin[0, 0]).all()
+    if thin.shape[1] >= 2 * places:
+        assert len(set((thin[0] % places).tolist())) == places
+
+
+def test_the_sample_of_a_large_weight_finds_a_step_as_good_as_any() -> None:
+    row = torch.randn(1, 1 << 20, generator=torch.Generator().manual_seed(0))
+    found = float(search_step(row, -8.0, 7.0, 0.0))
+    full = float(row.abs().max()) / 8  # not only the sample's
+    assert found / full * CANDIDATES == pytest.approx(round(found / full * CANDIDATES), rel=1e-6)
+    values, levels = row[0].double().numpy(), np.arange(-8, 8)
+    near = [found * (1 + k / 20) for k in range(-10, 11)]
+    best = min(error(values, levels * step) for step in near)
+    assert error(values, levels * found) <= best * SAMPLED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,12 @@ from sqakd_deploy.spec import QuantSpec
 from sqakd_deploy.verification import verifying
 from sqakd_deploy.verification.constants import compare_constants, constants_of
 from sqakd_deploy.verification.file import QdqFile
+from sqakd_deploy.verification.isolating import isolate
 from sqakd_deploy.verification.layers import compare_layers
 from sqakd_deploy.verification.reference import Reference, Tensor
 from sqakd_deploy.verification.stages import Tolerance
-from sqakd_deploy.verification.student import record, reference_of
-from sqakd_deploy.verification.tables import constants_lines, coverage_lines
+from sqakd_deploy.verification.student import in_float64, record, reference_of, roundings
+from sqakd_deploy.verification.tables import constants_lines, coverage_lines, layers_lines
 from sqakd_deploy.verification.taps import read_codes, tapped
 from sqakd_deploy.verification.verifying import Verification, compare_with_student, verify_file
 
@@ -335,6 +337,71 @@ def test_a_fault_of_the_export_begins_where_it_is(
     errors = [t.worst for t in report.layers.tensors]
     assert errors == sorted(errors)
     assert report.layers.begun == (first,)  # what follows is handed down
+
+
+# -- every layer on the runtime's own codes -------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimize", [False, True])
+def test_each_layer_of_a_true_file_is_the_students(
+    optimize: bool, student: torch.fx.GraphModule, model: Path
+) -> None:
+    sample = images(20, seed=3).numpy()
+    report = isolate(student, QdqFile(model), OnnxRuntime(), sample, optimize)
+    quantizers = [n for n in lower(student).nodes if isinstance(n, g.Quantize)]
+    assert [tensor.name for tensor in report.tensors] == [node.name for node in quantizers]
+    assert report.codes == sum(r.codes.size for r in record(student, sample).values())
+    assert (report.images, report.unseen, report.faulty, report.differing) == (20, (), (), 0)
+
+
+def test_a_fault_behind_another_is_found_where_it_is(
+    student: torch.fx.GraphModule, reference: Reference, model: Path
+) -> None:
+    plant(model, "conv1/weight", at(NEGATIVE, lambda codes: -codes))
+    plant(model, "conv2/bias", at(4, lambda code: code + np.int32(4000)))
+    run = partial(isolate, student)
+    report = verify(model, reference, student, isolator=run).layers
+    assert report is not None
+    assert [tensor.name for tensor in report.begun] == ["quant_relu_1"]  # hides the other
+    for stage in ("optimisations off", "optimisations on"):
+        isolated = report.isolated[f"onnxruntime, {stage}"]
+        assert [tensor.name for tensor in isolated.faulty] == ["quant_relu_1", "quant_norm2"]
+    lines = "\n".join(layers_lines(report))
+    assert "wrong on its own: quant_norm2 (onnxruntime, optimisations on): " in lines
+
+
+def test_small_moves_are_told_by_how_far_values_lie_from_the_border(
+    student: torch.fx.GraphModule, model: Path
+) -> None:
+    sample = images(32).numpy()
+    (conv,) = [n for n in lower(student).nodes if n.name == "conv2"]
+    assert isinstance(conv, g.Conv)
+    assert isinstance(conv.bias, g.IntBias)
+    plant(model, "conv2/bias", at(4, lambda code: code + np.int32(3)))
+    report = isolate(student, QdqFile(model), OnnxRuntime(), sample)
+    (tensor,) = [t for t in report.tensors if t.differing]
+    step = roundings(lower(student))["quant_norm2"].step
+    assert (tensor.name, tensor.largest) == ("quant_norm2", 1)
+    assert 0 < tensor.outside <= 3.001 * conv.bias.scale[4] / step
+
+
+def test_a_tensor_that_cannot_be_read_is_isolated_from_none(
+    student: torch.fx.GraphModule, model: Path
+) -> None:
+    report = isolate(student, QdqFile(model), Shy("quant_relu_1"), images(8).numpy())
+    assert report.unseen == ("quant_relu_1",)
+    assert report.faulty == ()
+
+
+def test_float64_moves_nothing_but_sums(student: torch.fx.GraphModule) -> None:
+    sample = images(32)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    exact = in_float64(student)
+    with torch.no_grad():
+        answers, wanted = exact(sample.double()), student(sample)
+    assert answers.dtype == torch.float64
+    torch.testing.assert_close(answers.float(), wanted, rtol=1e-6, atol=0)
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 
 
 def test_the_figures_of_a_tensor_are_what_they_say(student: torch.fx.GraphModule,

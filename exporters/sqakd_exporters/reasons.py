@@ -76,7 +76,8 @@ def inputs(file: GraphView, layer: NodeProto) -> str | None:
         if file.constant(name) is not None:
             return f"it reads a float constant (rule {rule})"
         if dequantizer is None:
-            return f"input {name!r} is not quantised (rule {rule})"
+            product = _product(file, layer, name)
+            return product or f"input {name!r} is not quantised (rule {rule})"
         if file.type_of(dequantizer.input[0]) not in (None, *EIGHT_BIT):
             return f"input {name!r} is neither int8 nor uint8 (rule 15)"
     return None
@@ -179,6 +180,16 @@ _SUSPICIONS: tuple[Rule, ...] = (rank, zero_point, signed)
 
 
 # -- what the rules look at ------------------------------------------------------------------
+
+
+def _product(file: GraphView, layer: NodeProto, name: str) -> str | None:
+    """Attention's products: many alike, of values whose names tell a person nothing."""
+    makers = [file.producers.get(one) for one in layer.input]
+    computed = all(maker is not None and file.carries_data(maker) for maker in makers)
+    if layer.op_type != "MatMul" or not computed:
+        return None
+    kind = file.producers[name].op_type
+    return f"it multiplies two activations, of which {kind} leaves one in float (rule 1)"
 
 
 def _data_inputs(layer: NodeProto) -> list[str]:

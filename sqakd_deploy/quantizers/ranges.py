@@ -7,6 +7,8 @@ the data itself assumes neither, and one rule serves every method from 1 to 8 bi
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,12 +16,24 @@ from sqakd_deploy.quantizers.unified import MIN_STEP, discretise
 
 _CANDIDATES = 64
 _SAMPLE = 1 << 16
+_WEIGHTS = 1 << 18  # of a row; more cost minutes in VGG's classifier and change no candidate
 
 
 def thin_out(x: Tensor, limit: int = _SAMPLE) -> Tensor:
     """At most ``limit`` elements of ``x``, evenly spaced; flat."""
     flat = x.reshape(-1)
     return flat[:: max(1, -(-flat.numel() // limit))]
+
+
+def thin_out_rows(rows: Tensor, limit: int = _WEIGHTS) -> Tensor:
+    """At most ``limit`` columns of ``(C, K)``, evenly spaced over channels and places of a kernel.
+
+    The spacing shares no factor with the sizes of kernels and channels that networks have.
+    """
+    spacing = -(-rows.shape[1] // limit)
+    while spacing > 1 and math.gcd(spacing, 2 * 3 * 5 * 7) > 1:
+        spacing += 1
+    return rows[:, ::spacing]
 
 
 def _fractions(device: torch.device) -> Tensor:
@@ -80,7 +94,7 @@ def search_step(w: Tensor, low: float, high: float, offset: float) -> Tensor:
     """The step per row that costs the least squared error on a fixed set of levels.
 
     Args:
-        w: weights ``(C, K)``; one row for a single scale.
+        w: weights ``(C, K)``; one row for a single scale. Of long rows a sample decides.
         low: lowest level, in steps.
         high: highest level, in steps.
         offset: of the rounding (see :class:`~sqakd_deploy.quantizers.unified.Rule`).
@@ -94,10 +108,10 @@ def search_step(w: Tensor, low: float, high: float, offset: float) -> Tensor:
     # On a grid of two levels the nearest one never clips: the step may exceed the range's own.
     steps = full * _fractions(w.device)[:, None] * (2.0 if high - low < 2 else 1.0)
     steps = steps.clamp(min=MIN_STEP)
-    bounds = rows.new_tensor(low), rows.new_tensor(high)
+    bounds, some = (rows.new_tensor(low), rows.new_tensor(high)), thin_out_rows(rows)
     errors = torch.stack(
         [
-            ((discretise(rows / s[:, None], *bounds, offset)[1] * s[:, None] - rows) ** 2).mean(1)
+            ((discretise(some / s[:, None], *bounds, offset)[1] * s[:, None] - some) ** 2).mean(1)
             for s in steps
         ]
     )

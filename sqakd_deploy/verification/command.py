@@ -10,6 +10,7 @@ from rich.console import Console
 
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.plugins import get_runtime
+from sqakd_deploy.verification.isolated import Isolator
 from sqakd_deploy.verification.reference import Reference, load_reference, save_reference
 from sqakd_deploy.verification.stages import Tolerance
 from sqakd_deploy.verification.tables import (
@@ -45,18 +46,19 @@ def verify(
     """Verify a file, print what was found, fail if it is not its student."""
     count = layer_samples if layers else 0
     others = {name: get_runtime(name) for name in runtime} or None
-    recorder = None
+    recorder = isolator = None
     if reference is not None:
         _refuse(run=run, data=data, samples=samples, save_reference=save_reference)
         answers = load_reference(reference)
     else:
-        answers, recorder = _from_run(run, data, samples or SAMPLES)
+        answers, recorder, isolator = _from_run(run, data, samples or SAMPLES)
     report = verify_file(
         path,
         answers,
         tolerance=Tolerance(min_agreement, max_accuracy_gap),
         layer_samples=count,
         recorder=recorder,
+        isolator=isolator,
         others=others,
     )
     if save_reference is not None:
@@ -77,10 +79,13 @@ def _refuse(**given: object) -> None:
         )
 
 
-def _from_run(run: Path | None, data: str | None, samples: int) -> tuple[Reference, Recorder]:
+def _from_run(
+    run: Path | None, data: str | None, samples: int
+) -> tuple[Reference, Recorder, Isolator]:
     # Imported late: all of this needs torch, and verifying against a reference must not.
     from sqakd_deploy.checkpoint import newest_run, open_run
     from sqakd_deploy.runs import held_out, load_student
+    from sqakd_deploy.verification.isolating import isolate
     from sqakd_deploy.verification.student import record, reference_of
 
     loaded = load_student(open_run(run) if run else newest_run())
@@ -89,7 +94,8 @@ def _from_run(run: Path | None, data: str | None, samples: int) -> tuple[Referen
     )
     images, split = held_out(loaded, data, samples)
     answers = reference_of(loaded.student, images, labels=split.labels)
-    return answers, partial(record, loaded.student)
+    student = loaded.student
+    return answers, partial(record, student), partial(isolate, student)
 
 
 def _save(answers: Reference, path: Path) -> None:
@@ -104,8 +110,10 @@ def _print(report: Verification) -> None:
         out.print(conformance_table(report.parity.conformance))
     if report.layers is not None:
         out.print(layers_table(report.layers))
-    out.print(saturation_table(report.saturation))
-    lines = [*constants_lines(report), *coverage_lines(report.parity), report.saturation.summary]
+    lines = [*constants_lines(report), *coverage_lines(report.parity)]
+    if report.parity.conformance is None:  # a profile's runtime does not run on x86
+        out.print(saturation_table(report.saturation))
+        lines.append(report.saturation.summary)
     if report.layers is not None:
         lines += layers_lines(report.layers)
     for line in lines:

@@ -15,7 +15,8 @@ are the same on both sides, and it is not; elsewhere it is handed down. The stag
 Rounding is at most :data:`ROUNDING_STEPS` steps for at most :data:`ROUNDING_SHARE` of the codes. A
 fault that does so little is told from it only if it lies in a constant. Behind a tensor that
 differs for all images, later faults do not show here; comparing constants
-(:mod:`~sqakd_deploy.verification.constants`) finds those as well. What :mod:`taps
+(:mod:`~sqakd_deploy.verification.constants`) and running the student on the runtime's own codes
+(:mod:`~sqakd_deploy.verification.isolated`) find those as well. What :mod:`taps
 <sqakd_deploy.verification.taps>` cannot read is listed as unseen; a difference behind it may have
 begun there.
 """
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -33,6 +34,7 @@ from numpy.typing import NDArray
 from sqakd_deploy.errors import ParityError
 from sqakd_deploy.exporting import Runtime
 from sqakd_deploy.verification.file import QdqFile, Quantized
+from sqakd_deploy.verification.isolated import IsolatedReport
 from sqakd_deploy.verification.reference import Tensor
 from sqakd_deploy.verification.taps import read_codes
 
@@ -119,12 +121,15 @@ class LayersReport:
         tensors: worst first.
         unseen: quantizers whose tensors cannot be read, by the stage.
         missing: the student's quantizers that the file does not have.
+        isolated: every tensor on the runtime's own codes before it, by the stage, where the student
+            is at hand.
     """
 
     images: int
     tensors: tuple[TensorReport, ...]
     unseen: Mapping[str, tuple[str, ...]]
     missing: tuple[str, ...]
+    isolated: Mapping[str, IsolatedReport] = field(default_factory=dict)
 
     @property
     def begun(self) -> tuple[TensorReport, ...]:

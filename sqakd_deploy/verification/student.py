@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ from torch import fx, nn
 from sqakd_deploy import graph as ir
 from sqakd_deploy.evaluate import predict
 from sqakd_deploy.integer import lower
+from sqakd_deploy.quantization import weight_quantizers
+from sqakd_deploy.quantizers import WeightQuantizer
 from sqakd_deploy.tracing import first_tensor
 from sqakd_deploy.verification.constants import constants_of, offset
 from sqakd_deploy.verification.reference import Reference, Tensor
@@ -43,6 +47,72 @@ def reference_of(
         sizes_of(graph),
         constants_of(graph),
     )
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What a quantizer does, in levels (codes less the zero-point).
+
+    Attributes:
+        name: of the quantizer.
+        step: that reals are divided by.
+        low: lowest level.
+        high: highest level.
+        out_step: that levels are multiplied by.
+    """
+
+    name: str
+    step: float
+    low: int
+    high: int
+    out_step: float
+
+
+def roundings(graph: ir.IntegerGraph) -> dict[str, Rounding]:
+    """Every quantizer by the name of its traced node, in topological order."""
+    found = {}
+    for node in graph.nodes:
+        if isinstance(node, ir.Quantize):
+            grid = _grid(graph, node.output)
+            low, high = grid.qmin - grid.zero_point, grid.qmax - grid.zero_point
+            steps = float(node.step), float(grid.scale)
+            found[node.output] = Rounding(node.name, steps[0], low, high, steps[1])
+    return found
+
+
+@torch.no_grad()
+def in_float64(student: nn.Module) -> nn.Module:
+    """A copy that computes in float64 what a student computes in float32, but for quantizers.
+
+    Those take and round float32, as the student's do, and weights have the student's codes. What
+    the two answer differently is float32's rounding between quantizers, as the student amplifies
+    it.
+
+    Args:
+        student: made by :func:`~sqakd_deploy.quantization.quantize`; not changed.
+
+    Returns:
+        A module that takes float64 images ``(N, C, H, W)``.
+    """
+    exact = copy.deepcopy(student)
+    for path, quantizer in weight_quantizers(exact).items():
+        parent, _, name = path.rpartition(".")
+        layer: Any = exact.get_submodule(path.partition(".weight_quant")[0])
+        codes, scale = quantizer.encode(layer.weight)
+        layer.weight.data = codes.double() * scale.double()
+        setattr(exact.get_submodule(parent), name, _AsItIs(quantizer))
+    return exact.double().eval()
+
+
+class _AsItIs(nn.Module):
+    """Stands for the quantizer of a weight that is rounded already."""
+
+    def __init__(self, quantizer: WeightQuantizer) -> None:
+        super().__init__()
+        self.zero, self.bit_width = quantizer.zero, quantizer.bit_width
+
+    def forward(self, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return weight, torch.ones_like(self.zero), self.zero, self.bit_width
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from rich.console import JustifyMethod
 from rich.table import Table
 
 from sqakd_deploy.exporting import Conformance, FloatFallback
+from sqakd_deploy.verification.isolated import IsolatedReport
 from sqakd_deploy.verification.layers import KINDS, Begin, Kind, LayersReport, TensorReport
 from sqakd_deploy.verification.saturation import SaturationReport
 from sqakd_deploy.verification.stages import ParityReport
@@ -180,8 +181,32 @@ def layers_lines(report: LayersReport) -> list[str]:
         seen = "where differences begin cannot be seen"
         lines = [seen if differ else "no quantised tensor differs from the student's"]
     lines += [f"not in the file under its name: {name}" for name in report.missing]
+    for stage, isolated in report.isolated.items():
+        lines += _isolated_lines(stage, isolated)
     for stage, names in report.unseen.items():
         lines.append(f"unseen in {stage} (reading changes the answers): {', '.join(names)}")
+    return lines
+
+
+def _isolated_lines(stage: str, report: IsolatedReport) -> list[str]:
+    """Every layer on the runtime's own codes."""
+    by = f", by up to {report.largest} steps" if report.differing else ""
+    lines = [
+        f"each layer on the runtime's own codes ({stage}): {report.differing} of {report.codes} "
+        f"codes differ{by}"
+    ]
+    if report.worst is not None and report.differing:
+        worst = report.worst
+        lines[0] += (
+            f"; values lie up to {worst.outside:.1e} steps beyond the border of their codes "
+            f"({worst.name})"
+        )
+        lines[0] += "" if report.faulty else ": rounding"
+    lines += [
+        f"wrong on its own: {tensor.name} ({stage}): {tensor.differing} of {tensor.codes} codes, "
+        f"up to {tensor.outside:.2f} steps beyond the border"
+        for tensor in report.faulty
+    ]
     return lines
 
 

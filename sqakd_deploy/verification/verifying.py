@@ -22,6 +22,7 @@ from sqakd_deploy.verification.constants import (
 )
 from sqakd_deploy.verification.equivalents import in_one_form
 from sqakd_deploy.verification.file import QdqFile
+from sqakd_deploy.verification.isolated import Isolator
 from sqakd_deploy.verification.layers import LayersReport, compare_layers
 from sqakd_deploy.verification.reference import Reference, Tensor
 from sqakd_deploy.verification.saturation import SaturationReport, saturation_of
@@ -97,6 +98,7 @@ def verify_file(
     tolerance: Tolerance | None = None,
     layer_samples: int = 0,
     recorder: Recorder | None = None,
+    isolator: Isolator | None = None,
     others: Mapping[str, Runtime] | None = None,
 ) -> Verification:
     """Compare a file with a student's answers, constants and tensors, as far as these are known.
@@ -108,6 +110,7 @@ def verify_file(
         layer_samples: images to compare quantised tensors on; 0 leaves them out.
         recorder: gives the student's tensors for the images whose answers are farthest off; None
             takes those of the reference, whatever images they are of.
+        isolator: runs the student on the runtime's own codes, layer by layer, for the same images.
         others: runtimes that take part if they can open the file, and whose answers count; None
             takes all installed, whose answers are shown and decide nothing: the file was placed
             for the one that proves it.
@@ -132,6 +135,8 @@ def verify_file(
         able = {name: other for name, other in others.items() if name not in runs.skipped}
         wrong = {difference.layer for difference in differences or ()}
         layers = _layers(file, reference, layer_samples, runtime, able, wrong)
+        if isolator is not None:
+            layers = _isolated(layers, isolator, file, runtime, reference)
     parity = report_of(path, runs, expected, tolerance, _conformance(file))
     return Verification(parity, differences, layers, saturation_of(file), reference)
 
@@ -204,3 +209,20 @@ def _layers(
     }
     images = reference.images(reference.tensor_images[:count])
     return compare_layers(file, images, tensors, runtime, others=others, wrong=wrong)
+
+
+def _isolated(
+    layers: LayersReport,
+    isolator: Isolator,
+    file: QdqFile,
+    runtime: Runtime,
+    reference: Reference,
+) -> LayersReport:
+    """With every tensor on the runtime's own codes, for the images that the layers are of."""
+    assert reference.tensor_images is not None  # see _with_tensors
+    images = reference.images(reference.tensor_images[: layers.images])
+    reports = {
+        f"{runtime.name}, optimisations {state}": isolator(file, runtime, images, optimize)
+        for state, optimize in (("off", False), ("on", True))
+    }
+    return replace(layers, isolated=reports)

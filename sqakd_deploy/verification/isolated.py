@@ -1,0 +1,95 @@
+"""Every quantised tensor on its own: what the student makes of the codes that the runtime had.
+
+A difference is handed down to all tensors behind it, and deep students of large images amplify the
+rounding of float32 until every image differs somewhere, in PyTorch against itself as well. So the
+student is run layer by layer on the *runtime's* codes
+(:func:`~sqakd_deploy.verification.isolating.isolate`): each quantizer's answer is compared with the
+runtime's code, and then replaced by it. Nothing is handed down, and every layer is held to its own
+arithmetic, on all images.
+
+In exact arithmetic, what the student rounds lies inside the interval that the runtime's code stands
+for. How far outside it lies (:attr:`Isolated.outside`) tells rounding from faults: float32 sums in
+another order move a value a little, and only one beside the border of two codes then falls on the
+other side; a wrong kernel, constant or operator knows nothing of borders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sqakd_deploy.exporting import Runtime
+from sqakd_deploy.verification.file import QdqFile
+
+BORDER = 1e-2
+"""Most that rounding leaves outside (steps): half an accumulator's step where a float bias becomes
+int32; without one 5e-5 was the most in fourteen families."""
+
+
+@dataclass(frozen=True)
+class Isolated:
+    """A quantised tensor of a file, computed from the runtime's own codes before it.
+
+    Attributes:
+        name: of its quantizer.
+        codes: count of codes compared.
+        differing: count of those that are not the student's.
+        largest: of the differences (steps).
+        outside: how far the student's value before rounding lies outside the interval that the
+            runtime's code stands for, at most (steps). Rounding alone leaves next to nothing.
+    """
+
+    name: str
+    codes: int
+    differing: int
+    largest: int
+    outside: float
+
+
+@dataclass(frozen=True)
+class IsolatedReport:
+    """All quantised tensors of a file in one way of running it.
+
+    Attributes:
+        images: compared.
+        tensors: in topological order.
+        unseen: quantizers that the file does not have, or that cannot be read without changing its
+            answers; the student's own codes stand in for theirs.
+    """
+
+    images: int
+    tensors: tuple[Isolated, ...]
+    unseen: tuple[str, ...]
+
+    @property
+    def codes(self) -> int:
+        """Codes compared, of all tensors."""
+        return sum(tensor.codes for tensor in self.tensors)
+
+    @property
+    def differing(self) -> int:
+        """Codes that are not the student's, of all tensors."""
+        return sum(tensor.differing for tensor in self.tensors)
+
+    @property
+    def largest(self) -> int:
+        """Largest difference of a code (steps)."""
+        return max((tensor.largest for tensor in self.tensors), default=0)
+
+    @property
+    def faulty(self) -> tuple[Isolated, ...]:
+        """Tensors that differ by more than rounding."""
+        return tuple(tensor for tensor in self.tensors if tensor.outside > BORDER)
+
+    @property
+    def worst(self) -> Isolated | None:
+        """The tensor whose values lie farthest outside their codes' intervals."""
+        return max(self.tensors, key=lambda tensor: tensor.outside, default=None)
+
+
+Isolator: TypeAlias = Callable[[QdqFile, Runtime, NDArray[np.float32], bool], IsolatedReport]
+"""Isolates the tensors of a file for images ``(M, C, H, W)``; the last says whether to optimise."""

@@ -1,0 +1,117 @@
+"""Runs a student on the codes that a runtime computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx, nn
+
+from sqakd_deploy.errors import ParityError
+from sqakd_deploy.exporting import Runtime
+from sqakd_deploy.integer import lower
+from sqakd_deploy.verification.file import QdqFile
+from sqakd_deploy.verification.isolated import Isolated, IsolatedReport
+from sqakd_deploy.verification.student import Rounding, record, roundings
+from sqakd_deploy.verification.taps import CHUNK, read_codes
+
+
+@torch.no_grad()
+def isolate(
+    student: nn.Module,
+    file: QdqFile,
+    runtime: Runtime,
+    images: NDArray[np.float32],
+    optimize: bool = True,
+) -> IsolatedReport:
+    """Compare every quantised tensor of a file with what the student makes of the codes before it.
+
+    Args:
+        student: made by :func:`~sqakd_deploy.quantization.quantize`, as exported.
+        file: written from it.
+        runtime: that runs it.
+        images: ``(M, C, H, W)``.
+        optimize: let the runtime rewrite the graph.
+
+    Raises:
+        ExportError: if the runtime cannot open or run the file.
+        ParityError: if a tensor has another shape than the student's.
+    """
+    rules = roundings(lower(student))
+    own = record(student, images[:1])
+    found = file.quantized
+    shapes = {rule.name: own[rule.name].codes.shape[1:] for rule in rules.values()}
+    known = {name: size for name, size in shapes.items() if name in found}
+    seen = read_codes(file, runtime, images, known, optimize=optimize)
+    parts: dict[str, Isolated] = {}
+    training = student.training
+    student.eval()
+    device = next(student.parameters()).device
+    for start in range(0, len(images), CHUNK):
+        here = slice(start, start + CHUNK)
+        levels = {
+            name: torch.from_numpy(codes[here].astype(np.int16) - found[name].zero_point).to(device)
+            for name, codes in seen.codes.items()
+        }
+        _OnCodes(student, rules, levels, parts).run(torch.from_numpy(images[here]).to(device))
+    student.train(training)
+    ordered = tuple(parts[rule.name] for rule in rules.values() if rule.name in parts)
+    unseen = tuple(name for name in shapes if name not in parts)
+    return IsolatedReport(len(images), ordered, unseen)
+
+
+class _OnCodes(fx.Interpreter):
+    """Runs a student, and goes on behind each quantizer with the runtime's codes."""
+
+    def __init__(
+        self,
+        student: Any,
+        rules: Mapping[str, Rounding],
+        levels: Mapping[str, torch.Tensor],
+        parts: dict[str, Isolated],
+    ) -> None:
+        super().__init__(student)
+        self.rules, self.levels, self.parts = rules, levels, parts
+
+    def run_node(self, n: fx.Node) -> Any:
+        rule = self.rules.get(n.name)
+        level = None if rule is None else self.levels.get(rule.name)
+        if rule is None or level is None:
+            return super().run_node(n)
+        (real,), _ = self.fetch_args_kwargs_from_env(n)
+        if real.shape != level.shape:
+            wanted, got = tuple(real.shape), tuple(level.shape)
+            raise ParityError(f"{rule.name}: wanted codes {wanted}, the file has {got}")
+        found = _compare(rule, real, level)
+        before = self.parts.get(rule.name)
+        self.parts[rule.name] = found if before is None else _joined(before, found)
+        return (level.to(real.dtype) * rule.out_step).to(real.dtype)
+
+
+def _compare(rule: Rounding, real: torch.Tensor, level: torch.Tensor) -> Isolated:
+    """A batch of a tensor: what the student would round, and the levels that the runtime has."""
+    position = (real.double() / rule.step).clamp(rule.low, rule.high)
+    away = position - level
+    outside = float((away.abs() - 0.5).max())
+    gap = (torch.round(real.float() / rule.step).clamp(rule.low, rule.high) - level).abs()
+    return Isolated(
+        rule.name,
+        level.numel(),
+        int(torch.count_nonzero(gap)),
+        int(gap.max()),
+        max(outside, 0.0),
+    )
+
+
+def _joined(one: Isolated, other: Isolated) -> Isolated:
+    return replace(
+        one,
+        codes=one.codes + other.codes,
+        differing=one.differing + other.differing,
+        largest=max(one.largest, other.largest),
+        outside=max(one.outside, other.outside),
+    )
