@@ -35,7 +35,7 @@ from torch import fx
 from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import ModelError, SpecError
 from sqakd_deploy.exporting import PAPER_PLACEMENT, PlacementRules
-from sqakd_deploy.meaning import Op, Scalar
+from sqakd_deploy.meaning import Identity, Op, Scalar
 from sqakd_deploy.ops import read
 from sqakd_deploy.spec import QuantSpec
 from sqakd_deploy.tracing import describe, layer_name, tensor_inputs
@@ -249,20 +249,27 @@ class _Planner:
         """Ends of the convolutions that an Add alone reads, one an Add: it runs in their kernel.
 
         Where both inputs are such, the later one is taken: its kernel runs when the other's
-        output is there.
+        output is there. Dropout and the like, which do nothing here, are looked through.
         """
         layers = {end: start for start, end in self.ends.items() if self._is(start, ir.Conv)}
         for node in self.graph.nodes:
             if self._is(node, ir.Add) and len(node.all_input_nodes) == 2:
+                read = [self._unwrapped(source) for source in node.all_input_nodes]
                 ends = [
                     end
                     for end, start in layers.items()
-                    if end in node.all_input_nodes
-                    and list(end.users) == [node]
+                    if end in read
+                    and len(end.users) == 1
                     and not self._is(end, ir.Clip)
                     and not self._is_float(start)
                 ]
                 yield from ends[-1:]
+
+    def _unwrapped(self, node: fx.Node) -> fx.Node:
+        """The tensor that a node, if it does nothing, is the only reader of."""
+        while self._is(node, Identity) and len(node.users) == 1:
+            (node,) = node.all_input_nodes
+        return node
 
     def _edges(self) -> Iterator[Placed]:
         for edge in self._sources():

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torchvision
 from integer_graphs import CASES, Symmetric, images
 from networks import NETWORKS, SHAPE, network
 from networks import images as photos
@@ -119,6 +120,29 @@ def test_one_input_of_a_sum_is_rounded_and_the_output_is_not() -> None:
     assert graph.values[graph.output].grid is None
     (linear,) = [node for node in graph.nodes if isinstance(node, g.Linear)]
     assert isinstance(linear.weight, np.ndarray)  # 5 classes are fewer than 16
+
+
+class Dropped(torch.nn.Module):
+    """A shortcut around a convolution and what training alone drops, as in EfficientNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 16, 3, padding=1)
+        self.branch = torch.nn.Conv2d(16, 16, 3, padding=1)
+        self.drop = torchvision.ops.StochasticDepth(0.2, "row")
+        self.head = torch.nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        return self.head(x + self.drop(self.branch(x))).mean([2, 3])
+
+
+def test_what_does_nothing_hides_no_convolution(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    student = quantize(Dropped().eval(), QuantSpec(target="tensorrt"), example=SHAPE)
+    calibrate(student, photos(32))
+    snap_biases(student)
+    assert broken(export(student, tmp_path / "m.onnx").path) == {}
 
 
 # -- what is said ----------------------------------------------------------------------------------
