@@ -210,9 +210,11 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         path = export(student, Path(folder) / f"{name}.onnx").path
         arrays = [batch.numpy() for batch in images]
-        report = report_of(path, run_stages(path, arrays, expected, runtime), expected)
+        runs = run_stages(path, arrays, expected, runtime)
+        report = report_of(path, runs, expected)
         print(f"  answers after {time.perf_counter() - start:.0f} s", flush=True)
-        few = np.concatenate([batch.numpy() for batch in batches(options.layer_samples)])
+        worst = runs.worst_images(expected, options.layer_samples)
+        few = np.concatenate(arrays)[worst]
         file = QdqFile(path)
         isolated = {
             state: layer_facts(isolate(student, file, runtime, few, state == "on"))
@@ -410,13 +412,13 @@ here says how accurate a family is."""
 
 TEXT_ANSWERS = """\
 Errors are those of logits in steps of the 8-bit output. *Answers*: how many different ones the
-student gives; *spread* is the standard deviation of a
-logit between images, in steps; *close* the share of images whose two largest logits are at most a
-step apart, which one code decides. *off* and *on* are ONNX Runtime's optimisations, against the
-student in PyTorch. *float64* is PyTorch against itself: the same student with float64 sums (on
-fewer images), so what float32's rounding alone does to its answers: no file can be expected to be
-nearer to its student than the student is to itself. Agreement below 99 % stands where that one is
-low as well, or many images are close; the next table shows that it begins in no layer."""
+student gives; *spread*: standard deviation of a logit between images, in steps; *close*: share of
+images whose two largest logits are at most a step apart, so that one code decides. *off* and *on*
+are ONNX Runtime's optimisations, against the student in PyTorch. *float64* is PyTorch against
+itself: the same student with float64 sums (on fewer images), so what float32's rounding alone does
+to its answers: no file can be expected to be nearer to its student than the student is to itself.
+Agreement below 99 % stands where that one is low as well, or many images are close; the next table
+shows that it begins in no layer."""
 
 TEXT_LAYERS = """\
 The student is run layer by layer on the codes that ONNX Runtime computed, so nothing is handed
@@ -424,7 +426,7 @@ down. *differ*: codes in a million that are not the student's; *by at most*: ste
 far the student's value before rounding lies outside the interval of the runtime's code, at most, in
 steps. Where that is next to nothing, each code that differs stems from a value on the border of two
 codes, which another order of float32 sums put on the other side. A wrong kernel, constant or
-operator would differ by half a step and more."""
+operator would move values that lie far from any border."""
 
 
 def main() -> None:
@@ -451,7 +453,8 @@ def main() -> None:
     torch.set_num_threads(1)
     import onnxruntime
 
-    known["versions"] = f"onnxruntime {onnxruntime.__version__}, torch {torch.__version__}"
+    libraries = {"onnxruntime": onnxruntime.__version__, "torch": torch.__version__}
+    known["versions"] = ", ".join(f"{n} {v.split('+')[0]}" for n, v in libraries.items())
     photos = photographs(options.images)
     for bits in options.bits:
         for name in options.model:
