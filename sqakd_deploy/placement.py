@@ -251,7 +251,8 @@ class _Planner:
         Where both inputs are such, the later one is taken: its kernel runs when the other's
         output is there. Dropout and the like, which do nothing here, are looked through.
         """
-        layers = {end: start for start, end in self.ends.items() if self._is(start, ir.Conv)}
+        kinds = (ir.Conv, ir.ChannelAffine)  # the second is a depthwise convolution on its own
+        layers = {end: start for start, end in self.ends.items() if self._is(start, *kinds)}
         for node in self.graph.nodes:
             if self._is(node, ir.Add) and len(node.all_input_nodes) == 2:
                 read = [self._unwrapped(source) for source in node.all_input_nodes]

@@ -123,18 +123,21 @@ def test_one_input_of_a_sum_is_rounded_and_the_output_is_not() -> None:
 
 
 class Dropped(torch.nn.Module):
-    """A shortcut around a convolution and what training alone drops, as in EfficientNet."""
+    """Shortcuts around what training alone drops, as in EfficientNet, a layer scale in the second,
+    as in ConvNeXt."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = torch.nn.Conv2d(3, 16, 3, padding=1)
         self.branch = torch.nn.Conv2d(16, 16, 3, padding=1)
         self.drop = torchvision.ops.StochasticDepth(0.2, "row")
+        self.scale = torch.nn.Parameter(torch.rand(16, 1, 1))
         self.head = torch.nn.Conv2d(16, 5, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stem(x).relu()
-        return self.head(x + self.drop(self.branch(x))).mean([2, 3])
+        x = x + self.drop(self.branch(x))
+        return self.head(x + self.drop(self.scale * self.branch(x))).mean([2, 3])
 
 
 def test_what_does_nothing_hides_no_convolution(tmp_path: Path) -> None:
