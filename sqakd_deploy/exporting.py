@@ -25,6 +25,8 @@ class PlacementRules:
         quantize_first_last: the first and last layers are quantised too.
         fuse_sums: the target adds inside a convolution's kernel, before anything is rounded: one
             input of an Add that is a convolution's own output (BatchNorm folded) stays float.
+        fuse_scaled: with ``fuse_sums``, a factor for each channel counts as a convolution: it is
+            written as a depthwise one.
         symmetric: activations are int8 with zero-point 0, whatever their sign.
         quantize_output: the model's output is quantised; False leaves it in float, whatever the
             spec says.
@@ -34,6 +36,7 @@ class PlacementRules:
     quantize_edges: bool = True
     quantize_first_last: bool = True
     fuse_sums: bool = False
+    fuse_scaled: bool = False
     symmetric: bool = False
     quantize_output: bool = True
     smallest_matmul: int = 0

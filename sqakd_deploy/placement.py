@@ -251,7 +251,7 @@ class _Planner:
         Where both inputs are such, the later one is taken: its kernel runs when the other's
         output is there. Dropout and the like, which do nothing here, are looked through.
         """
-        kinds = (ir.Conv, ir.ChannelAffine)  # the second is a depthwise convolution on its own
+        kinds = (ir.Conv, ir.ChannelAffine) if self.rules.fuse_scaled else (ir.Conv,)
         layers = {end: start for start, end in self.ends.items() if self._is(start, *kinds)}
         for node in self.graph.nodes:
             if self._is(node, ir.Add) and len(node.all_input_nodes) == 2:

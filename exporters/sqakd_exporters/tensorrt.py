@@ -34,7 +34,11 @@ class TensorRtExporter:
     runtime = "onnxruntime"
     deployed_in = "TensorRT"
     placement = PlacementRules(
-        fuse_sums=True, symmetric=True, quantize_output=False, smallest_matmul=SMALLEST_MATMUL
+        fuse_sums=True,
+        fuse_scaled=True,
+        symmetric=True,
+        quantize_output=False,
+        smallest_matmul=SMALLEST_MATMUL,
     )
 
     def check(self, spec: QuantSpec) -> None:
