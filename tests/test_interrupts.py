@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,14 @@ from sqakd_deploy.saves import Saves
 from sqakd_deploy.spec import DistillConfig
 
 CONFIG = DistillConfig(epochs=2, batch_size=16, seed=1)
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """As at a terminal; a shell has what it puts into the background ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def run(saves: Saves | None, presses: dict[int, int]) -> nn.Module:
