@@ -128,14 +128,15 @@ class Coverage:
         integer: count by operator (``Conv``, ``Gemm``, ``Add``, …) of those in integers.
         total: count by operator of all.
         fallbacks: those in float, each with its reason.
-        packed: count of layers whose weights the file stores in less than a byte each.
+        packed: count of layers whose weights the file stores in less than a byte each; None where
+            the format has weights as reals.
         unfolded: nodes that should have restored packed weights at load, but run every time.
     """
 
     integer: Mapping[str, int]
     total: Mapping[str, int]
     fallbacks: tuple[FloatFallback, ...] = field(default=())
-    packed: int = 0
+    packed: int | None = 0
     unfolded: tuple[str, ...] = ()
 
 

@@ -46,7 +46,8 @@ class Step:
         agreement: with the target on the training batches, running mean in percent; the target
             is the teacher's answer, or the label while a teacher is trained.
         lr: learning rate of the model's parameters.
-        images_per_second: since training began or was resumed, over all processes.
+        images_per_second: since the first step ended, which compiles, over all processes; of the
+            first step its own.
         target: what ``agreement`` is called.
     """
 
@@ -158,7 +159,7 @@ class Fit:
     def _run(self) -> list[Epoch]:
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._steps = len(self.batches)
-        self._began, self._images = time.perf_counter(), 0
+        self._began, self._images, self._warm = time.perf_counter(), 0, False
         position = self.saves.restore(self.model, self.optimizer) if self.saves else None
         position = position or Position()
         records = []
@@ -209,7 +210,10 @@ class Fit:
         )
         if self.on_step:
             means = after.loss_sum / after.step, 100 * after.share_sum / after.step
-            speed = self._images / (time.perf_counter() - self._began)
+            now = time.perf_counter()
+            speed = self._images / (now - self._began)
+            if not self._warm:
+                self._began, self._images, self._warm = now, 0, True
             at = (after.epoch, before.step, self.epochs, self._steps)
             self.on_step(Step(*at, *means, lr, speed, self.target))
         return after

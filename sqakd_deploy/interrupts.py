@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+_HEARD = b"\nstopping after this step; Ctrl-C again stops at once and keeps the last save\n"
+
 
 @contextmanager
 def held_interrupts() -> Iterator[Callable[[], bool]]:
-    """Context in which the first Ctrl-C only sets a flag; the second acts at once.
+    """Context in which the first Ctrl-C sets a flag and says so; the second acts at once.
 
     Outside the main thread, which alone may handle signals, and where something else than Python's
     own handler is in charge, nothing is changed and the flag stays down.
@@ -27,6 +30,7 @@ def held_interrupts() -> Iterator[Callable[[], bool]]:
     def note(number: int, frame: object) -> None:
         nonlocal pressed
         pressed = True
+        os.write(2, _HEARD)  # a first step may compile for a minute; streams are not safe here
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     if in_charge:

@@ -15,6 +15,7 @@ from torch import nn
 from sqakd_deploy.acceleration import fitting_threads
 from sqakd_deploy.checkpoint import (
     LAST,
+    TEACHER,
     Run,
     open_run,
 )
@@ -43,14 +44,20 @@ def reopen(folder: Path, kind: str) -> Run:
         SpecError: if it is complete, or of the other kind.
     """
     run = open_run(folder)
+    teaches = run.kind == "teacher"
+    if run.status == "complete":
+        use = (
+            f"give its weights to a student: --weights {folder / TEACHER}"
+            if teaches
+            else f"export it, 'sqakd-deploy export model.onnx --run {folder}', or train a new run"
+        )
+        raise SpecError(f"resume: {folder} is complete; {use}")
     if run.kind != kind:
-        command = "teacher" if run.kind == "teacher" else "train"
+        command = "teacher" if teaches else "train"
         raise SpecError(
             f"resume: {folder} trains a {run.kind}; go on with "
             f"'sqakd-deploy {command} --resume {folder}'"
         )
-    if run.status == "complete":
-        raise SpecError(f"resume: {folder} is complete; train a new run, or export this one")
     return run
 
 

@@ -82,8 +82,9 @@ class RichListener(Listener):
     def advance(self, done: int, step: Step | None = None) -> None:
         if self._progress is None:
             return
-        if self._fresh and step:  # of a resumed task, what was done before tells no speed
-            self._progress.reset(self._task, completed=done - 1)
+        # What a resumed task had done before tells no speed, nor does a first step, which compiles.
+        if self._fresh and step:
+            self._progress.reset(self._task, completed=done)
         self._fresh = False
         self._progress.update(self._task, completed=done, figures=_figures(step))
 
@@ -100,7 +101,7 @@ class PlainListener(Listener):
         self.console = console
         self._task, self._total, self._last = "", 0, ""
         self._start = self._spoken = 0.0
-        self._before: int | None = None
+        self._from: tuple[float, int] | None = None
 
     def message(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
@@ -108,15 +109,18 @@ class PlainListener(Listener):
     def start(self, task: str, total: int) -> None:
         self._task, self._total, self._last = task, total, ""
         self._start = self._spoken = time.monotonic()
-        self._before = None
+        self._from = None
 
     def advance(self, done: int, step: Step | None = None) -> None:
         now = time.monotonic()
         elapsed = now - self._start
-        if self._before is None:  # a resumed task begins where it was left
-            self._before = done - 1 if step else 0
-        eta = elapsed / (done - self._before) * (self._total - done)
-        self._last = f"{self._task} {done}/{self._total}, {elapsed:.0f} s, eta {eta:.0f} s"
+        if self._from is None:  # as RichListener
+            self._from = (now, done) if step else (self._start, 0)
+        began, before = self._from
+        self._last = f"{self._task} {done}/{self._total}, {elapsed:.0f} s"
+        if done > before:
+            eta = (now - began) / (done - before) * (self._total - done)
+            self._last += f", eta {eta:.0f} s"
         self._last += f", {_figures(step)}" if step else ""
         if now - self._spoken >= _PLAIN_SECONDS:
             self._spoken = now

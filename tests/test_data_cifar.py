@@ -77,7 +77,8 @@ def test_without_a_network_it_says_where_to_put_the_files(
     assert str(caught.value) == (
         f"cifar10 is not in {tmp_path} and cannot be downloaded (<urlopen error no route to "
         "host>). Where there is a network, fetch cifar-10-python.tar.gz and unpack it so that "
-        f"{tmp_path / 'cifar-10-batches-py'} exists, or give the folder that holds it as root"
+        f"{tmp_path / 'cifar-10-batches-py'} exists, or set SQAKD_CACHE to "
+        "the folder that holds cifar-10-batches-py"
     )
 
 

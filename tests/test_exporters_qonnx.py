@@ -20,6 +20,7 @@ from sqakd_deploy.errors import ExportError, UnavailableError
 from sqakd_deploy.exporting import Exporter, ExportOptions, Runtime, StagedRuntime
 from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import calibrate, quantize
+from sqakd_deploy.report import coverage_lines
 from sqakd_deploy.spec import QuantSpec, TensorSpec
 
 pytest.importorskip("qonnx")
@@ -83,6 +84,8 @@ def test_students_are_proven_and_keep_their_bits(
     assert report.failures == []
     assert [stage.name for stage in report.stages] == ["PyTorch student", "qonnx, executor"]
     assert report.coverage.fallbacks == ()
+    said = [line for line in coverage_lines(report) if line.startswith(("packed", "weights"))]
+    assert said == ["weights: reals on the grids of their bits, four bytes each in this format"]
     widths = {width for name, width in quantizers(artifact.path) if name.endswith("/weight")}
     assert widths <= {*stored, 8}
     assert widths & set(stored)

@@ -50,10 +50,13 @@ def saved(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("step", [0, 2, 3, 7])
-def test_an_interrupted_run_loses_no_step(step: int, tmp_path: Path) -> None:
+def test_an_interrupted_run_loses_no_step(
+    step: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     rarely = Saves(tmp_path, 3600.0)
     with pytest.raises(KeyboardInterrupt):
         run(rarely, {step: 1})
+    assert "stopping after this step" in capfd.readouterr().err
     assert saved(tmp_path) == [f"save-{step + 1:09}"]
     resumed, whole = run(rarely, {}), run(None, {})
     state = whole.state_dict()

@@ -83,3 +83,16 @@ def test_tasks_without_steps_start_at_nothing(clock: Clock) -> None:
     listener.advance(60)
     listener.finish()
     assert text.getvalue().splitlines() == ["decoding 60/100, 6 s, eta 4 s"] * 2
+
+
+def test_compiling_in_the_first_step_tells_no_speed(clock: Clock) -> None:
+    listener, text = plain()
+    listener.start("student", 100)
+    clock.now += 90.0
+    for number in range(20):
+        listener.advance(number + 1, step(number))
+        clock.now += 0.5
+    listener.finish()
+    first, *_, last = text.getvalue().splitlines()
+    assert first.startswith("student 1/100, 90 s, epoch 1/10")
+    assert last.startswith("student 20/100, 100 s, eta 40 s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import onnx
@@ -162,13 +163,29 @@ def test_an_interrupted_teacher_goes_on_to_the_same_weights() -> None:
 
 
 def test_each_kind_of_run_is_resumed_by_its_own_command(trained: Path) -> None:
-    with pytest.raises(SpecError, match=r"trains a teacher; go on with 'sqakd-deploy teacher"):
-        reopen(trained / "teacher", "student")
-    with pytest.raises(SpecError, match=r"trains a student; go on with 'sqakd-deploy train"):
-        reopen(trained / "student", "teacher")
+    for kind, other, command in (
+        ("teacher", "student", "teacher"),
+        ("student", "teacher", "train"),
+    ):
+        stopped = Path(f"stopped-{kind}")
+        copytree(trained / kind, stopped)
+        open_run(stopped).update(status="interrupted")
+        with pytest.raises(SpecError, match=f"trains a {kind}; go on with 'sqakd-deploy {command}"):
+            reopen(stopped, other)
+        reopen(stopped, kind)
     refused = run("teacher", "--resume", str(trained / "teacher"), "--lr", "0.1")
     assert refused.exit_code == 2
     assert "give no others" in refused.stderr
+
+
+def test_what_to_do_with_a_complete_run(trained: Path) -> None:
+    for kind in ("student", "teacher"):
+        with pytest.raises(
+            SpecError, match=r"teacher is complete; .*--weights .*teacher\.safetensors"
+        ):
+            reopen(trained / "teacher", kind)
+        with pytest.raises(SpecError, match=r"student is complete; .*sqakd-deploy export .*--run"):
+            reopen(trained / "student", kind)
 
 
 # -- bad input -----------------------------------------------------------------------------------

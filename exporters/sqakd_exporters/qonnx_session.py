@@ -91,7 +91,7 @@ class QonnxSession:
             else:
                 reason = f"{missing!r} has no Quant node"
                 fallbacks.append(FloatFallback(node.name, kind, reason))
-        return Coverage(dict(integer), dict(total), tuple(fallbacks))
+        return Coverage(dict(integer), dict(total), tuple(fallbacks), packed=None)
 
 
 def _missing(node: NodeProto, producers: dict[str, NodeProto]) -> str | None:

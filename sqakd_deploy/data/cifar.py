@@ -80,7 +80,8 @@ def _read(
         raise DataError(
             f"{name} is not in {folder} and cannot be downloaded ({error}). Where there is a "
             f"network, fetch {source.filename} and unpack it so that "
-            f"{folder / source.base_folder} exists, or give the folder that holds it as root"
+            f"{folder / source.base_folder} exists, or set SQAKD_CACHE to "
+            f"the folder that holds {source.base_folder}"
         ) from error
     images = np.ascontiguousarray(read.data.transpose(0, 3, 1, 2))
     labels = np.asarray(read.targets, dtype=np.int64)

@@ -106,7 +106,9 @@ def _size_lines(report: ParityReport) -> list[str]:
     if report.float_size is None or report.information_size is None:
         return [f"size: {kib(report.size)}"]
     lines = []
-    if report.narrow_layers:
+    if report.coverage.packed is None:
+        lines.append("weights: reals on the grids of their bits, four bytes each in this format")
+    elif report.narrow_layers:
         packed = f"{report.coverage.packed} of {report.narrow_layers}"
         lines.append(f"packed: weights of {packed} layers below 8 bits; the others a byte each")
     ratio = report.float_size / report.size
