@@ -72,7 +72,8 @@ class OpenAttention(nn.Module):
             self._by_head(layer(tokens))
             for layer, tokens in ((self.query, query), (self.key, key), (self.value, value))
         )
-        scores = torch.matmul(q * self.factor, k.transpose(2, 3))
+        # The factor comes after the product, so that codes are multiplied, not scaled codes.
+        scores = torch.matmul(q, k.transpose(2, 3)) * self.factor
         mixed = torch.matmul(self.dropout(F.softmax(scores, dim=-1)), v)
         return self.out_proj(mixed.transpose(1, 2).flatten(2)), None
 

@@ -31,6 +31,7 @@ class PlacementRules:
         quantize_output: the model's output is quantised; False leaves it in float, whatever the
             spec says.
         smallest_matmul: linear layers with fewer inputs or outputs stay in float.
+        integer_products: products of two activations (attention) multiply codes.
     """
 
     quantize_edges: bool = True
@@ -40,6 +41,7 @@ class PlacementRules:
     symmetric: bool = False
     quantize_output: bool = True
     smallest_matmul: int = 0
+    integer_products: bool = True
 
 
 PAPER_PLACEMENT = PlacementRules(quantize_edges=False, quantize_first_last=False)

@@ -10,6 +10,7 @@ reader                                     bits
 first and last convolution or linear       ``first_last_bits``
 other convolutions and linears             ``activations.bits``
 add, product, concat, pool, batchnorm alone ``residual_bits``
+products of two activations (attention)    ``residual_bits``
 operators in float                         ``residual_bits``
 the model's output                         ``output_bits``
 a layer in ``exclude``                     none
@@ -293,7 +294,12 @@ class _Planner:
     def _stays_in_float(self, edge: fx.Node) -> bool:
         """Between two operators in float nothing is gained by a quantizer, and accuracy lost."""
         made = self._is(self.starts.get(edge, edge), ir.FloatNode)
-        return made and all(self._is(reader, ir.FloatNode) for _, reader in self._readers(edge))
+        return made and all(self._reads_floats(reader) for _, reader in self._readers(edge))
+
+    def _reads_floats(self, reader: fx.Node) -> bool:
+        """A product of activations reads codes where the target multiplies them; it gives reals."""
+        by_code = self.rules.integer_products and self._is(reader, ir.MatMul)
+        return self._is(reader, ir.FloatNode) and not by_code
 
     def _layer_inputs(self) -> Iterator[Placed]:
         readers: dict[tuple[fx.Node, int], list[fx.Node]] = defaultdict(list)

@@ -85,6 +85,10 @@ def _places(graph: IntegerGraph, trained: PlacementRules, wanted: PlacementRules
             yield f"the output would be {'quantised' if wanted.quantize_output else 'in float'}"
     if trained.smallest_matmul != wanted.smallest_matmul:
         yield from _small_layers(graph, trained.smallest_matmul, wanted.smallest_matmul)
+    products = sum(isinstance(node, ir.MatMul) for node in graph.nodes)
+    if trained.integer_products != wanted.integer_products and products:
+        how = "codes" if wanted.integer_products else "reals"
+        yield f"{products} products of activations would multiply {how}"
     for name, what in (
         ("quantize_edges", "tensors between layers"),
         ("quantize_first_last", "first and last layers"),

@@ -118,7 +118,7 @@ def test_a_range_between_bits_is_refused(tmp_path: Path) -> None:
 
 def test_bad_files_images_and_options(tmp_path: Path) -> None:
     graph = CASES["joined"]().graph
-    with pytest.raises(ExportError, match="opset: QONNX files have 13, got 17"):
+    with pytest.raises(ExportError, match="opset: this QONNX file has 13, got 17"):
         QonnxExporter().export(graph, tmp_path / "m.onnx", ExportOptions(opset=17))
     with pytest.raises(ExportError, match="input: QONNX files take prepared floats"):
         QonnxExporter().export(graph, tmp_path / "m.onnx", ExportOptions(input_type="uint8"))

@@ -27,12 +27,13 @@ from sqakd_deploy.attention import OpenAttention, open_attention
 from sqakd_deploy.distillation import distill
 from sqakd_deploy.errors import ExportError, ModelError
 from sqakd_deploy.evaluate import predict
-from sqakd_deploy.exporting import Coverage, ExportOptions, FloatFallback
+from sqakd_deploy.exporting import Coverage, ExportOptions, FloatFallback, PlacementRules
 from sqakd_deploy.integer import lower, snap_biases
 from sqakd_deploy.parity import ParityReport, verify
 from sqakd_deploy.placement import place
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.report import coverage_lines
+from sqakd_deploy.retargeting import changes
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
 from sqakd_deploy.tracing import trace
 from sqakd_deploy.verification.file import QdqFile
@@ -190,9 +191,9 @@ FLOATS: dict[str, dict[str, int]] = {
     "excite_hard": {"Sigmoid": 1, "Mul": 1, "HardSigmoid": 1},
     "softmax": {"Softmax": 1},
     "channel_last": {"LayerNormalization": 1, "Gelu": 1},
-    "transformer": {"Add": 1, "LayerNormalization": 2, "MatMul": 2, "Softmax": 1},
+    "transformer": {"Add": 1, "LayerNormalization": 2, "Mul": 1, "Softmax": 1},
 }
-"""What stays in float, by operator; attention's factor is folded into a MatMul."""
+"""What stays in float, by operator; attention's products run in integers, its factor does not."""
 
 
 @pytest.mark.parametrize("name", UNITS)
@@ -254,12 +255,27 @@ def test_a_constant_operand_is_named_as_one(tmp_path: Path) -> None:
     assert reasons["Add"] == "it reads a float constant (rule 8)"
 
 
-def test_products_of_activations_are_told_alike_and_without_names(tmp_path: Path) -> None:
-    _, coverage = proven(student_of(made("transformer")), tmp_path)
+def test_products_in_float_are_told_alike_and_without_names(tmp_path: Path) -> None:
+    spec = QuantSpec(placement="paper", output_bits=8)
+    _, coverage = proven(student_of(made("transformer"), spec), tmp_path)
     assert {f.reason for f in coverage.fallbacks if f.op_type == "MatMul"} == {
         f"it multiplies two activations, of which {kind} leaves one in float (rule 1)"
-        for kind in ("Mul", "Softmax")
+        for kind in ("Transpose", "Softmax")
     }
+
+
+@pytest.mark.parametrize(("target", "products"), [("openvino", False), ("qonnx", True)])
+def test_attention_in_other_runtimes(target: str, products: bool, tmp_path: Path) -> None:
+    """With an open batch OpenVINO loses a bias where a class token's shape is computed (O14)."""
+    pytest.importorskip(target)
+    student = student_of(made("transformer"), QuantSpec(target=target))
+    report, coverage = proven(student, tmp_path)
+    assert [stage.max_error < RARELY for stage in report.stages] == [True] * len(report.stages)
+    assert coverage.integer["Gemm"] >= 5
+    assert coverage.integer.get("MatMul", 0) == (2 if products else 0)
+    trained, other = PlacementRules(integer_products=products), PlacementRules()
+    said = [] if products else ["2 products of activations would multiply codes"]
+    assert changes(lower(student), trained, other) == said
 
 
 # -- placement --------------------------------------------------------------------------------

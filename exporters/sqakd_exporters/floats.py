@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from sqakd_deploy import graph as g
 from sqakd_deploy.errors import ExportError
@@ -24,7 +25,7 @@ _GATES = {"hard_swish": "hard_sigmoid", "silu": "sigmoid"}
 """Functions ``x · gate(x)``. HardSwish is an operator from opset 14 on, which ONNX Runtime takes
 apart in the same way."""
 
-_GELU_OPSET, _LAYER_NORM_OPSET, _BATCH_OPSET = 20, 17, 15
+_GELU_OPSET, _LAYER_NORM_OPSET = 20, 17
 
 
 def opset_needed(graph: g.IntegerGraph, limit: int) -> int:
@@ -55,7 +56,7 @@ def _opset(node: g.Node) -> int:
         return _GELU_OPSET
     if isinstance(node, g.LayerNorm):
         return _LAYER_NORM_OPSET
-    return _BATCH_OPSET if isinstance(node, g.Repeat) else 0
+    return 0
 
 
 def activation(writer: Writer, node: g.Activation) -> None:
@@ -114,11 +115,34 @@ def shift(writer: Writer, node: g.Shift) -> None:
 def repeat(writer: Writer, node: g.Repeat) -> None:
     """Expand to the batch, which is read from the graph's input."""
     image = writer.held_value(writer.graph.input)
-    batch = writer.op("Shape", [image], f"{node.output}/batch", start=0, end=1)
+    shape = writer.op("Shape", [image], f"{node.output}/shape")  # a part of it needs opset 15
+    first = writer.integers(f"{node.name}/first", [0])
+    batch = writer.op("Gather", [shape, first], f"{node.output}/batch")
     rest = writer.integers(f"{node.name}/rest", np.shape(node.constant)[1:])
     sizes = writer.op("Concat", [batch, rest], f"{node.output}/sizes", axis=0)
     constant = writer.constant(f"{node.name}/constant", node.constant)
     writer.hold(node, writer.op("Expand", [constant, sizes], node.output, node.name), grid=None)
+
+
+def repeat_without_shape(writer: Writer, node: g.Repeat) -> None:
+    """Nothing times a pixel of each image, and the constant.
+
+    For runtimes that computed shapes confuse: OpenVINO (rule O14) and QONNX's shape inference.
+    """
+    name, rank = node.name, np.ndim(node.constant)
+    corner = [
+        writer.integers(f"{name}/{part}", values)
+        for part, values in (("start", [0] * 3), ("end", [1] * 3), ("axes", [1, 2, 3]))
+    ]
+    image = writer.held_value(writer.graph.input)
+    pixel = writer.op("Slice", [image, *corner], f"{node.output}/pixel")
+    shape = writer.integers(f"{name}/shape", [0] + [1] * (rank - 1))
+    pixel = writer.op("Reshape", [pixel, shape], f"{node.output}/of_image")
+    real = writer.op("Cast", [pixel], f"{node.output}/real", to=ir.DataType.FLOAT)
+    zero = writer.constant(f"{name}/nothing", np.array(0.0, np.float32))
+    nothing = writer.op("Mul", [real, zero], f"{node.output}/nothing")
+    constant = writer.constant(f"{name}/constant", node.constant)
+    writer.hold(node, writer.op("Add", [nothing, constant], node.output, name), grid=None)
 
 
 FLOAT_EMITTERS: Emitters = MappingProxyType(

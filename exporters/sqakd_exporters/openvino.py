@@ -15,16 +15,18 @@ from typing import Any
 
 import onnx_ir as ir
 
+from sqakd_deploy import graph as g
 from sqakd_deploy.errors import ExportError, UnavailableError
 from sqakd_deploy.exporting import Artifact, ExportOptions, PlacementRules, Session
-from sqakd_deploy.graph import IntegerGraph
 from sqakd_deploy.spec import QuantSpec
+from sqakd_exporters.floats import repeat_without_shape
 from sqakd_exporters.joining import with_codes_joined
 from sqakd_exporters.openvino_forms import for_openvino
 from sqakd_exporters.packing import PACKED_BITS
-from sqakd_exporters.qdq import build_model
+from sqakd_exporters.qdq import EMITTERS, build_model
 from sqakd_exporters.saving import save_checked
 from sqakd_exporters.unsigned import as_unsigned
+from sqakd_exporters.writer import Emitters
 
 
 def _session_module() -> Any:
@@ -51,7 +53,7 @@ class OpenVinoExporter:
     name = "openvino"
     summary = "QDQ ONNX or IR for OpenVINO on CPUs: sums stay inside convolutions, unrounded"
     runtime = "openvino"
-    placement = PlacementRules(fuse_sums=True)
+    placement = PlacementRules(fuse_sums=True, integer_products=False)
     packs = PACKED_BITS
 
     def __init__(self) -> None:
@@ -60,7 +62,7 @@ class OpenVinoExporter:
     def check(self, spec: QuantSpec) -> None:
         """Every spec that validates can run: 1 to 8 bits, any registered method."""
 
-    def export(self, graph: IntegerGraph, path: Path, options: ExportOptions) -> Artifact:
+    def export(self, graph: g.IntegerGraph, path: Path, options: ExportOptions) -> Artifact:
         """Write the file, checked by onnx, whole or not at all.
 
         Raises:
@@ -68,7 +70,10 @@ class OpenVinoExporter:
                 checker; if the file cannot be written.
         """
         model = build_model(
-            for_openvino(with_codes_joined(as_unsigned(graph))), options, packs=self.packs
+            for_openvino(with_codes_joined(as_unsigned(graph))),
+            options,
+            emitters=_EMITTERS,
+            packs=self.packs,
         )
         if path.suffix == ".xml":
             return self._export_ir(model, path)
@@ -112,3 +117,6 @@ class OpenVinoRuntime:
             raise ExportError(f"OpenVINO cannot load {path}: there is no such file")
         session: Session = self._module.OpenVinoSession(path, optimize=optimize, threads=threads)
         return session
+
+
+_EMITTERS: Emitters = MappingProxyType({**EMITTERS, g.Repeat: repeat_without_shape})

@@ -22,15 +22,16 @@ from sqakd_deploy import graph as g
 from sqakd_deploy.errors import ExportError, UnavailableError
 from sqakd_deploy.exporting import Artifact, ExportOptions, PlacementRules, Session
 from sqakd_deploy.spec import QuantSpec
+from sqakd_exporters.floats import opset_needed, repeat_without_shape
 from sqakd_exporters.forms import as_conv, as_float
 from sqakd_exporters.joining import with_codes_joined
-from sqakd_exporters.qdq import EMITTERS
+from sqakd_exporters.qdq import EMITTERS, OPSETS
 from sqakd_exporters.reals import RealWriter, real_bias, real_pad
 from sqakd_exporters.saving import save_checked
 from sqakd_exporters.writer import Emitters, Writer
 
 DOMAIN = "qonnx.custom_op.general"
-OPSET = 13  # what QONNX's own transformations expect
+OPSET = 13  # what QONNX's own transformations expect; LayerNorm and GELU came later
 
 
 class QonnxExporter:
@@ -61,9 +62,12 @@ class QonnxExporter:
         """
         if options.input_type != "float32":
             raise ExportError("input: QONNX files take prepared floats; leave --input out")
-        if options.opset not in (None, OPSET):
-            raise ExportError(f"opset: QONNX files have {OPSET}, got {options.opset}; leave it out")
-        writer = RealWriter(with_codes_joined(graph), options, OPSET, _EMITTERS)
+        opset = max(OPSET, opset_needed(graph, OPSETS[-1]))
+        if options.opset not in (None, opset):
+            raise ExportError(
+                f"opset: this QONNX file has {opset}, got {options.opset}; leave it out"
+            )
+        writer = RealWriter(with_codes_joined(graph), options, opset, _EMITTERS)
         model = writer.model()
         model.opset_imports[DOMAIN] = 1
         return Artifact(path, self.name, save_checked(model, path))
@@ -191,5 +195,12 @@ def _linear(writer: Writer, node: g.Linear) -> None:
 
 
 _EMITTERS: Emitters = MappingProxyType(
-    {**EMITTERS, g.Quantize: _quantize, g.Conv: _conv, g.Linear: _linear, g.Pad: real_pad}
+    {
+        **EMITTERS,
+        g.Quantize: _quantize,
+        g.Conv: _conv,
+        g.Linear: _linear,
+        g.Pad: real_pad,
+        g.Repeat: repeat_without_shape,
+    }
 )
