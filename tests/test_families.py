@@ -515,7 +515,7 @@ def family(name: str, size: int) -> tuple[torch.fx.GraphModule, Tensor]:
 
 
 def layers_of(student: torch.fx.GraphModule) -> dict[str, int]:
-    """Calls of convolutions and linear layers, and what lowering makes of lone affine maps."""
+    """Calls of convolutions, linear layers and products, and what lowering makes of affine maps."""
     calls = [n for n in student.graph.nodes if n.op == "call_module"]
     modules = [student.get_submodule(str(n.target)) for n in calls]
     convolutions = sum(isinstance(m, nn.Conv2d) for m in modules)
@@ -524,6 +524,7 @@ def layers_of(student: torch.fx.GraphModule) -> dict[str, int]:
     return {
         "Conv": convolutions + alone,
         "Gemm": sum(isinstance(m, nn.Linear) for m in modules),
+        "MatMul": sum(n.target is torch.matmul for n in student.graph.nodes),
     }
 
 
@@ -550,6 +551,7 @@ def test_families_run_in_integers(name: str, tmp_path: Path) -> None:
     layers = layers_of(student)
     assert {kind: coverage.integer.get(kind, 0) for kind in layers} == layers
     assert {kind: coverage.total.get(kind, 0) for kind in layers} == layers
+    assert (layers["MatMul"] > 0) == name.startswith("vit")
     if name in RELU_FAMILIES:
         assert coverage.fallbacks == ()
         assert coverage.integer == coverage.total
