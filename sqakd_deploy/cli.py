@@ -142,6 +142,12 @@ def main() -> None:
     type=float,
     help="Compare the last inner layer's codes with the teacher's, too (SQuaT).",
 )
+@setting(
+    "distillation.freeze_bn_after",
+    "--freeze-bn-after",
+    type=float,
+    help="Share of epochs until BatchNorm freezes.  [default: 0 from 4 bits on, else 1]",
+)
 @setting("distillation.clip_grad", "--clip-grad", type=float, help="Largest gradient norm.")
 @setting("teacher.epochs", "--teacher-epochs", type=int, help="If none is given.  [default: 30]")
 @setting("teacher.lr", "--teacher-lr", type=float, help="[default: 0.1]")

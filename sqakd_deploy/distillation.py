@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +28,9 @@ from sqakd_deploy.losses import distillation_loss
 from sqakd_deploy.processes import start, synchronised_batch_norm
 from sqakd_deploy.quantization import (
     activation_quantizers,
+    batch_norms,
     calibrate,
+    count_quantizers,
     reestimate_batch_norm,
     scaling_quantizers,
     weight_quantizers,
@@ -35,6 +39,7 @@ from sqakd_deploy.saves import Saves
 from sqakd_deploy.spec import DistillConfig
 from sqakd_deploy.tracing import first_tensor
 
+_ENOUGH_BITS = 4  # from where on frozen BatchNorm is best (docs/results.md)
 _DELTA_BATCHES = 3  # as EWGS averages its trace (Lee et al., 2021, §4.1)
 
 
@@ -76,7 +81,7 @@ def distill(
 
     Args:
         student: from :func:`~sqakd_deploy.quantization.quantize`; **changed in place**: calibrated,
-            trained, BatchNorm re-estimated, biases moved onto the integer grid.
+            BatchNorm re-estimated, trained, biases moved onto the integer grid.
         images: preprocessed images ``(N, C, H, W)``, or batches of them, gone through once an
             epoch. Of a batch that is a tuple only the first element is used.
         teacher: the float model; used in evaluation mode, not changed.
@@ -105,13 +110,21 @@ def distill(
     still = calibration if calibration is not None else batches
     calibrate(student, _first_images(still, config.calibration_images))
     records = []
+    reestimate = partial(_reestimate, student, still, config)
     if config.epochs:
         run = _Distillation(student, teacher, config, batches, message or (lambda text: None))
-        records = run.fit(saves, on_step, on_epoch)
-    reestimate_batch_norm(student, _first_images(still, config.bn_images))
+        records = run.fit(saves, on_step, on_epoch, reestimate)
+    if not frozen_epochs(student, config):
+        reestimate()
     snap_biases(student)
     student.eval()
     return records
+
+
+def _reestimate(
+    student: nn.Module, images: Tensor | Iterable[object], config: DistillConfig
+) -> None:
+    reestimate_batch_norm(student, _first_images(images, config.bn_images))
 
 
 def _as_loader(images: Tensor | Loader, config: DistillConfig) -> Loader:
@@ -132,6 +145,19 @@ def _first_images(images: Tensor | Iterable[object], count: int) -> Iterator[Ten
         seen += len(tensor)
         if seen >= count:
             return
+
+
+def frozen_epochs(student: nn.Module, config: DistillConfig) -> int:
+    """How many of the last epochs train with frozen BatchNorm statistics.
+
+    Where rounding loses little, what is left to lose is the noise of each batch's own statistics;
+    where it loses much, normalising by them helps more than it harms.
+    """
+    share = config.freeze_bn_after
+    if share is None:
+        bits = {width for counts in count_quantizers(student).values() for width in counts}
+        share = 0.0 if min(bits, default=_ENOUGH_BITS) >= _ENOUGH_BITS else 1.0
+    return config.epochs - math.ceil(round(share * config.epochs, 6))
 
 
 def parameter_groups(student: nn.Module, config: DistillConfig) -> list[dict[str, Any]]:
@@ -192,6 +218,11 @@ class _Distillation:
         message(f"training is {self.how.reason}")
         self.student = self.how.place(student)
         self.how.place(self.teacher)
+        self.norms = batch_norms(self.student)
+        self.first_frozen = config.epochs - frozen_epochs(self.student, config)
+        if self.norms and self.first_frozen < config.epochs:
+            since = f"after epoch {self.first_frozen}" if self.first_frozen else "from the start"
+            message(f"BatchNorm's statistics are frozen {since}")
         self.scales_gradient = _set_delta(student, config)
         self.networks: tuple[nn.Module, nn.Module] = (self.student, self.teacher)
         if config.feature_weight:
@@ -202,7 +233,13 @@ class _Distillation:
         saves: Saves | None,
         on_step: Callable[[Step], None] | None,
         on_epoch: Callable[[Epoch], None] | None,
+        reestimate: Callable[[], None],
     ) -> list[Epoch]:
+        def before_epoch(epoch: int) -> None:
+            if epoch == self.first_frozen:
+                reestimate()
+            self._refresh_delta(epoch)
+
         with synchronised_batch_norm(self.student, self.accelerator):
             student, teacher = self.networks
             compiled = self.how.compiled(student, whole=True)
@@ -218,7 +255,8 @@ class _Distillation:
                 accelerator=self.accelerator,
                 clip_grad=self.config.clip_grad,
                 saves=saves,
-                before_epoch=self._refresh_delta,
+                before_epoch=before_epoch,
+                frozen=lambda epoch: self.norms if epoch >= self.first_frozen else (),
                 on_step=on_step,
                 on_epoch=on_epoch,
             ).run()

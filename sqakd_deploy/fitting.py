@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -127,6 +127,7 @@ class Fit:
         clip_grad: largest gradient norm.
         saves: where to save and to resume from; None does neither.
         before_epoch: called with the epoch's number, but not when it is resumed half-way.
+        frozen: by the epoch's number, the modules that stay in evaluation mode in it.
         on_step: called after each step.
         on_epoch: called after each epoch.
         target: what hits are called in figures.
@@ -142,6 +143,7 @@ class Fit:
     clip_grad: float | None = None
     saves: Saves | None = None
     before_epoch: Callable[[int], None] = lambda epoch: None
+    frozen: Callable[[int], Iterable[nn.Module]] = lambda epoch: ()
     on_step: Callable[[Step], None] | None = None
     on_epoch: Callable[[Epoch], None] | None = None
     target: str = "agreement"
@@ -178,6 +180,8 @@ class Fit:
         if position.step == 0:
             self.before_epoch(position.epoch)
         self.model.train()
+        for module in self.frozen(position.epoch):
+            module.eval()
         start = time.perf_counter()
         # That of the last step taken: a run stopped at an epoch's end has none left to take.
         lr = self._schedule(position.epoch + max(0, position.step - 1) / self._steps)

@@ -118,7 +118,11 @@ class DistillConfig(Spec):
         delta_every: epochs between re-estimates of ``delta``.
         clip_grad: largest gradient norm; ``None`` does not clip.
         calibration_images: unlabelled images that set the initial ranges.
-        bn_images: unlabelled images that re-estimate BatchNorm at the end.
+        bn_images: unlabelled images that re-estimate BatchNorm's statistics where they freeze.
+        freeze_bn_after: share of the epochs after which BatchNorm's statistics are re-estimated and
+            frozen, as they are at inference: 0 trains with constants from the start, 1 with each
+            batch's own to the end, as published. None takes 0 where nothing has fewer than 4 bits,
+            else 1.
         seed: of everything random.
         compile: ``auto`` compiles student and teacher where the steps ahead make up for it.
         precision: ``auto`` takes bfloat16 for convolutions where compiled and the device gains.
@@ -144,6 +148,7 @@ class DistillConfig(Spec):
     clip_grad: Annotated[float, Field(gt=0)] | None = None
     calibration_images: Annotated[int, Field(ge=1)] = 512
     bn_images: Annotated[int, Field(ge=1)] = 4096
+    freeze_bn_after: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     compile: Literal["auto", "on", "off"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"

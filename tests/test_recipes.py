@@ -107,6 +107,7 @@ def test_the_objective_is_the_paper_s(name: str) -> None:
     config = read(name)
     training = config.distillation
     assert (training.loss, training.temperature) == ("kl", 4.0)
+    assert training.freeze_bn_after == 1  # as published; not the default
     assert training.kl_weight == ALPHA.get((config.model.name, bits_of(config)), 1)
     assert config.quantization.placement == "paper"
     assert name == f"{name.split('-w')[0]}-{config.quantization.label}-{name.rpartition('-')[2]}"
