@@ -47,11 +47,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "lr 3e-3": {"distillation": {"lr": 3e-3}},
     "per channel": {"quantization": {"weights": {"per_channel": True}}},
 }
-# What BatchNorm normalises by matters most where little else is lost.
-BATCH_NORM = {
-    f"BatchNorm frozen after {share:g}": {"distillation": {"freeze_bn_after": share}}
-    for share in (0.0, 1.0)
-}
+# At 4 bits the default is to freeze from the start.
+BY_BATCHES: dict[str, Any] = {"distillation": {"freeze_bn_after": 1.0}}
 
 
 @dataclass(frozen=True)
@@ -100,6 +97,7 @@ def grid() -> list[Cell]:
     supervised = [Cell(c.method, c.bits, "ce") for c in [*label_free, *one_bit]]
     method, bits = ABLATED
     ablated = [Cell(method, bits, variant=words, changes=c) for words, c in ABLATIONS.items()]
+    ablated += [Cell(m, 4, variant="BatchNorm by batches", changes=BY_BATCHES) for m in METHODS[:2]]
     beside = {"distillation": {"feature_weight": 1.0}}
     features = [Cell("ewgs", bits, variant="--features", changes=beside) for bits in (2, 1)]
     return [*label_free, *one_bit, *deployed, *features, *supervised, *ablated]
