@@ -47,7 +47,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "lr 3e-3": {"distillation": {"lr": 3e-3}},
     "per channel": {"quantization": {"weights": {"per_channel": True}}},
 }
-# At 4 bits the default is to freeze from the start.
+# By default its statistics freeze from the start at 4 bits, after a third at fewer.
 BY_BATCHES: dict[str, Any] = {"distillation": {"freeze_bn_after": 1.0}}
 
 
@@ -97,7 +97,11 @@ def grid() -> list[Cell]:
     supervised = [Cell(c.method, c.bits, "ce") for c in [*label_free, *one_bit]]
     method, bits = ABLATED
     ablated = [Cell(method, bits, variant=words, changes=c) for words, c in ABLATIONS.items()]
-    ablated += [Cell(m, 4, variant="BatchNorm by batches", changes=BY_BATCHES) for m in METHODS[:2]]
+    ablated += [
+        Cell(method, bits, variant="BatchNorm by batches", changes=BY_BATCHES)
+        for bits in (4, 2)
+        for method in METHODS[:2]
+    ]
     beside = {"distillation": {"feature_weight": 1.0}}
     features = [Cell("ewgs", bits, variant="--features", changes=beside) for bits in (2, 1)]
     return [*label_free, *one_bit, *deployed, *features, *supervised, *ablated]

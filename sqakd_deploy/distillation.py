@@ -25,7 +25,7 @@ from sqakd_deploy.fitting import Epoch, Fit, Loader, Step, warm_cosine
 from sqakd_deploy.hessian import update_deltas
 from sqakd_deploy.integer import snap_biases
 from sqakd_deploy.losses import distillation_loss
-from sqakd_deploy.processes import start, synchronised_batch_norm
+from sqakd_deploy.processes import separate_batch_norm, start, synchronised_batch_norm
 from sqakd_deploy.quantization import (
     activation_quantizers,
     batch_norms,
@@ -39,7 +39,7 @@ from sqakd_deploy.saves import Saves
 from sqakd_deploy.spec import DistillConfig
 from sqakd_deploy.tracing import first_tensor
 
-_ENOUGH_BITS = 4  # from where on frozen BatchNorm is best (docs/results.md)
+_ENOUGH_BITS = 4  # to freeze BatchNorm from the start (docs/decisions.md)
 _DELTA_BATCHES = 3  # as EWGS averages its trace (Lee et al., 2021, §4.1)
 
 
@@ -150,13 +150,13 @@ def _first_images(images: Tensor | Iterable[object], count: int) -> Iterator[Ten
 def frozen_epochs(student: nn.Module, config: DistillConfig) -> int:
     """How many of the last epochs train with frozen BatchNorm statistics.
 
-    Where rounding loses little, what is left to lose is the noise of each batch's own statistics;
-    where it loses much, normalising by them helps more than it harms.
+    Where rounding loses little, the noise of each batch's own statistics is most of what is lost.
+    Where it loses much, normalising by them helps at first.
     """
     share = config.freeze_bn_after
     if share is None:
         bits = {width for counts in count_quantizers(student).values() for width in counts}
-        share = 0.0 if min(bits, default=_ENOUGH_BITS) >= _ENOUGH_BITS else 1.0
+        share = 0.0 if min(bits, default=_ENOUGH_BITS) >= _ENOUGH_BITS else 1 / 3
     return config.epochs - math.ceil(round(share * config.epochs, 6))
 
 
@@ -237,7 +237,8 @@ class _Distillation:
     ) -> list[Epoch]:
         def before_epoch(epoch: int) -> None:
             if epoch == self.first_frozen:
-                reestimate()
+                with separate_batch_norm(self.student):
+                    reestimate()
             self._refresh_delta(epoch)
 
         with synchronised_batch_norm(self.student, self.accelerator):

@@ -81,6 +81,22 @@ class _Synced2d(_Synced, nn.BatchNorm2d):
     pass
 
 
+_PLAIN: dict[type, type] = {_Synced1d: nn.BatchNorm1d, _Synced2d: nn.BatchNorm2d}
+
+
+@contextmanager
+def separate_batch_norm(model: nn.Module) -> Iterator[None]:
+    """While the context lasts, each process normalises for itself: all see the same batches."""
+    norms = [(module, type(module)) for module in model.modules() if type(module) in _PLAIN]
+    for norm, kind in norms:
+        norm.__class__ = _PLAIN[kind]
+    try:
+        yield
+    finally:
+        for norm, kind in norms:
+            norm.__class__ = kind
+
+
 @contextmanager
 def synchronised_batch_norm(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
     """While the context lasts, BatchNorm sees the batches of all processes as one."""
