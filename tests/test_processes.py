@@ -29,6 +29,7 @@ from sqakd_deploy.processes import _Synced2d
 # rounding boundary falls the other way now and then).
 TEACHER_TOLERANCE = 0.02
 STUDENT_TOLERANCE = 0.05
+FROZEN_TOLERANCE = 1e-3  # seen: 3e-6; 0.16 if each process's copy of an image counted apart
 
 
 def train(output: Path, processes: int, *settings: str) -> subprocess.CompletedProcess[str]:
@@ -71,28 +72,30 @@ def test_two_processes_train_the_same_teacher(tmp_path: Path) -> None:
     assert movement(start, *files) < TEACHER_TOLERANCE
 
 
-def test_two_processes_train_the_same_student(tmp_path: Path) -> None:
-    train(tmp_path / "base", 1, "--epochs", "0", "--teacher-epochs", "10")
-    teacher = tmp_path / "base" / "teacher.safetensors"
-    settings = (
-        "--weights",
-        str(teacher),
-        "--epochs",
-        "2",
-        "--freeze-bn-after",  # both ways to normalise, and statistics re-estimated between them
-        "0.5",
-        "--lr",
-        "1e-5",
-        "--quantizer-lr",
-        "1e-6",
-    )
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a trained teacher."""
+    base = tmp_path_factory.mktemp("teacher") / "base"
+    train(base, 1, "--epochs", "0", "--teacher-epochs", "10")
+    return base / "teacher.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("after", "tolerance"),
+    [("0", FROZEN_TOLERANCE), pytest.param("1", STUDENT_TOLERANCE, marks=pytest.mark.slow)],
+)
+def test_two_processes_train_the_same_student(
+    after: str, tolerance: float, teacher: Path, tmp_path: Path
+) -> None:
+    rates = ("--lr", "1e-5", "--quantizer-lr", "1e-6")
+    settings = ("--weights", str(teacher), "--epochs", "1", "--freeze-bn-after", after, *rates)
     train(tmp_path / "one", 1, *settings)
     two = train(tmp_path / "two", 2, *settings)
     files = [tmp_path / name / "student.safetensors" for name in ("one", "two")]
-    assert movement(load_file(teacher), *files) < STUDENT_TOLERANCE
+    assert movement(load_file(teacher), *files) < tolerance
     assert json.loads(two.stdout)["images"] == 1437  # printed once, or it would be no json
     assert two.stderr.count("training is eager") == 1
-    assert (tmp_path / "two" / "metrics.jsonl").read_text().count("\n") == 2
+    assert (tmp_path / "two" / "metrics.jsonl").read_text().count("\n") == 1
 
 
 def test_shards_are_the_parts_of_the_batch() -> None:
