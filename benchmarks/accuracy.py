@@ -47,8 +47,11 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "lr 3e-3": {"distillation": {"lr": 3e-3}},
     "per channel": {"quantization": {"weights": {"per_channel": True}}},
 }
-# By default its statistics freeze from the start at 4 bits, after a third at fewer.
-BY_BATCHES: dict[str, Any] = {"distillation": {"freeze_bn_after": 1.0}}
+# By default BatchNorm's statistics freeze from the start at 4 bits and never at fewer.
+FREEZING: dict[int, tuple[str, float]] = {
+    4: ("BatchNorm by batches", 1.0),
+    2: ("BatchNorm frozen after a third", 1 / 3),
+}
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,8 @@ def grid() -> list[Cell]:
     method, bits = ABLATED
     ablated = [Cell(method, bits, variant=words, changes=c) for words, c in ABLATIONS.items()]
     ablated += [
-        Cell(method, bits, variant="BatchNorm by batches", changes=BY_BATCHES)
-        for bits in (4, 2)
+        Cell(method, bits, variant=words, changes={"distillation": {"freeze_bn_after": share}})
+        for bits, (words, share) in FREEZING.items()
         for method in METHODS[:2]
     ]
     beside = {"distillation": {"feature_weight": 1.0}}

@@ -146,7 +146,7 @@ def main() -> None:
     "distillation.freeze_bn_after",
     "--freeze-bn-after",
     type=float,
-    help="Share of epochs until BatchNorm freezes.  [default: 0 from 4 bits on, else 1/3]",
+    help="Share of epochs until BatchNorm freezes.  [default: 0 from 4 bits on, else 1]",
 )
 @setting("distillation.clip_grad", "--clip-grad", type=float, help="Largest gradient norm.")
 @setting("teacher.epochs", "--teacher-epochs", type=int, help="If none is given.  [default: 30]")

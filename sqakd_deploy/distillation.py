@@ -151,12 +151,12 @@ def frozen_epochs(student: nn.Module, config: DistillConfig) -> int:
     """How many of the last epochs train with frozen BatchNorm statistics.
 
     Where rounding loses little, the noise of each batch's own statistics is most of what is lost.
-    Where it loses much, normalising by them helps at first.
+    Where it loses much, normalising by them helps as much as it harms.
     """
     share = config.freeze_bn_after
     if share is None:
         bits = {width for counts in count_quantizers(student).values() for width in counts}
-        share = 0.0 if min(bits, default=_ENOUGH_BITS) >= _ENOUGH_BITS else 1 / 3
+        share = 0.0 if min(bits, default=_ENOUGH_BITS) >= _ENOUGH_BITS else 1.0
     return config.epochs - math.ceil(round(share * config.epochs, 6))
 
 

@@ -122,7 +122,7 @@ class DistillConfig(Spec):
         freeze_bn_after: share of the epochs after which BatchNorm's statistics are re-estimated and
             frozen, as they are at inference: 0 trains with constants from the start, 1 with each
             batch's own to the end, as published. None takes 0 where nothing has fewer than 4 bits,
-            else a third.
+            else 1.
         seed: of everything random.
         compile: ``auto`` compiles student and teacher where the steps ahead make up for it.
         precision: ``auto`` takes bfloat16 for convolutions where compiled and the device gains.

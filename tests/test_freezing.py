@@ -112,8 +112,8 @@ def test_a_run_resumed_while_frozen_ends_the_same(stop: int, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("weights", "activations", "first_last", "after", "expected"),
-    [(4, 4, 8, None, 10), (8, 8, 8, None, 10), (3, 4, 8, None, 6), (4, 2, 8, None, 6),
-     (4, 4, 1, None, 6), (4, 4, 8, 0.7, 3), (2, 2, 8, 0.0, 10), (8, 8, 8, 1.0, 0)],
+    [(4, 4, 8, None, 10), (8, 8, 8, None, 10), (3, 4, 8, None, 0), (4, 2, 8, None, 0),
+     (4, 4, 1, None, 0), (4, 4, 8, 0.7, 3), (2, 2, 8, 0.0, 10), (8, 8, 8, 1.0, 0)],
 )  # fmt: skip
 def test_how_many_epochs_are_frozen(
     weights: int, activations: int, first_last: int, after: float | None, expected: int
