@@ -238,8 +238,9 @@ def report(results: dict[str, Any]) -> str:
         f"ResNet-20 on CIFAR-10 as JPEG, teacher {first['teacher_top1']:.2f} % "
         f"({TEACHER['epochs']} epochs), students "
         f"{first['epochs']} epochs, 10,000 test images, one seed, last epoch "
-        "(nothing was selected on test data). Figures near each other rank nothing: "
-        "one standard error of an accuracy near 87 % is 0.34 points here.",
+        "(no state was selected on test data, but when BatchNorm freezes was: decisions.md). "
+        "Figures near each other rank nothing: one standard error of an accuracy near 87 % is "
+        "0.34 points here.",
         "",
         "Made by `python benchmarks/accuracy.py --data cifar10-jpeg/ --work work/ --teacher "
         "benchmarks/resnet20-cifar10-jpeg.safetensors --json docs/results.json`, then "
