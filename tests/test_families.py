@@ -253,6 +253,7 @@ def test_a_constant_operand_is_named_as_one(tmp_path: Path) -> None:
     _, coverage = proven(student_of(made("transformer")), tmp_path)
     reasons = {f.op_type: f.reason for f in coverage.fallbacks}
     assert reasons["Add"] == "it reads a float constant (rule 8)"
+    assert reasons["Mul"] == "it multiplies by a float constant (rule 8)"
 
 
 def test_products_in_float_are_told_alike_and_without_names(tmp_path: Path) -> None:
