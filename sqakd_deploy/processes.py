@@ -81,37 +81,35 @@ class _Synced2d(_Synced, nn.BatchNorm2d):
     pass
 
 
-_PLAIN: dict[type, type] = {_Synced1d: nn.BatchNorm1d, _Synced2d: nn.BatchNorm2d}
+_SYNCED: dict[type, type] = {nn.BatchNorm1d: _Synced1d, nn.BatchNorm2d: _Synced2d}
+_PLAIN: dict[type, type] = {synced: plain for plain, synced in _SYNCED.items()}
 
 
 @contextmanager
-def separate_batch_norm(model: nn.Module) -> Iterator[None]:
-    """While the context lasts, each process normalises for itself: all see the same batches."""
-    norms = [(module, type(module)) for module in model.modules() if type(module) in _PLAIN]
-    for norm, kind in norms:
-        norm.__class__ = _PLAIN[kind]
+def _exchanged(model: nn.Module, kinds: dict[type, type]) -> Iterator[None]:
+    """Modules of a class compute as another while the context lasts, on the same state."""
+    found = [(module, type(module)) for module in model.modules() if type(module) in kinds]
+    for module, kind in found:
+        module.__class__ = kinds[kind]
     try:
         yield
     finally:
-        for norm, kind in norms:
-            norm.__class__ = kind
+        for module, kind in found:
+            module.__class__ = kind
 
 
 @contextmanager
 def synchronised_batch_norm(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
     """While the context lasts, BatchNorm sees the batches of all processes as one."""
-    if accelerator.num_processes == 1:
+    with _exchanged(model, _SYNCED if accelerator.num_processes > 1 else {}):
         yield
-        return
-    kinds: dict[type, type] = {nn.BatchNorm1d: _Synced1d, nn.BatchNorm2d: _Synced2d}
-    norms = [(module, type(module)) for module in model.modules() if type(module) in kinds]
-    for norm, kind in norms:
-        norm.__class__ = kinds[kind]  # the same state behind another forward
-    try:
+
+
+@contextmanager
+def separate_batch_norm(model: nn.Module) -> Iterator[None]:
+    """While the context lasts, each process normalises for itself: all see the same batches."""
+    with _exchanged(model, _PLAIN):
         yield
-    finally:
-        for norm, kind in norms:
-            norm.__class__ = kind
 
 
 def averaged(values: Tensor, accelerator: Accelerator) -> Tensor:

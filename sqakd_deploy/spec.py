@@ -118,7 +118,8 @@ class DistillConfig(Spec):
         delta_every: epochs between re-estimates of ``delta``.
         clip_grad: largest gradient norm; ``None`` does not clip.
         calibration_images: unlabelled images that set the initial ranges.
-        bn_images: unlabelled images that re-estimate BatchNorm's statistics where they freeze.
+        bn_images: unlabelled images that re-estimate BatchNorm's statistics, where they freeze or
+            at the end.
         freeze_bn_after: share of the epochs after which BatchNorm's statistics are re-estimated and
             frozen, as they are at inference: 0 trains with constants from the start, 1 with each
             batch's own to the end, as published. None takes 0 where nothing has fewer than 4 bits,
