@@ -59,10 +59,18 @@ class Run:
         return status
 
     def update(self, **facts: Any) -> None:
-        """Add facts to ``run.json``."""
+        """Add facts to ``run.json``.
+
+        Raises:
+            CheckpointError: if it cannot be written.
+        """
         self.facts.update(facts)
-        if self.writable:
+        if not self.writable:
+            return
+        try:
             write_text(self.path / STATE, json.dumps(self.facts, indent=2) + "\n")
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self.path / STATE}: {error}") from error
 
     def save(self, model: nn.Module, name: str) -> None:
         """Save a model's state under a name of this folder."""

@@ -12,8 +12,8 @@ from rich.console import Console
 
 import sqakd_deploy.training as training
 from sqakd_deploy.api import export_proven, would_change
-from sqakd_deploy.checkpoint import newest_run, open_run
-from sqakd_deploy.config import load_config, merge
+from sqakd_deploy.checkpoint import Run, newest_run, open_run
+from sqakd_deploy.config import DataConfig, load_config, merge
 from sqakd_deploy.data import DATASETS
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.exporting import ExportOptions
@@ -127,10 +127,8 @@ def evaluate(
     out, progress = _consoles()
     listener = listener_for(progress)
     if what.is_dir():
-        if settings.get("model"):
-            raise SpecError(f"{what} is a run, which knows its model; leave out --model and others")
-        source = settings.get("data", {}).get("source")
-        scores = score_run(open_run(what), source, samples, listener)
+        run = open_run(what)
+        scores = score_run(run, _other_images(run, settings), samples, listener)
     elif what.suffix == ".xml":
         raise SpecError(f"{what}: wanted a run, weights or an .onnx file, got OpenVINO IR")
     elif what.suffix == ".onnx":
@@ -143,6 +141,20 @@ def evaluate(
         _print_json([asdict(score) for score in scores])
     else:
         out.print(score_table(scores))
+
+
+def _other_images(run: Run, settings: dict[str, Any]) -> DataConfig:
+    """A run's images, as settings change them."""
+    if settings.get("model"):
+        raise SpecError(f"{run.path} is a run, which knows its model; leave out --model and others")
+    given = settings.get("data", {})
+    prepared = {"input_size", "mean", "std"} & given.keys()
+    if prepared:
+        option = "--" + min(prepared).replace("_", "-")
+        raise SpecError(
+            f"{run.path} is a run, which knows how images are prepared; leave out {option}"
+        )
+    return DataConfig.parse(merge(run.config.data.model_dump(), given))
 
 
 def export(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -18,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sqakd_deploy.acceleration import decide
-from sqakd_deploy.errors import SpecError
+from sqakd_deploy.data.batches import batch_bounds, mixed_seed
+from sqakd_deploy.errors import DataError, SpecError
 from sqakd_deploy.evaluate import batch_agreement
 from sqakd_deploy.features import answers, feature_loss, with_codes
 from sqakd_deploy.fitting import Epoch, Fit, Loader, Step, warm_cosine
@@ -40,28 +40,41 @@ from sqakd_deploy.spec import DistillConfig
 from sqakd_deploy.tracing import first_tensor
 
 _ENOUGH_BITS = 4  # to freeze BatchNorm from the start (docs/decisions.md)
+_AT_ONCE = 512  # images of a tensor that are run together
 _DELTA_BATCHES = 3  # as EWGS averages its trace (Lee et al., 2021, §4.1)
 
 
 class TensorBatches:
     """Shuffled batches of a tensor of preprocessed images ``(N, C, H, W)``.
 
-    The last batch is dropped if it is smaller than half of the others: BatchNorm needs a batch.
+    The order depends on the seed and the epoch alone. The last batch is dropped if it is smaller
+    than half of the others: BatchNorm needs a batch.
+
+    Raises:
+        DataError: if there are fewer than two images.
     """
 
     def __init__(self, images: Tensor, batch_size: int, seed: int) -> None:
+        if len(images) < 2:
+            raise DataError(f"wanted at least 2 images to train on, got {len(images)}")
         self.images = images
         self.batch_size = min(batch_size, len(images))
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed = seed
+        self.epoch = 0
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.images), self.batch_size)
         return full + (rest * 2 >= self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        order = torch.randperm(len(self.images), generator=self.generator)
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch))
+        order = torch.randperm(len(self.images), generator=generator)
         for indices in itertools.islice(order.split(self.batch_size), len(self)):
             yield self.images[indices]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (from 0) whose order the next iteration uses."""
+        self.epoch = epoch
 
 
 def distill(
@@ -100,6 +113,7 @@ def distill(
     Raises:
         SpecError: if a loss with labels gets none, or labels come with one that needs none, or the
             warm-up is as long as the run.
+        DataError: if there are too few images to train or to normalise by.
         TrainingError: if the loss is not finite.
     """
     config = config or DistillConfig()
@@ -134,14 +148,18 @@ def _as_loader(images: Tensor | Loader, config: DistillConfig) -> Loader:
 
 
 def _first_images(images: Tensor | Iterable[object], count: int) -> Iterator[Tensor]:
-    """Batches until ``count`` images were seen."""
+    """Batches until ``count`` images were seen, without a last one of a single image: BatchNorm
+    cannot normalise by it."""
     if isinstance(images, Tensor):
-        yield from images[:count].split(512)
+        some = images[:count]
+        for start, stop in batch_bounds(len(some), _AT_ONCE, drop_last=False):
+            yield some[start:stop]
         return
     seen = 0
     for batch in images:
-        tensor = first_tensor(batch)
-        yield tensor[: count - seen]
+        tensor = first_tensor(batch)[: count - seen]
+        if len(tensor) > 1 or not seen:
+            yield tensor
         seen += len(tensor)
         if seen >= count:
             return
@@ -157,7 +175,7 @@ def frozen_epochs(student: nn.Module, config: DistillConfig) -> int:
     if share is None:
         bits = {width for counts in count_quantizers(student).values() for width in counts}
         share = 0.0 if min(bits, default=_ENOUGH_BITS) >= _ENOUGH_BITS else 1.0
-    return config.epochs - math.ceil(round(share * config.epochs, 6))
+    return config.epochs - round(share * config.epochs)
 
 
 def parameter_groups(student: nn.Module, config: DistillConfig) -> list[dict[str, Any]]:
@@ -202,7 +220,7 @@ class _Distillation:
         batches: Loader,
         message: Callable[[str], None],
     ) -> None:
-        self.config, self.batches = config, batches
+        self.config, self.batches, self.message = config, batches, message
         self.device = next(student.parameters()).device
         self.accelerator = start(self.device)
         self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False).to(self.device)
@@ -223,7 +241,12 @@ class _Distillation:
         if self.norms and self.first_frozen < config.epochs:
             since = f"after epoch {self.first_frozen}" if self.first_frozen else "from the start"
             message(f"BatchNorm's statistics are frozen {since}")
-        self.scales_gradient = _set_delta(student, config)
+        self.estimates_delta = _set_delta(student, config) and config.delta == "hessian"
+        if self.estimates_delta and config.epochs <= config.delta_every:
+            message(
+                f"δ is first estimated after epoch {config.delta_every}, and there are "
+                f"{config.epochs}: they train with δ = 0, plain STE; lower distillation.delta_every"
+            )
         self.networks: tuple[nn.Module, nn.Module] = (self.student, self.teacher)
         if config.feature_weight:
             self.networks = with_codes(self.student, self.teacher)
@@ -283,9 +306,8 @@ class _Distillation:
         return F.cross_entropy(logits, batch[1].to(logits.device)) + weighted
 
     def _refresh_delta(self, epoch: int) -> None:
-        wanted = self.scales_gradient and self.config.delta == "hessian"
-        if wanted and epoch and epoch % self.config.delta_every == 0:
-            update_deltas(
+        if self.estimates_delta and epoch and epoch % self.config.delta_every == 0:
+            found = update_deltas(
                 self.student,
                 self.teacher,
                 itertools.islice(self.batches, _DELTA_BATCHES),
@@ -293,6 +315,8 @@ class _Distillation:
                 feature_weight=self.config.feature_weight,
                 seed=self.config.seed + epoch,
             )
+            low, high = min(found.values()), max(found.values())
+            self.message(f"δ by Hutchinson's trace: {low:.2g} to {high:.2g}")
 
 
 def _set_delta(student: nn.Module, config: DistillConfig) -> bool:

@@ -210,7 +210,6 @@ class Fit:
             before.step + 1,
             before.loss_sum + loss,
             before.share_sum + share,
-            before.images + images,
         )
         if self.on_step:
             means = after.loss_sum / after.step, 100 * after.share_sum / after.step

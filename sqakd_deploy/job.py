@@ -25,7 +25,7 @@ from sqakd_deploy.data import ImageData
 from sqakd_deploy.data.batches import Batches, LabelledBatches
 from sqakd_deploy.errors import SpecError, SqakdError
 from sqakd_deploy.listening import Listener, Watch
-from sqakd_deploy.preparing import build, data_facts, load, pick_device
+from sqakd_deploy.preparing import build, data_facts, load, pick_device, understood
 from sqakd_deploy.processes import start
 from sqakd_deploy.saves import Saves
 from sqakd_deploy.teacher import train_teacher
@@ -92,7 +92,7 @@ class Job:
         """
         torch.manual_seed(self.seed)
         with self.accelerator.local_main_process_first():  # one of a machine's decodes for all
-            data = load(self.config, self.listener)
+            data = understood(self.config, load(self.config, self.listener), self.listener)
         if labelled:
             data.train.need_labels()
         model = build(self.config, data).to(self.device)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 
-from sqakd_deploy.checkpoint import Run
+from sqakd_deploy.checkpoint import METRICS, Run
 from sqakd_deploy.curves import Curves
 from sqakd_deploy.fitting import Epoch, Step
 
@@ -71,5 +71,8 @@ class Watch:
             self._curves.add(step)
 
     def on_epoch(self, epoch: Epoch) -> None:
-        """An epoch, as a line of ``metrics.jsonl``."""
-        self._run.append_metrics({"part": self._part, **asdict(epoch)})
+        """An epoch, as a line of ``metrics.jsonl``; a full disk costs this line only."""
+        try:
+            self._run.append_metrics({"part": self._part, **asdict(epoch)})
+        except OSError as error:
+            self._listener.message(f"could not write {METRICS}: {error}; training goes on")

@@ -98,7 +98,8 @@ def _adaptive_pool(node: fx.Node, module: nn.Module | None) -> Op:
 def _mean(node: fx.Node, module: nn.Module | None) -> Op:
     axes = setting(node, module, "dim", 1, None)
     rank = len(shape(node.all_input_nodes[0]))
-    wanted = sorted(axis % rank for axis in (axes if isinstance(axes, (tuple, list)) else [axes]))
+    given = axes if isinstance(axes, (tuple, list)) else [] if axes is None else [axes]
+    wanted = sorted(axis % rank for axis in given)
     if rank != 4 or wanted != [2, 3]:
         raise ModelError(f"{describe(node)}: only a mean over height and width can be exported")
     return Op(ir.GlobalAveragePool)

@@ -133,9 +133,6 @@ class _Planner:
             )
         return op
 
-    def _kind(self, node: fx.Node) -> type[ir.Node] | None:
-        return self.ops[node].kind if node in self.ops else None
-
     def _is(self, node: fx.Node, *kinds: type[ir.Node]) -> bool:
         return node in self.ops and issubclass(self.ops[node].kind, kinds)
 

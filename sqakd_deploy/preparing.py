@@ -70,6 +70,32 @@ def _some(names: tuple[str, ...], most: int = 5) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
+def understood(config: RunConfig, data: ImageData, listener: Listener) -> ImageData:
+    """The images, without their labels where these mean something else to the model.
+
+    Args:
+        config: its model may name a number of classes.
+        data: the images.
+        listener: told what is left out.
+
+    Raises:
+        SpecError: if there are no weights to bring other classes with them.
+    """
+    count = config.model.args.get("num_classes")
+    if data.difference(None, count) is None:
+        return data
+    if config.model.weights is None:
+        raise SpecError(
+            f"num_classes: {data.name} has {data.num_classes} classes, got {count}; leave it out, "
+            f"or name a file of weights for {count} (--weights)"
+        )
+    listener.message(
+        f"the model has {count} classes, {data.name} has {data.num_classes}: labels would mean "
+        "something else, so that agreement is reported, and no accuracy"
+    )
+    return data.without_labels()
+
+
 def build(config: RunConfig, data: ImageData) -> nn.Module:
     """The float model of a config, for these images.
 

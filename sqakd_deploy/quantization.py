@@ -13,7 +13,7 @@ from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
 from torch import Tensor, fx, nn
 
 from sqakd_deploy.attention import open_attention
-from sqakd_deploy.errors import ModelError
+from sqakd_deploy.errors import DataError, ModelError
 from sqakd_deploy.geometry import conv_arguments
 from sqakd_deploy.placement import Placed, place
 from sqakd_deploy.plugins import get_exporter
@@ -95,6 +95,11 @@ def _meta(student: nn.Module) -> tuple[QuantSpec, tuple[int, ...]]:
 
 def _replace_layer(student: fx.GraphModule, path: str, spec: QuantSpec, bits: int) -> None:
     old: Any = student.get_submodule(path)
+    if not isinstance(getattr(old, "weight", None), nn.Parameter):
+        raise ModelError(
+            f"layer {path!r}: its weight is computed (weight_norm, spectral_norm); make it plain "
+            "first, with torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
+        )
     side = spec.weights
     quant = weight_quant(side.method, bits, side.per_channel)
     if isinstance(old, nn.ConvTranspose2d):
@@ -207,25 +212,51 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
 def calibrate(student: nn.Module, images: Tensor | Iterable[object]) -> None:
     """Set every activation range from unlabelled images; several batches are averaged.
 
-    Layers are calibrated in one pass, each on inputs that are already quantised upstream.
+    Layers are calibrated in one pass, each on inputs that are already quantised upstream and
+    normalised by the batch. BatchNorm's own statistics stay as they are: quantised weights have
+    others, which :func:`reestimate_batch_norm` finds.
 
     Args:
         student: changed in place.
         images: preprocessed images ``(N, C, H, W)``, or batches of them (of a batch that is a
             tuple, the first element; nothing else is looked at).
+
+    Raises:
+        DataError: if there is no image, or too few in a batch for BatchNorm.
     """
     quantizers = list(activation_quantizers(student).values())
-    device = next(student.parameters()).device
+    kept = [{name: t.clone() for name, t in n.named_buffers()} for n in batch_norms(student)]
     for quantizer in quantizers:
         quantizer.reset()
         quantizer.observing = True
     try:
-        with batch_statistics(student):
-            for batch in [images] if isinstance(images, Tensor) else images:
-                student(first_tensor(batch).to(device))
+        _run_by_batches(student, images)
     finally:
         for quantizer in quantizers:
             quantizer.observing = False
+        for norm, buffers in zip(batch_norms(student), kept, strict=True):
+            for name, buffer in norm.named_buffers():
+                buffer.copy_(buffers[name])
+
+
+def _run_by_batches(student: nn.Module, images: Tensor | Iterable[object]) -> None:
+    """Answer all images, normalised by their own batches."""
+    device = next(student.parameters()).device
+    seen = 0
+    with batch_statistics(student):
+        for batch in [images] if isinstance(images, Tensor) else images:
+            some = first_tensor(batch)
+            if not len(some):
+                continue
+            try:
+                student(some.to(device))
+            except ValueError as error:
+                if len(some) > 1:
+                    raise
+                raise DataError("wanted at least 2 images a batch for BatchNorm, got 1") from error
+            seen += len(some)
+    if not seen:
+        raise DataError("wanted images to calibrate on, got none")
 
 
 @torch.no_grad()
@@ -237,19 +268,19 @@ def reestimate_batch_norm(student: nn.Module, images: Tensor | Iterable[object])
     Args:
         student: changed in place.
         images: as for :func:`calibrate`.
+
+    Raises:
+        DataError: as :func:`calibrate`.
     """
     norms = batch_norms(student)
     if not norms:
         return
-    device = next(student.parameters()).device
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()  # type: ignore[operator]
         norm.momentum = None  # type: ignore[assignment] # a plain average over the batches
     try:
-        with batch_statistics(student):
-            for batch in [images] if isinstance(images, Tensor) else images:
-                student(first_tensor(batch).to(device))
+        _run_by_batches(student, images)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -131,6 +131,9 @@ def held_out(
         loaded: the run.
         source: another dataset or folder; None takes the run's own.
         limit: at most so many images.
+
+    Returns:
+        Batches, and the same images with labels where these mean the run's classes.
     """
     config = loaded.run.config.data
     data = load_data(
@@ -139,6 +142,8 @@ def held_out(
         skip_bad_images=config.skip_bad_images,
         keeping=keeping_of(config),
     )
-    labels = data.test.labels
+    facts = loaded.run.facts["data"]
+    known = data.difference(facts.get("classes"), facts["num_classes"]) is None
+    labels = data.test.labels if known else None
     split = ImageSplit(data.test.images[:limit], None if labels is None else labels[:limit])
     return still_batches(split, loaded.preprocessing), split

@@ -37,14 +37,12 @@ class Position:
         step: steps of the epoch under way.
         loss_sum: of that epoch's steps.
         share_sum: likewise of the agreement (0 to 1).
-        images: of that epoch.
     """
 
     epoch: int = 0
     step: int = 0
     loss_sum: float = 0.0
     share_sum: float = 0.0
-    images: int = 0
 
 
 class Saves:
@@ -177,4 +175,15 @@ def _read(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> P
         state.setdefault(int(index), {})[name] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    _lay_out_as_parameters(optimizer)
     return position
+
+
+def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Fused Adam on CPUs goes through memory in order, without a look at strides: a moment in
+    another layout than its channels-last weight would meet the wrong elements of it."""
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                own = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+                moments[name] = own.copy_(value)

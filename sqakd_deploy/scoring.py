@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from sqakd_deploy.checkpoint import TEACHER, Run, load_weights
-from sqakd_deploy.config import RunConfig
+from sqakd_deploy.config import DataConfig, RunConfig
 from sqakd_deploy.data import ImageData, Preprocessing
 from sqakd_deploy.errors import DataError, ExportError, SpecError
 from sqakd_deploy.evaluate import Logits, accuracy, predict
@@ -73,7 +73,7 @@ def score_logits(what: str, logits: Logits, labels: NDArray[np.int64]) -> Score:
 
 def score_run(
     run: Run,
-    source: str | None = None,
+    config: DataConfig | None = None,
     limit: int | None = None,
     listener: Listener | None = None,
 ) -> list[Score]:
@@ -81,16 +81,18 @@ def score_run(
 
     Args:
         run: the folder; a teacher's run has one model.
-        source: another data set or folder.
+        config: of other images; the run's own by default.
         limit: at most so many images.
         listener: hears of the progress.
 
     Raises:
-        SqakdError: if the run is damaged or the images have no labels.
+        SqakdError: if the run is damaged, or the images have no labels or are of other classes.
     """
     facts = run.facts.get("data", {})
     preprocessing = _preprocessing(facts.get("preprocessing"), str(run.path))
-    data = _labelled(run.config, source, preprocessing, limit, listener)
+    wanted = run.config.model_copy(update={"data": config or run.config.data})
+    data = _labelled(wanted, preprocessing, limit, listener)
+    _same_classes(data, str(run.path), facts.get("classes"), facts["num_classes"])
     scores = []
     if run.kind == "student":
         scores.append(_score("student", load_student(run).student, data))
@@ -117,7 +119,8 @@ def score_weights(
     weights = config.model.weights
     if weights is None:
         raise SpecError("wanted a file of weights to score, got none")
-    data = _labelled(config, None, None, limit, listener)
+    data = _labelled(config, None, limit, listener)
+    _same_classes(data, weights, None, config.model.args.get("num_classes"))
     model = build(config, data)
     load_any_weights(model, config.model.name, weights)
     return _score("float model", model, data)
@@ -148,8 +151,8 @@ def score_file(
     facts = _metadata(path)
     given = facts.get("sqakd.preprocessing")
     preprocessing = _preprocessing(json.loads(given), str(path)) if given else None
-    data = _labelled(config, None, preprocessing, limit, listener)
-    _same_classes(facts, data, path)
+    data = _labelled(config, preprocessing, limit, listener)
+    _same_classes(data, path.name, json.loads(facts.get("sqakd.classes", "null")))
     session = get_runtime(runtime).open(path)
     batches = still_batches(data.test, data.preprocessing)
     logits = np.concatenate([session.run(batch.numpy()) for batch in batches])
@@ -163,15 +166,10 @@ def _score(what: str, model: torch.nn.Module, data: ImageData) -> Score:
 
 def _labelled(
     config: RunConfig,
-    source: str | None,
     preprocessing: Preprocessing | None,
     limit: int | None,
     listener: Listener | None,
 ) -> ImageData:
-    if source is not None:
-        config = config.model_copy(
-            update={"data": config.data.model_copy(update={"source": source})}
-        )
     data = load(config, listener or Listener(), preprocessing=preprocessing, limit=limit)
     data.test.need_labels()
     return data
@@ -194,15 +192,12 @@ def _metadata(path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in model.metadata_props}
 
 
-def _same_classes(facts: Mapping[str, str], data: ImageData, path: Path) -> None:
-    named = facts.get("sqakd.classes")
-    if not named or data.classes is None:
-        return
-    theirs, ours = json.loads(named), list(data.classes)
-    if theirs != ours:
-        pairs = zip(theirs, ours, strict=False)
-        first = next((f"{a!r} against {b!r}" for a, b in pairs if a != b), "their number")
+def _same_classes(
+    data: ImageData, what: str, names: Sequence[str] | None, count: int | None = None
+) -> None:
+    other = data.difference(names, count)
+    if other is not None:
         raise DataError(
-            f"{data.name} has other classes than {path.name} was trained on ({first}): its labels "
+            f"{data.name} has other classes than {what} was trained on ({other}): its labels "
             "mean something else; give other --data"
         )

@@ -37,7 +37,7 @@ class Spec(BaseModel):
             SpecError: if a field is unknown, missing, of the wrong type or out of range.
         """
         try:
-            return cls(**values)
+            return cls.model_validate(values)
         except ValidationError as error:
             raise SpecError(_explain(error, where or cls.__name__)) from error
 
@@ -87,6 +87,12 @@ class QuantSpec(Spec):
     exclude: tuple[str, ...] = ()
     target: str = "onnxruntime"
     placement: Literal["target", "paper"] = "target"
+
+    @model_validator(mode="after")
+    def _sides(self) -> QuantSpec:
+        if self.activations.per_channel:
+            raise SpecError("per_channel: activations have one scale a tensor; it is for weights")
+        return self
 
     @property
     def label(self) -> str:
@@ -150,7 +156,7 @@ class DistillConfig(Spec):
     calibration_images: Annotated[int, Field(ge=1)] = 512
     bn_images: Annotated[int, Field(ge=1)] = 4096
     freeze_bn_after: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     compile: Literal["auto", "on", "off"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     save_seconds: Annotated[float, Field(ge=0)] = 30.0

@@ -63,7 +63,7 @@ def _resume(
     if config is not None or output is not None:
         raise SpecError("resume: a run goes on with its own config and folder; give no others")
     run = reopen(folder, "student")
-    return _Distillation(run.config, listener).distil(lambda: run)
+    return _Distillation(run.config, listener).distil(lambda: run, run.path / TEACHER)
 
 
 def _check(config: RunConfig) -> None:
@@ -88,15 +88,21 @@ def _profile_note(target: str) -> str | None:
 class _Distillation(Job):
     """The main job: a teacher, given or trained, and its student."""
 
-    def distil(self, open_folder: Callable[[], Run]) -> TrainResult:
-        """The main job; ``open_folder`` is called once everything that can be refused was."""
+    def distil(self, open_folder: Callable[[], Run], teacher: Path | None = None) -> TrainResult:
+        """The main job.
+
+        Args:
+            open_folder: called once everything that can be refused was.
+            teacher: weights that an earlier start of the same run may have kept.
+        """
         with self.prepared(self.config.distillation.batch_size) as (model, data):
+            if teacher is None or not teacher.exists():
+                self._check_teacher(model, data)
             return self._run(model, data, open_folder)
 
     def _run(
         self, model: nn.Module, data: ImageData, open_folder: Callable[[], Run]
     ) -> TrainResult:
-        self._check_teacher(model, data)
         self._quantize(model, data)  # a model that cannot be quantised is refused before any work
         run = self.opened(open_folder, data)
         note = _profile_note(self.config.quantization.target)

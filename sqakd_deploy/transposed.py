@@ -22,12 +22,10 @@ from sqakd_deploy.geometry import conv_arguments
 
 
 def as_convolution(weight: Tensor, groups: int) -> Tensor:
-    """A transposed convolution's weight ``(I, O/g, kH, kW)`` as ``(O, I/g, kH, kW)``."""
-    return _swapped(weight, groups)
+    """A transposed convolution's weight ``(I, O/g, kH, kW)`` as ``(O, I/g, kH, kW)``.
 
-
-def _swapped(weight: Tensor, groups: int) -> Tensor:
-    """Both layouts are the other's: channels of a group change places."""
+    Its own inverse: channels of a group change places.
+    """
     first, second, *kernel = weight.shape
     by_group = weight.reshape(groups, first // groups, second, *kernel)
     return by_group.transpose(1, 2).reshape(groups * second, first // groups, *kernel)
@@ -54,7 +52,7 @@ class QuantTransposed2d(QuantConv2d):
         """What Brevitas calls with the quantised weight; ``x`` is ``(N, I, H, W)``."""
         return conv_transpose2d(
             x,
-            _swapped(quant_weight, self.groups),
+            as_convolution(quant_weight, self.groups),
             quant_bias,
             self.stride,
             self.padding,

@@ -8,7 +8,7 @@ from networks import CLASSES, SHAPE, images, network
 from torch import Tensor, nn
 
 from sqakd_deploy.distillation import TensorBatches, build_optimizer, distill, parameter_groups
-from sqakd_deploy.errors import SpecError, TrainingError
+from sqakd_deploy.errors import DataError, SpecError, TrainingError
 from sqakd_deploy.fitting import Epoch, Step, cosine, warm_cosine
 from sqakd_deploy.hessian import update_deltas
 from sqakd_deploy.losses import distillation_loss
@@ -261,6 +261,72 @@ def test_hessian_deltas_are_used_and_leave_the_rest_alone() -> None:
         assert float(quantizer.delta) == pytest.approx(found[name])
     for key, value in before.items():
         assert torch.equal(student.state_dict()[key], value)
+
+
+def test_a_hessian_that_is_never_estimated_is_said() -> None:
+    said: list[str] = []
+    config = SHORT.model_copy(update={"delta": "hessian"})
+    trained(images(64), config, message=said.append)
+    assert any("first estimated after epoch 10, and there are 3" in text for text in said)
+    said.clear()
+    trained(images(64), config.model_copy(update={"delta_every": 2}), message=said.append)
+    assert any("Hutchinson" in text for text in said)
+    assert not any("first estimated" in text for text in said)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_images_to_train_on(count: int) -> None:
+    with pytest.raises(DataError, match=f"at least 2 images to train on, got {count}"):
+        trained(images(64)[:count])
+
+
+def norm_over_a_vector() -> nn.Module:
+    shape = (SHAPE[0], 4, 3, 1, 1)
+    return nn.Sequential(
+        nn.Conv2d(*shape),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.BatchNorm1d(4),
+        nn.Linear(4, CLASSES),
+    ).eval()
+
+
+def test_one_image_is_no_batch_to_normalise_by() -> None:
+    student = quantize(norm_over_a_vector(), example=SHAPE)
+    calibrate(student, images(64))
+    for run in (calibrate, reestimate_batch_norm):
+        with pytest.raises(DataError, match="at least 2 images a batch for BatchNorm, got 1"):
+            run(student, images(1))
+        calibrate(student, images(64))
+        with pytest.raises(DataError, match="got none"):
+            run(student, [])
+        calibrate(student, images(64))
+
+
+@pytest.mark.parametrize("batch_size", [15, 64])
+def test_a_last_image_of_its_own_is_left_out(batch_size: int) -> None:
+    teacher = norm_over_a_vector()
+    student = quantize(teacher, example=SHAPE)
+    config = DistillConfig(epochs=0, batch_size=batch_size, calibration_images=46, bn_images=46)
+    distill(student, images(64), teacher=teacher, config=config)
+    config = config.model_copy(update={"calibration_images": 513, "bn_images": 513})
+    distill(student, images(64).repeat(9, 1, 1, 1), teacher=teacher, config=config)
+
+
+def test_calibration_leaves_batch_norm_as_it_was() -> None:
+    student = quantize(norm_over_a_vector(), example=SHAPE)
+    before = [b.clone() for n in student.modules() for b in _statistics(n)]
+    calibrate(student, images(64))
+    after = [b for n in student.modules() for b in _statistics(n)]
+    assert len(before) == 3
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    reestimate_batch_norm(student, images(64))
+    assert not torch.equal(before[0], after[0])
+
+
+def _statistics(module: nn.Module) -> list[Tensor]:
+    return list(module.buffers()) if isinstance(module, nn.BatchNorm1d) else []
 
 
 def test_training_with_hessian_deltas_refreshes_them() -> None:

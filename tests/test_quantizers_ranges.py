@@ -98,8 +98,7 @@ def test_no_candidate_step_beats_the_one_found(
     levels = low + np.arange(steps + 1)
     for row, step in zip(rows.double().numpy(), found.tolist(), strict=True):
         full = np.abs(row).max() / np.abs(low)
-        # at 1 bit every second one will do: the candidates may lie further apart
-        fractions = np.arange(1, CANDIDATES + 1) / CANDIDATES * (2 if bits == 1 else 1)
+        fractions = np.arange(1, CANDIDATES + 1) / CANDIDATES
         best = min(error(row, levels * full * f) for f in fractions)
         assert error(row, levels * step) <= best * (1 + RTOL)
         assert step > 0
@@ -192,3 +191,14 @@ def test_the_sample_of_a_large_weight_finds_a_step_as_good_as_any() -> None:
     near = [found * (1 + k / 20) for k in range(-10, 11)]
     best = min(error(values, levels * step) for step in near)
     assert error(values, levels * found) <= best * SAMPLED
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_two_levels_are_the_mean_size_of_weights_with_heavy_tails(seed: int) -> None:
+    row = np.random.default_rng(seed).standard_t(3, 4096).astype(np.float32)
+    step = float(search_step(torch.from_numpy(row)[None], -0.5, 0.5, 0.5))
+    assert step / 2 == pytest.approx(np.abs(row).mean(), rel=1e-5)
+    levels = np.array([-0.5, 0.5])
+    finer = np.linspace(0.1, 3, 400) * step
+    best = min(error(row.astype(np.float64), levels * s) for s in finer)
+    assert error(row.astype(np.float64), levels * step) <= best * (1 + RTOL)

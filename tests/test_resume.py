@@ -25,7 +25,7 @@ from sqakd_deploy.spec import DistillConfig
 
 COMMAND = [sys.executable, "-m", "sqakd_deploy", "train"]
 SETTINGS = ["--bits", "2", "--method", "ewgs", "--epochs", "4", "--teacher-epochs", "3"]
-SETTINGS += ["--save-every", "0", "--delta", "hessian", "--compile", "off"]
+SETTINGS += ["--save-every", "0", "--compile", "off", "--delta", "hessian"]
 
 
 def finish(folder: Path) -> None:
@@ -35,8 +35,8 @@ def finish(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def kill_at_random(folder: Path, chance: random.Random, resume: bool) -> None:
-    arguments = ["--resume", str(folder)] if resume else [*SETTINGS, "--output", str(folder)]
+def kill_at_random(folder: Path, chance: random.Random, settings: list[str], resume: bool) -> None:
+    arguments = ["--resume", str(folder)] if resume else [*settings, "--output", str(folder)]
     process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.DEVNULL)
     time.sleep(chance.uniform(2.5, 7.0))
     process.send_signal(signal.SIGKILL)
@@ -44,15 +44,18 @@ def kill_at_random(folder: Path, chance: random.Random, resume: bool) -> None:
 
 
 def check_kills(tmp_path: Path, kills: int, seed: int) -> None:
+    often = tmp_path / "often.yaml"
+    often.write_text("distillation: {delta_every: 1}\n")
+    settings = [*SETTINGS, "--config", str(often)]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run([*COMMAND, *SETTINGS, "--output", str(whole)], check=True, capture_output=True)
+    subprocess.run([*COMMAND, *settings, "--output", str(whole)], check=True, capture_output=True)
     chance = random.Random(seed)
     for _ in range(kills):
         exists = (broken / "config.yaml").exists()
         if exists and json.loads((broken / "run.json").read_text())["status"] == "complete":
             shutil.rmtree(broken)  # finished before it was killed: start over
             exists = False
-        kill_at_random(broken, chance, resume=exists)
+        kill_at_random(broken, chance, settings, resume=exists)
     if not (broken / "run.json").exists():
         pytest.skip("killed before the run folder was made")
     if json.loads((broken / "run.json").read_text())["status"] != "complete":
@@ -86,6 +89,8 @@ class Killed(BaseException):
 CONFIG = DistillConfig(epochs=3, batch_size=16, seed=1)
 
 
+# bfloat16 lays weights out channels last.
+BF16 = CONFIG.model_copy(update={"precision": "bf16"})
 SGD = CONFIG.model_copy(update={"optimizer": "sgd", "nesterov": True, "warmup_steps": 5})
 
 
@@ -95,6 +100,7 @@ def run(
     seconds: float = 0.0,
     config: DistillConfig = CONFIG,
     epochs: list[Epoch] | None = None,
+    batches: torch.Tensor | Epochs | None = None,
 ) -> nn.Module:
     """Distil; every call starts from the same fresh student, as a new process does."""
     teacher = network("mixed")  # has dropout, so that torch's generator counts
@@ -106,7 +112,8 @@ def run(
             raise Killed
 
     saves = None if folder is None else Saves(folder, seconds)
-    records = distill(student, Epochs(), teacher=teacher, config=config, saves=saves, on_step=watch)
+    data = Epochs() if batches is None else batches
+    records = distill(student, data, teacher=teacher, config=config, saves=saves, on_step=watch)
     if epochs is not None:
         epochs += [dataclasses.replace(record, seconds=0.0) for record in records]
     return student
@@ -153,6 +160,24 @@ def test_sgd_with_a_warm_up_resumes_as_exactly(stop_at: int, tmp_path: Path) -> 
     whole = run(None, config=SGD)
     assert same(run(tmp_path, config=SGD), whole)
     assert not same(whole, run(None))
+
+
+@pytest.mark.parametrize("stop_at", [1, 6])
+def test_channels_last_weights_resume_as_exactly(stop_at: int, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path, stop_at, config=BF16)
+    resumed = run(tmp_path, config=BF16)
+    weights = [value for value in values(resumed) if value.ndim == 4 and value.shape[2] > 1]
+    assert not all(weight.is_contiguous() for weight in weights)
+    assert same(resumed, run(None, config=BF16))
+
+
+@pytest.mark.parametrize("stop_at", [2, 5])
+def test_a_tensor_of_images_resumes_as_exactly(stop_at: int, tmp_path: Path) -> None:
+    batches = images(64)
+    with pytest.raises(Killed):
+        run(tmp_path, stop_at, batches=batches)
+    assert same(run(tmp_path, batches=batches), run(None, batches=batches))
 
 
 def newest(folder: Path) -> Path:

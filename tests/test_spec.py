@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -45,10 +46,12 @@ def test_a_spec_survives_json() -> None:
         ({"weights": {"bits": 9}}, r"QuantSpec: weights\.bits: .*less than or equal to 8, got 9"),
         ({"residual_bits": 0}, r"residual_bits: .*greater than or equal to 1, got 0"),
         ({"wieghts": {}}, "wieghts: Extra inputs are not permitted"),
+        ({"activations": {"per_channel": True}}, "activations have one scale a tensor"),
+        ({True: 1}, "Keys should be strings"),
         ({"placement": "random"}, "placement: .*'target' or 'paper', got 'random'"),
     ],
 )
-def test_a_bad_field_is_named(values: dict[str, object], message: str) -> None:
+def test_a_bad_field_is_named(values: dict[Any, object], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         QuantSpec.parse(values)
 
@@ -74,6 +77,7 @@ def test_delta_is_a_number_or_hessian() -> None:
         ({"kl_weight": 0}, "kl_weight: .*greater than 0, got 0"),
         ({"optimizer": "lion"}, "optimizer: .*'adam' or 'sgd', got 'lion'"),
         ({"momentum": 1.0}, "momentum: .*less than 1, got 1.0"),
+        ({"seed": 2**63}, "seed: .*less than 9223372036854775808"),
         ({"warmup_steps": -1}, "warmup_steps: .*greater than or equal to 0, got -1"),
         ({"quantizer_weight_decay": -1.0}, "quantizer_weight_decay: .*greater than or equal to 0"),
     ],

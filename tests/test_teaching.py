@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from shutil import copytree
+from shutil import copyfile, copytree
 
 import numpy as np
 import onnx
@@ -13,13 +13,14 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sqakd_deploy.checkpoint import open_run
+from sqakd_deploy.checkpoint import open_run, save_weights
 from sqakd_deploy.cli import main
-from sqakd_deploy.config import RunConfig
+from sqakd_deploy.config import DataConfig, RunConfig
 from sqakd_deploy.errors import DataError, SpecError
 from sqakd_deploy.evaluate import predict
 from sqakd_deploy.job import reopen
 from sqakd_deploy.listening import Listener
+from sqakd_deploy.models import build_model
 from sqakd_deploy.runs import held_out, load_student
 from sqakd_deploy.scoring import score_file, score_logits, score_run
 from sqakd_deploy.teaching import teach
@@ -192,7 +193,7 @@ def test_what_to_do_with_a_complete_run(trained: Path) -> None:
 
 
 def flat(folder: Path) -> Path:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for i in range(8):
         Image.fromarray(np.full((8, 8, 3), 9 * i, np.uint8)).save(folder / f"{i}.png")
     return folder
@@ -232,4 +233,55 @@ def test_data_of_other_classes_is_refused(trained: Path) -> None:
 def test_a_run_on_unlabelled_images_cannot_be_scored(trained: Path) -> None:
     flat(Path("flat"))
     with pytest.raises(DataError, match="have no labels"):
-        score_run(open_run(trained / "student"), "flat")
+        score_run(open_run(trained / "student"), DataConfig(source="flat"))
+
+
+def test_a_run_is_not_scored_on_other_classes(trained: Path) -> None:
+    for name in ("0", "seven"):
+        flat(Path("other") / name)
+    with pytest.raises(DataError, match=r"'1' against 'seven'"):
+        score_run(open_run(trained / "student"), DataConfig(source="other"))
+
+
+def test_eval_of_a_run_takes_the_options_of_other_images(trained: Path) -> None:
+    for name in "0123456789":
+        flat(Path("tens") / name)
+    (Path("tens") / "0" / "cut.png").write_bytes(b"no image")
+    refused = run("eval", str(trained / "student"), "--data", "tens")
+    assert (refused.exit_code, "--skip-bad-images" in refused.stderr) == (4, True)
+    done = run("eval", str(trained / "student"), "--data", "tens", "--skip-bad-images")
+    assert done.exit_code == 0, done.output
+    sized = run("eval", str(trained / "student"), "--input-size", "16", "16")
+    assert (sized.exit_code, "leave out --input-size" in sized.stderr) == (2, True)
+
+
+def test_classes_that_are_not_the_datas(tmp_path: Path) -> None:
+    few = run("train", "--model-arg", "num_classes=5", "--epochs", "0", "--output", "few")
+    assert few.exit_code == 2
+    assert "digits has 10 classes, got 5" in few.stderr
+    assert not Path("few").exists()
+    save_weights(build_model("resnet20", num_classes=12, in_channels=1), tmp_path / "w.safetensors")
+    more = ("--model-arg", "num_classes=12", "--weights", "w.safetensors", "--epochs", "0")
+    done = run("train", *more, "--output", "more", "--json")
+    assert done.exit_code == 0, done.output
+    assert "labels would mean something else" in done.stderr
+    result = json.loads(done.stdout)
+    assert (result["teacher_top1"], result["student_top1"]) == (None, None)
+    exported = run("export", "model.onnx", "--run", "more")
+    assert exported.exit_code == 0, exported.output
+    assert "accuracy" not in exported.stdout
+    metadata = {entry.key for entry in onnx.load("model.onnx").metadata_props}
+    assert "sqakd.preprocessing" in metadata
+    assert "sqakd.classes" not in metadata
+
+
+def test_a_resumed_run_needs_its_weights_no_more(trained: Path) -> None:
+    weights = Path("own.safetensors")
+    copyfile(trained / "teacher" / "teacher.safetensors", weights)
+    done = run("train", "--weights", str(weights), "--epochs", "0", "--output", "student")
+    assert done.exit_code == 0, done.output
+    facts = json.loads(Path("student/run.json").read_text())
+    Path("student/run.json").write_text(json.dumps(facts | {"status": "interrupted"}))
+    weights.unlink()
+    again = run("train", "--resume", "student")
+    assert again.exit_code == 0, again.output

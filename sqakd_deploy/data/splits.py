@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +92,31 @@ class ImageData:
     def num_classes(self) -> int | None:
         """Number of classes, or None without labels."""
         return None if self.classes is None else len(self.classes)
+
+    def difference(self, names: Sequence[str] | None, count: int | None = None) -> str | None:
+        """How these classes differ from a model's, so that a label would mean something else.
+
+        Args:
+            names: of the model's classes, in their order, where known.
+            count: of its classes, where known.
+
+        Returns:
+            The first difference in words; None if there is none as far as is known.
+        """
+        if names and self.classes:
+            pairs = zip(names, self.classes, strict=False)
+            other = next((f"{a!r} against {b!r}" for a, b in pairs if a != b), None)
+            count, known = len(names), other
+        else:
+            known = None
+        if known is None and count and self.num_classes not in (None, count):
+            known = f"{count} classes against {self.num_classes}"
+        return known
+
+    def without_labels(self) -> ImageData:
+        """The images alone."""
+        train, test = (ImageSplit(part.images, None) for part in (self.train, self.test))
+        return replace(self, train=train, test=test, classes=None)
 
 
 def held_out(count: int, labels: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:

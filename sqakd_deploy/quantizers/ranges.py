@@ -104,10 +104,11 @@ def search_step(w: Tensor, low: float, high: float, offset: float) -> Tensor:
     """
     rows = w.detach().float()
     reach = max(abs(low), abs(high))
+    if low == -high and high - low == 1:
+        # Two levels ±s/2: the error is least where s/2 is the mean of |w| (Rastegari et al., 2016).
+        return (2 * rows.abs().mean(dim=1)).clamp(min=MIN_STEP)
     full = rows.abs().amax(dim=1) / reach
-    # On a grid of two levels the nearest one never clips: the step may exceed the range's own.
-    steps = full * _fractions(w.device)[:, None] * (2.0 if high - low < 2 else 1.0)
-    steps = steps.clamp(min=MIN_STEP)
+    steps = (full * _fractions(w.device)[:, None]).clamp(min=MIN_STEP)
     bounds, some = (rows.new_tensor(low), rows.new_tensor(high)), thin_out_rows(rows)
     errors = torch.stack(
         [
