@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import hashlib
 import json
 import os
 import time
@@ -42,6 +43,10 @@ EPOCHS = 10
 METHODS = ("lsq", "ewgs", "dorefa", "pact")
 # Ablated where quantization hurts, so that a difference shows; each changes one default.
 ABLATED = ("ewgs", 2)
+AT_4_BITS: dict[str, dict[str, Any]] = {
+    "lr 1e-3": {"distillation": {"lr": 1e-3}},
+    "T = 1": {"distillation": {"temperature": 1.0}},
+}
 ABLATIONS: dict[str, dict[str, Any]] = {
     "δ = 0": {"distillation": {"delta": 0.0}},
     "δ by Hessian": {"distillation": {"delta": "hessian", "delta_every": 2}},
@@ -104,6 +109,7 @@ def grid() -> list[Cell]:
     supervised = [Cell(c.method, c.bits, "ce") for c in [*label_free, *one_bit]]
     method, bits = ABLATED
     ablated = [Cell(method, bits, variant=words, changes=c) for words, c in ABLATIONS.items()]
+    ablated += [Cell(METHODS[0], 4, variant=w, changes=c) for w, c in AT_4_BITS.items()]
     ablated += [
         Cell(method, bits, variant=words, changes={"distillation": {"freeze_bn_after": share}})
         for bits, (words, share) in FREEZING.items()
@@ -194,6 +200,7 @@ def run_cell(cell: Cell, data: str, weights: Path, folder: Path, epochs: int) ->
         "variant": cell.variant,
         "epochs": epochs,
         **{key: result[key] for key in keys},
+        "teacher_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "minutes": round(result["seconds"]["student"] / 60, 1),
         "wall_minutes": round((time.perf_counter() - start) / 60, 1),
         "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
@@ -239,6 +246,8 @@ def report(results: dict[str, Any]) -> str:
     if not cells:
         return "No cell is measured yet.\n"
     first = cells[0]
+    if any(cell["teacher_sha256"] != first["teacher_sha256"] for cell in cells):
+        raise SystemExit("the cells have different teachers: they belong into different files")
     missing = [cell.key for cell in grid() if cell.key not in results["cells"]]
     lines = [
         "# Accuracy, measured",
@@ -252,8 +261,7 @@ def report(results: dict[str, Any]) -> str:
         "",
         "Made by `python benchmarks/accuracy.py --data cifar10-jpeg/ --work work/ --teacher "
         "benchmarks/resnet20-cifar10-jpeg.safetensors --json docs/results.json`, then "
-        "`--report docs/results.md`. Minutes are of training on "
-        "the CPU cores that a shared machine left over; they compare nothing.",
+        "`--report docs/results.md`. Minutes were measured beside other load and compare nothing.",
         "",
         "`kl` sees no label, `ce` is the supervised baseline from the same start. `paper` leaves "
         "residuals in float as the paper does; `target` is what ONNX Runtime runs in integers.",

@@ -404,7 +404,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 TEXT_STUDENTS = f"""\
-No trained weights were at hand. Weights are as torchvision initialises them (seed 0), BatchNorm's
+Weights are as torchvision initialises them (seed 0), BatchNorm's
 statistics re-estimated on photographs, students calibrated as `train --epochs 0` does, and the last
 layer finds the nearest of {CLASSES} centres of a k-means on what it reads, so that answers differ
 from image to image. Untrained layers amplify a difference on its way to the logits, and nothing

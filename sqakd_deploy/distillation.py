@@ -39,7 +39,8 @@ from sqakd_deploy.saves import Saves
 from sqakd_deploy.spec import DistillConfig
 from sqakd_deploy.tracing import first_tensor
 
-_ENOUGH_BITS = 4  # to freeze BatchNorm from the start (docs/decisions.md)
+_ENOUGH_BITS = 4  # to freeze BatchNorm from the start and to learn slowly (docs/decisions.md)
+_LR, _FEW_BITS_LR = 3e-4, 1e-3
 _AT_ONCE = 512  # images of a tensor that are run together
 _DELTA_BATCHES = 3  # as EWGS averages its trace (Lee et al., 2021, §4.1)
 
@@ -173,9 +174,21 @@ def frozen_epochs(student: nn.Module, config: DistillConfig) -> int:
     """
     share = config.freeze_bn_after
     if share is None:
-        bits = {width for counts in count_quantizers(student).values() for width in counts}
-        share = 0.0 if min(bits, default=_ENOUGH_BITS) >= _ENOUGH_BITS else 1.0
+        share = 0.0 if _loses_little(student) else 1.0
     return config.epochs - round(share * config.epochs)
+
+
+def learning_rate(student: nn.Module, config: DistillConfig) -> float:
+    """The highest rate of the model's parameters, as asked or as suits its bits."""
+    if config.lr is not None:
+        return config.lr
+    return _LR if _loses_little(student) else _FEW_BITS_LR
+
+
+def _loses_little(student: nn.Module) -> bool:
+    """Whether nothing is rounded to fewer than 4 bits."""
+    bits = {width for counts in count_quantizers(student).values() for width in counts}
+    return min(bits, default=_ENOUGH_BITS) >= _ENOUGH_BITS
 
 
 def parameter_groups(student: nn.Module, config: DistillConfig) -> list[dict[str, Any]]:
@@ -192,9 +205,13 @@ def parameter_groups(student: nn.Module, config: DistillConfig) -> list[dict[str
             (decayed if name in pulled else own).append(parameter)
     known = {id(parameter) for parameter in own + decayed}
     model = [p for p in student.parameters() if id(p) not in known]
-    rates = {"lr": config.quantizer_lr}
+    rate, rates = learning_rate(student, config), {"lr": config.quantizer_lr}
     groups = [
-        {"params": model, "lr": config.lr, "weight_decay": config.weight_decay},
+        {
+            "params": model,
+            "lr": rate,
+            "weight_decay": config.weight_decay,
+        },
         {"params": own, **rates, "weight_decay": config.quantizer_weight_decay},
         {"params": decayed, **rates, "weight_decay": config.weight_decay},
     ]

@@ -13,7 +13,7 @@ Examples:
 """
 TEACHER = """\b
 Examples:
-  sqakd-deploy teacher --data photos/ --model resnet18 --weights DEFAULT --lr 0.01 --epochs 10
+  sqakd-deploy teacher --data photos/ --model resnet18 --lr 0.05 --epochs 90
   sqakd-deploy train --data photos/ --model resnet18 --weights runs/photos-resnet18-teacher/\
 teacher.safetensors
 """
@@ -33,7 +33,7 @@ Examples:
 
 \b
 Exit codes: 0 proven, 2 wrong usage or setting, 3 the file does not give its student's answers or
-breaks a documented rule of its target (none is left under the name), 4 data, 5 run or weights,
+breaks a documented rule of its target (nothing is written: a file of that name stays), 4 data, 5 run or weights,
 6 model, 7 export, 8 training, 130 interrupted.
 """
 BENCH = """\b

@@ -113,7 +113,8 @@ class DistillConfig(Spec):
         optimizer: ``"adam"`` with coupled L2, or ``"sgd"``.
         momentum: of SGD.
         nesterov: SGD's momentum in Nesterov's form.
-        lr: learning rate of weights, biases and BatchNorm, decayed to 0 by a cosine.
+        lr: learning rate of weights, biases and BatchNorm, decayed to 0 by a cosine. None takes
+            3e-4 where nothing has fewer than 4 bits, else 1e-3.
         quantizer_lr: the same for the quantizers' own parameters.
         warmup_steps: steps in which the rates rise in a line before the cosine begins.
         weight_decay: coupled L2 on the model's parameters, and on those quantizer parameters whose
@@ -145,7 +146,7 @@ class DistillConfig(Spec):
     optimizer: Literal["adam", "sgd"] = "adam"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
-    lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr: Annotated[float, Field(gt=0)] | None = None
     quantizer_lr: Annotated[float, Field(gt=0)] = 1e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4

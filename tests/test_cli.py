@@ -336,15 +336,21 @@ def test_an_interrupt_leaves_a_run_that_can_be_looked_at(tmp_path: Path) -> None
     arguments = command(
         "train", "--teacher-epochs", "2", "--epochs", "4000", "--compile", "off", "--output", "r"
     )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs inherit an ignored one
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     metrics = tmp_path / "r" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if metrics.exists() and '"student"' in metrics.read_text():
-            break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and process.poll() is None:
+            if metrics.exists() and '"student"' in metrics.read_text():
+                break
+            time.sleep(0.1)
+        assert '"student"' in metrics.read_text()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "interrupted; what there is stays in r" in errors
     assert "Traceback" not in errors

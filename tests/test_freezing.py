@@ -11,7 +11,7 @@ import torch
 from networks import SHAPE, images, network
 from torch import Tensor, nn
 
-from sqakd_deploy.distillation import distill, frozen_epochs
+from sqakd_deploy.distillation import distill, frozen_epochs, parameter_groups
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.fitting import Step
 from sqakd_deploy.quantization import batch_norms, quantize, reestimate_batch_norm
@@ -127,6 +127,19 @@ def test_how_many_epochs_are_frozen(
     for epochs, frozen in ((10, expected), (0, 0)):
         config = DistillConfig(epochs=epochs, freeze_bn_after=after)
         assert frozen_epochs(student, config) == frozen
+
+
+@pytest.mark.parametrize(
+    ("bits", "asked", "expected"),
+    [(4, None, 3e-4), (8, None, 3e-4), (3, None, 1e-3), (4, 0.1, 0.1)],
+)
+def test_how_fast_it_learns(bits: int, asked: float | None, expected: float) -> None:
+    side = TensorSpec(bits=bits)
+    student = quantize(
+        network("residual"), QuantSpec(weights=side, activations=side), example=SHAPE
+    )
+    model, own = parameter_groups(student, DistillConfig(lr=asked))[:2]
+    assert (model["lr"], own["lr"]) == (expected, 1e-4)
 
 
 def test_shares_are_shares() -> None:
