@@ -33,8 +33,8 @@ Examples:
 
 \b
 Exit codes: 0 proven, 2 wrong usage or setting, 3 the file does not give its student's answers or
-breaks a documented rule of its target (nothing is written: a file of that name stays), 4 data, 5 run or weights,
-6 model, 7 export, 8 training, 130 interrupted.
+breaks a documented rule of its target (nothing is written: a file of that name stays), 4 data,
+5 run or weights, 6 model, 7 export, 130 interrupted.
 """
 BENCH = """\b
 Examples:

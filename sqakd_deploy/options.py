@@ -107,7 +107,11 @@ run_options = grouped(
 model_options = grouped(
     setting("model.name", "--model", help="Name, or file.py:factory.  [default: resnet20]"),
     click.option(
-        "--model-arg", multiple=True, callback=_key_values, expose_value=False, help="Of its factory, k=v."
+        "--model-arg",
+        multiple=True,
+        callback=_key_values,
+        expose_value=False,
+        help="key=value for its factory; repeatable.",
     ),
 )
 """Which network."""
@@ -144,10 +148,16 @@ data_options = grouped(
         help="Decode in every run.",
     ),
     setting(
-        "data.max_cache_gb", "--max-cache-gb", type=float, help="Larger ones are never kept.  [default: 16]"
+        "data.max_cache_gb",
+        "--max-cache-gb",
+        type=float,
+        help="Larger folders are decoded in every epoch.  [default: 16]",
     ),
     setting(
-        "data.workers", "--workers", type=int, help="To decode.  [default: cores − 1, 1 to 8]"
+        "data.workers",
+        "--workers",
+        type=int,
+        help="Processes that decode.  [default: cores − 1, 1 to 8]",
     ),
 )
 """Which images, and how they are read."""
@@ -167,7 +177,10 @@ work_options = grouped(
         help="Of convolutions in training.  [default: auto]",
     ),
     setting(
-        "distillation.save_seconds", "--save-every", type=float, help="Seconds between.  [default: 30]"
+        "distillation.save_seconds",
+        "--save-every",
+        type=float,
+        help="Seconds between saves.  [default: 30]",
     ),
     setting(
         "device", "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="[default: auto]"

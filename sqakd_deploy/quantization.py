@@ -20,7 +20,7 @@ from sqakd_deploy.plugins import get_exporter
 from sqakd_deploy.quantizers import METHODS, ActivationQuantizer, WeightQuantizer
 from sqakd_deploy.quantizers.injectors import act_quant, weight_quant
 from sqakd_deploy.spec import QuantSpec
-from sqakd_deploy.tracing import describe, first_tensor, trace
+from sqakd_deploy.tracing import describe, first_tensor, separate_calls, trace
 from sqakd_deploy.transposed import QuantTransposed2d, as_convolution
 
 _SPEC, _INPUT_SHAPE = "sqakd_deploy.spec", "sqakd_deploy.input_shape"
@@ -53,6 +53,7 @@ def quantize(
     opened = copy.deepcopy(model)
     open_attention(opened)
     student = trace(opened, input_shape)
+    separate_calls(student)
     placement = place(student, spec, exporter.placement)
     for path, bits in placement.layers.items():
         _replace_layer(student, path, spec, bits)

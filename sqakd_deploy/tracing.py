@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import traceback
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,32 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
     traced.recompile()
     _propagate(traced, images, wanted)
     return traced
+
+
+def separate_calls(traced: fx.GraphModule) -> None:
+    """Give each further call of a module a module of its own, ``<path>_2`` and so on.
+
+    One layer's two calls have inputs of different scales, thus two accumulators, and a bias can lie
+    on the grid of one of them alone; BatchNorm's inputs differ, too. The weight stays shared.
+
+    Args:
+        traced: changed in place.
+    """
+    calls: Counter[str] = Counter()
+    for node in traced.graph.nodes:
+        if node.op != "call_module":
+            continue
+        path = str(node.target)
+        calls[path] += 1
+        module = traced.get_submodule(path)
+        if calls[path] == 1 or not list(module.parameters()):
+            continue
+        own = copy.deepcopy(module)
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+            own.weight = module.weight
+        node.target = f"{path}_{calls[path]}"
+        traced.add_submodule(node.target, own)
+    traced.recompile()
 
 
 def _example(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
