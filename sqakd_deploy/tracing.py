@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import traceback
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -63,29 +62,38 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
 
 
 def separate_calls(traced: fx.GraphModule) -> None:
-    """Give each further call of a module a module of its own, ``<path>_2`` and so on.
+    """Give each further call of a module a module of its own, ``<path>_2`` or the next free name.
 
     One layer's two calls have inputs of different scales, thus two accumulators, and a bias can lie
-    on the grid of one of them alone; BatchNorm's inputs differ, too. The weight stays shared.
+    on the grid of one of them alone; BatchNorm's inputs differ, too. The weight of a convolution or
+    linear stays shared (a transposed one is laid out anew, and copied).
 
     Args:
         traced: changed in place.
     """
-    calls: Counter[str] = Counter()
+    called: set[str] = set()
     for node in traced.graph.nodes:
         if node.op != "call_module":
             continue
         path = str(node.target)
-        calls[path] += 1
         module = traced.get_submodule(path)
-        if calls[path] == 1 or not list(module.parameters()):
-            continue
-        own = copy.deepcopy(module)
-        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
-            own.weight = module.weight
-        node.target = f"{path}_{calls[path]}"
-        traced.add_submodule(node.target, own)
+        if path in called and list(module.parameters()):
+            own = copy.deepcopy(module)
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                own.weight = module.weight
+            node.target = _free_name(traced, path)
+            traced.add_submodule(node.target, own)
+        called.add(path)
     traced.recompile()
+
+
+def _free_name(traced: fx.GraphModule, path: str) -> str:
+    """A path beside ``path`` that no module, parameter or buffer has."""
+    parent, _, name = path.rpartition(".")
+    owner, number = traced.get_submodule(parent), 2
+    while hasattr(owner, f"{name}_{number}"):
+        number += 1
+    return f"{path}_{number}"
 
 
 def _example(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:

@@ -26,6 +26,10 @@ from sqakd_deploy.exporting import Coverage
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import DistillConfig
 from sqakd_deploy.tracing import trace
+from sqakd_deploy.verification.file import QdqFile
+from sqakd_deploy.verification.saturation import saturation_of
+from sqakd_deploy.verification.student import reference_of
+from sqakd_deploy.verification.verifying import verify_file
 
 CALIBRATED = DistillConfig(epochs=0, calibration_images=64, bn_images=64)
 
@@ -208,7 +212,9 @@ def proven(net: nn.Module, path: Path) -> Coverage:
     for stage in stages:
         assert stage.mean_error < RARELY, report
         assert stage.max_error <= FEW_STEPS, report
-    assert (path / "model.onnx").exists()
+    verified = verify_file(path / "model.onnx", reference_of(student, [images(16)]), others={})
+    assert verified.failures == []
+    assert len(saturation_of(QdqFile(path / "model.onnx"), "vnni").layers) >= 1
     return report.coverage
 
 
@@ -233,6 +239,26 @@ def test_a_block_called_twice_has_a_bias_for_each_accumulator(tmp_path: Path) ->
     save_weights(trained, tmp_path / "student.safetensors")
     load_weights(student, tmp_path / "student.safetensors")
     assert torch.equal(student.eval()(images()), trained.eval()(images()))
+
+
+class Twice(nn.Module):
+    """Its own ``conv_2`` has the name that conv's second call would get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.conv_2 = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_2(self.conv(self.conv(x))).flatten(1)
+
+
+def test_a_second_call_takes_the_name_of_no_other_layer() -> None:
+    torch.manual_seed(0)
+    net = Twice().eval()
+    student = quantize(net, example=SHAPE)
+    assert {"conv", "conv_2", "conv_3"} <= {name for name, _ in student.named_modules()}
+    assert student.get_submodule("conv_2").weight is not student.get_submodule("conv").weight
+    assert student.get_submodule("conv_3").weight is student.get_submodule("conv").weight
 
 
 def test_a_clip_of_both_signs_is_right_but_may_stay_in_float(tmp_path: Path) -> None:

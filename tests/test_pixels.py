@@ -24,6 +24,8 @@ from sqakd_deploy.pixels import fed_as, to_pixels
 from sqakd_deploy.plugins import get_runtime
 from sqakd_deploy.quantization import calibrate, quantize
 from sqakd_deploy.spec import QuantSpec
+from sqakd_deploy.verification.file import QdqFile
+from sqakd_deploy.verification.saturation import saturation_of
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -73,6 +75,11 @@ def test_pixels_give_the_bits_of_floats(
     kinds = [node.op_type for node in model.graph.node]
     assert kinds.count("Div") == (0 if form == "folded" else 2)
     assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    ours, theirs = (
+        {layer.layer: layer.max_act for layer in saturation_of(QdqFile(a.path), "vnni").layers}
+        for a in (raw, floats)
+    )
+    assert ours == theirs  # the first layer, which no quantizer precedes, among them
     runtime, images = get_runtime("onnxruntime"), preprocessing(stats).apply(pixels())
     expected = predict(made, [torch.from_numpy(images)])
     step = lower(made).values[lower(made).output].grid

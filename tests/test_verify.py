@@ -561,10 +561,17 @@ class Refuses:
 
 
 def test_every_runtime_that_opens_the_file_takes_part(
-    student: torch.fx.GraphModule, reference: Reference, model: Path
+    student: torch.fx.GraphModule,
+    reference: Reference,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     other = Faulty("conv2/bias", at(4, lambda code: code + np.int32(4000)))
-    report = verify(model, reference, student, others={"other": other, "refuses": Refuses()})
+    both = {"other": other, "refuses": Refuses()}
+    with pytest.raises(ExportError, match="refuses cannot run the file: no licence found"):
+        verify(model, reference, student, others=both)
+    monkeypatch.setattr(verifying, "runtimes", lambda: both)
+    report = verify(model, reference, student, others=None)
     assert [stage.name for stage in report.parity.stages][3:] == ["other"]
     assert report.parity.stages[3].max_error > 0
     assert report.parity.skipped == {"refuses": "no licence found"}

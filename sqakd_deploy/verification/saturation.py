@@ -14,7 +14,7 @@ that. Activations count by their codes, zero-point included, as the kernels do.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -26,6 +26,7 @@ from sqakd_deploy.verification import constants as c
 from sqakd_deploy.verification.file import QdqFile
 
 _LIMIT = 32767
+_PIXEL = 255  # the largest raw one
 _X86 = ("x86_64", "amd64", "i386", "i686")
 _VNNI = ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8")
 
@@ -99,10 +100,22 @@ def saturation_of(file: QdqFile, cpu: Cpu | None = None) -> SaturationReport:
     facts, inputs = file.constants, file.inputs_of_layers()
     layers = []
     for name, numbers in facts.items():
-        if c.WEIGHT_CODES in numbers and name in inputs:
-            highest = max(int(facts[source][c.HIGHEST]) for source in inputs[name])
-            layers.append(_layer(name, numbers[c.WEIGHT_CODES], highest))
+        if c.WEIGHT_CODES not in numbers:
+            continue
+        if name in inputs:
+            read = [part for source in inputs[name] for part in _parts(source, facts)]
+            highest = max(int(facts[part][c.HIGHEST]) for part in read)
+        elif file.takes_pixels:
+            highest = _PIXEL  # the first layer, which normalisation was folded into
+        else:
+            continue
+        layers.append(_layer(name, numbers[c.WEIGHT_CODES], highest))
     return SaturationReport(tuple(layers), this_cpu() if cpu is None else cpu)
+
+
+def _parts(quantizer: str, facts: Container[str]) -> list[str]:
+    """A quantizer, or those of the parts of a concatenation that stand for it."""
+    return [quantizer] if quantizer in facts else c.parts_of(quantizer, facts)
 
 
 def _layer(name: str, codes: NDArray[np.int8], max_act: int) -> LayerSaturation:

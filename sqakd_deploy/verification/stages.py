@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sqakd_deploy.errors import ParityError
+from sqakd_deploy.errors import ExportError, ParityError
 from sqakd_deploy.exporting import Conformance, Coverage, Runtime, Session, stages_of
 from sqakd_deploy.files import size_on_disk
 from sqakd_deploy.graph import IntegerGraph
@@ -208,6 +208,8 @@ def run_stages(
             outputs[name] = _logits(other.open(path), batches)
         except Exception as error:  # a stranger's plugin must not keep the others from reporting
             skipped[name] = " ".join(str(error).split()) or type(error).__name__
+            if others_decide:
+                raise ExportError(f"{name} cannot run the file: {skipped[name]}") from error
     for name, output in outputs.items():
         if output.shape != expected.logits.shape:
             raise ParityError(
