@@ -116,7 +116,7 @@ def bench(
     _check_alike(files, known)
     names = [get_runtime(name).name for name in dict.fromkeys(runtime)] or sorted(runtimes())
     candidates = [
-        Candidate(kind, path, name, threads)
+        Candidate(kind, path, name, threads, pixels=bool((facts := known[kind]) and facts.pixels))
         for threads in dict.fromkeys(how.threads)
         for name in names
         for kind, path in files.items()
@@ -151,7 +151,8 @@ def _check_alike(files: Mapping[str, Path], known: Mapping[str, InputShape | Non
 def _start(
     candidates: Sequence[Candidate], stack: ExitStack, *, strict: bool
 ) -> tuple[dict[Candidate, Process], dict[str, str]]:
-    """Open every file; unless strict, a runtime that refuses one is left out, with its reason."""
+    """Open every file; unless strict, a runtime that refuses the model is left out, with its
+    reason, and one that refuses the float model has no baseline."""
     started: dict[Candidate, Process] = {}
     skipped: dict[str, str] = {}
     for candidate in candidates:
@@ -162,7 +163,8 @@ def _start(
         except ExportError as error:
             if strict:
                 raise
-            skipped[candidate.runtime] = str(error)
+            what = candidate.runtime
+            skipped[f"{what}, fp32" if candidate.kind == FP32 else what] = str(error)
     kept = {c: process for c, process in started.items() if c.runtime not in skipped}
     if not kept:
         raise ExportError(f"no runtime opens the file: {'; '.join(skipped.values())}")

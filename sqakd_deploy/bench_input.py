@@ -20,14 +20,16 @@ class InputShape:
     """A file's input, and what its metadata say.
 
     Attributes:
-        shape: ``(N, C, H, W)``, None where an extent is dynamic.
+        shape: ``(N, C, H, W)``, whatever its layout, None where an extent is dynamic.
         bits: of weights and activations, None if the file does not say.
         metadata: by key.
+        pixels: whether it takes raw uint8 pixels.
     """
 
     shape: tuple[int | None, ...]
     bits: tuple[int, int] | None
     metadata: dict[str, str]
+    pixels: bool = False
 
     @property
     def profile(self) -> str | None:
@@ -61,7 +63,17 @@ def onnx_input(path: Path) -> InputShape | None:
     dims = inputs[0].type.tensor_type.shape.dim
     shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
     metadata = {prop.key: prop.value for prop in model.metadata_props}
-    return InputShape(shape, _bits(metadata), metadata)
+    pixels = inputs[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    if _layout(metadata) == "NHWC" and len(shape) == 4:
+        shape = (shape[0], shape[3], shape[1], shape[2])
+    return InputShape(shape, _bits(metadata), metadata, pixels)
+
+
+def _layout(metadata: dict[str, str]) -> str | None:
+    try:
+        return str(json.loads(metadata.get("sqakd.input", "{}"))["layout"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _bits(metadata: dict[str, str]) -> tuple[int, int] | None:

@@ -24,12 +24,13 @@ STARTS = 3
 
 @dataclass(frozen=True)
 class Candidate:
-    """What takes turns: a file in a runtime, with so many threads."""
+    """What takes turns: a file in a runtime, with so many threads; whether it takes raw pixels."""
 
     kind: str
     path: Path
     runtime: str
     threads: int
+    pixels: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ class Process:
 
     def take_turn(self, shape: tuple[int, ...], warmup: int, seconds: float) -> None:
         """Run images for a while, and keep the times."""
-        answer = self._ask(do="turn", shape=shape, warmup=warmup, seconds=seconds)
+        pixels = self.candidate.pixels
+        answer = self._ask(do="turn", shape=shape, warmup=warmup, seconds=seconds, pixels=pixels)
         self._turns.append(tuple(answer["times"]))
 
     def row(self, batch: int) -> Row:

@@ -54,7 +54,7 @@ class Worker:
     session: Session
 
     def __init__(self) -> None:
-        self.images: NDArray[np.float32] = np.zeros(0, np.float32)
+        self.images: NDArray[Any] = np.zeros(0, np.float32)
 
     def open(self, path: str, runtime: str, threads: int) -> dict[str, Any]:
         """Load a file.
@@ -74,11 +74,14 @@ class Worker:
         shape = list(session.input_shape) if isinstance(session, ShapedSession) else None
         return {"load": load, "shape": shape, "resident": before}
 
-    def turn(self, shape: list[int], warmup: int, seconds: float) -> dict[str, Any]:
+    def turn(
+        self, shape: list[int], warmup: int, seconds: float, pixels: bool = False
+    ) -> dict[str, Any]:
         """Run random images for a while.
 
         Args:
             shape: ``(N, C, H, W)``.
+            pixels: raw uint8 ones, which the session lays out as its file wants.
             warmup: runs that are not timed.
             seconds: how long; there are at least :data:`LEAST_RUNS` runs.
 
@@ -87,7 +90,11 @@ class Worker:
         """
         if self.images.shape != tuple(shape):
             generator = np.random.default_rng(0)
-            self.images = generator.standard_normal(shape, dtype=np.float32)
+            self.images = (
+                generator.integers(0, 256, shape, dtype=np.uint8)
+                if pixels
+                else generator.standard_normal(shape, dtype=np.float32)
+            )
         for _ in range(warmup):
             self.session.run(self.images)
         times: list[float] = []

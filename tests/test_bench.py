@@ -26,8 +26,9 @@ from sqakd_deploy.checkpoint import Run
 from sqakd_deploy.cli import main
 from sqakd_deploy.config import RunConfig
 from sqakd_deploy.cpu import Cpu, describe_cpu
+from sqakd_deploy.data.preprocessing import Preprocessing
 from sqakd_deploy.errors import CheckpointError, ExportError, ModelError, SpecError
-from sqakd_deploy.exporting import Coverage, FloatFallback
+from sqakd_deploy.exporting import Coverage, ExportOptions, FloatFallback
 from sqakd_deploy.plugins import get_runtime, runtimes
 from sqakd_deploy.quantization import calibrate, quantize
 from sqakd_deploy.spec import QuantSpec, TensorSpec
@@ -148,6 +149,30 @@ def test_every_runtime_is_measured_beside_fp32(folder: Path) -> None:
     assert made.rows[0].size == (folder / "model.onnx").stat().st_size
     if made.rows[0].peak is not None:
         assert all(0 < (r.added or 0) < (r.peak or 0) < 2**30 for r in made.rows)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_a_file_for_raw_pixels(layout: str, folder: Path, tmp_path: Path) -> None:
+    student = quantize(network("residual"), QuantSpec(), example=SHAPE)
+    calibrate(student, images(32))
+    plain = Preprocessing(channels=3, input_size=SHAPE[1:], mean=(0.0,) * 3, std=(1.0,) * 3)
+    options = ExportOptions(input_type="uint8", input_layout=layout)  # type: ignore[arg-type]
+    facts = {"sqakd.preprocessing": plain.model_dump_json()}
+    path = export(student, tmp_path / "raw.onnx", options=options, metadata=facts).path
+    named = ("onnxruntime",)
+    made = bench(path, fp32=folder / "fp32.onnx", runtime=named, options=QUICK)
+    assert [r.kind for r in made.rows] == [MODEL, FP32]
+    assert made.shape == (1, *SHAPE)
+
+
+def test_a_float_model_that_a_runtime_refuses_is_no_baseline(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("qonnx")
+    student = quantize(network("residual"), QuantSpec(target="qonnx"), example=SHAPE)
+    calibrate(student, images(32))
+    path = export(student.eval(), tmp_path / "q.onnx").path
+    made = bench(path, fp32=folder / "fp32.onnx", options=QUICK)
+    assert [(r.runtime, r.kind) for r in made.rows] == [("qonnx", MODEL)]
+    assert "qonnx, fp32" in made.skipped
 
 
 def test_batch_and_threads(folder: Path) -> None:
