@@ -81,8 +81,6 @@ def _lower(student: nn.Module, metadata: Mapping[str, str] | None = None) -> Low
 def snap_biases(student: nn.Module) -> None:
     """Move biases to the nearest value that int32 can hold, at most half an accumulator step.
 
-    A module that is called twice has one bias for two accumulators; its first call decides.
-
     Args:
         student: changed in place: BatchNorm's ``bias`` where one follows a layer, else the layer's.
     """

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import reference_executor
 import torch
@@ -38,7 +40,8 @@ from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
 from sqakd_deploy.tracing import trace
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolating import isolate
-from sqakd_deploy.verification.student import in_float64
+from sqakd_deploy.verification.student import in_float64, record, reference_of
+from sqakd_deploy.verification.verifying import verify_file
 
 # As in test_export_contract: float noise of some 1e-7 puts a code of an image in some tens on the
 # other side of a rounding boundary; through the layers behind that is a few steps of a logit.
@@ -237,6 +240,22 @@ def test_parts_of_a_gate_are_named_by_the_whole(tmp_path: Path) -> None:
     assert {fallback.reason for fallback in coverage.fallbacks} == {
         "it is part of a SiLU, for which the runtime has no integer kernel (rule 10)"
     }
+
+
+def test_a_wrong_gain_that_no_constant_tells_of_fails(tmp_path: Path) -> None:
+    student = student_of(made("channel_last"))
+    path = export(student, tmp_path / "m.onnx").path
+    model = onnx.load(path)
+    (norm,) = (n for n in model.graph.node if n.op_type == "LayerNormalization")
+    (gain,) = (t for t in model.graph.initializer if t.name == norm.input[1])
+    changed = onnx.numpy_helper.to_array(gain).copy()
+    changed[0] *= 1.25
+    gain.CopyFrom(onnx.numpy_helper.from_array(changed, gain.name))
+    onnx.save(model, path)
+    options = {"layer_samples": 8, "recorder": lambda i: record(student, i), "others": {}}
+    reference, isolator = reference_of(student, [images(16)]), partial(isolate, student)
+    report = verify_file(path, reference, isolator=isolator, **options)
+    assert any("wrong on its own" in failure for failure in report.failures)
 
 
 def test_many_alike_share_a_line(tmp_path: Path) -> None:

@@ -49,6 +49,13 @@ class Isolated:
     largest: int
     outside: float
 
+    def fault(self, stage: str) -> str:
+        """What is wrong with it in a stage, in words."""
+        return (
+            f"wrong on its own: {self.name} ({stage}): {self.differing} of {self.codes} codes, up "
+            f"to {self.outside:.2f} steps beyond the border"
+        )
+
 
 @dataclass(frozen=True)
 class IsolatedReport:

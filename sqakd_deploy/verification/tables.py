@@ -204,11 +204,7 @@ def _isolated_lines(stage: str, report: IsolatedReport) -> list[str]:
             f"({worst.name})"
         )
         lines[0] += "" if report.faulty else ": rounding"
-    lines += [
-        f"wrong on its own: {tensor.name} ({stage}): {tensor.differing} of {tensor.codes} codes, "
-        f"up to {tensor.outside:.2f} steps beyond the border"
-        for tensor in report.faulty
-    ]
+    lines += [tensor.fault(stage) for tensor in report.faulty]
     return lines
 
 

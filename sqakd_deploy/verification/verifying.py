@@ -65,9 +65,12 @@ class Verification:
     def failures(self) -> list[str]:
         """What makes the file another function than its student, a line each.
 
-        A constant that is not the student's is one even if no answer shows it.
+        A constant that is not the student's is one even if no answer shows it, and so is a layer
+        that is wrong on the runtime's own codes.
         """
-        return [*map(str, self.constants or ()), *self.parity.failures]
+        isolated = self.layers.isolated.items() if self.layers else ()
+        layers = [tensor.fault(stage) for stage, report in isolated for tensor in report.faulty]
+        return [*map(str, self.constants or ()), *layers, *self.parity.failures]
 
     def raise_for_failures(self) -> None:
         """Raise if the file is not its student.
