@@ -21,6 +21,8 @@ from sqakd_deploy.plugins import exporters, get_exporter, get_runtime
 from sqakd_deploy.quantization import quantize, reestimate_batch_norm
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
+from sqakd_deploy.verification.file import QdqFile
+from sqakd_deploy.verification.isolating import isolate
 
 BITS = (1, 2, 3, 4, 8)
 # QONNX has one stage and one opset, files for TensorRT run in float: both have tests of their own.
@@ -60,11 +62,18 @@ def spec_of(method: str, bits: int, target: str, **more: object) -> QuantSpec:
 def test_every_method_exports_exactly(method: str, bits: int, target: str, tmp_path: Path) -> None:
     student = student_of("residual", spec_of(method, bits, target))
     artifact = export(student, tmp_path / "model.onnx")
-    report = verify(artifact, student, images(256, seed=5))
+    held_out = images(256, seed=5)
+    report = verify(artifact, student, held_out)
     _, unoptimised, optimised = report.stages
     for stage in (unoptimised, optimised):
         assert stage.mean_error < RARELY
-        assert stage.max_error <= FEW_STEPS
+    if max(stage.max_error for stage in (unoptimised, optimised)) > FEW_STEPS:
+        # A 1-bit code is all of its tensor's range: one at a border may move logits further.
+        assert bits == 1
+        runtime = get_runtime(get_exporter(target).runtime)
+        alone = isolate(student, QdqFile(artifact.path), runtime, held_out.numpy())
+        assert alone.differing > 0
+        assert alone.faulty == ()
     assert report.coverage.fallbacks == ()
     assert report.coverage.total == report.coverage.integer
 

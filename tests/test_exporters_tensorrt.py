@@ -183,8 +183,9 @@ def test_verify_checks_the_rules_of_any_file(tmp_path: Path) -> None:
     model = onnx.load(path)
     PLANTS["T5"][1](model)
     onnx.save(model, path)
-    (line,) = verify_file(path, reference, others={}).parity.failures
-    assert line == "rule T5 (weights are within −127 and 127) is broken: stem: weight code -128"
+    failures = verify_file(path, reference, others={}).parity.failures
+    line = "rule T5 (weights are within −127 and 127) is broken: stem: weight code -128"
+    assert line in failures  # its answers may differ, too
 
 
 def test_a_wrong_bound_of_the_reals_is_a_wrong_bound_of_codes(tmp_path: Path) -> None:
