@@ -161,18 +161,20 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
 
 def teacher(data: str, folder: Path) -> Path:
     """The teacher's weights, trained if there are none yet."""
-    weights: str | None = None
+    weights: Path | None = None
     with locked(folder / "teacher.lock"):
         for number, settings in enumerate(TEACHER):
             path = folder / f"teacher-{number}"
             if not path.exists():
-                start = {"model": {"name": MODEL, "weights": weights}, "data": {"source": data}}
-                more = {"teacher": settings, "distillation": {"seed": number}}
-                teach(RunConfig.parse(start | more), output=path, listener=_Quiet())
+                model = {"name": MODEL, "weights": str(weights) if weights else None}
+                start = {"model": model, "data": {"source": data}, "teacher": settings}
+                seed = {"distillation": {"seed": number}}
+                teach(RunConfig.parse(start | seed), output=path, listener=_Quiet())
             elif json.loads((path / "run.json").read_text())["status"] != "complete":
                 teach(resume=path, listener=_Quiet())
-            weights = str(path / "teacher.safetensors")
-    return Path(str(weights))
+            weights = path / "teacher.safetensors"
+    assert weights is not None  # there are rounds
+    return weights
 
 
 def _train(config: RunConfig, path: Path) -> dict[str, Any]:

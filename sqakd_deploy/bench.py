@@ -107,16 +107,18 @@ def bench(
 
     Raises:
         SpecError: if a runtime is unknown or a number is out of range.
-        ModelError: if a file is missing, is no ONNX file or has several inputs.
-        ExportError: if a runtime that was named refuses a file, or none opens it.
+        ModelError: if a file has several inputs, or the float model another one.
+        ExportError: if a file is missing or no ONNX file, if a runtime that was named refuses it,
+            or none opens it.
     """
     how = options or BenchOptions()
     files = {MODEL: Path(model)} | ({} if fp32 is None else {FP32: Path(fp32)})
     known = {kind: onnx_input(path) for kind, path in files.items()}
     _check_alike(files, known)
+    pixels = {kind: given is not None and given.pixels for kind, given in known.items()}
     names = [get_runtime(name).name for name in dict.fromkeys(runtime)] or sorted(runtimes())
     candidates = [
-        Candidate(kind, path, name, threads, pixels=bool((facts := known[kind]) and facts.pixels))
+        Candidate(kind, path, name, threads, pixels[kind])
         for threads in dict.fromkeys(how.threads)
         for name in names
         for kind, path in files.items()
@@ -163,8 +165,8 @@ def _start(
         except ExportError as error:
             if strict:
                 raise
-            what = candidate.runtime
-            skipped[f"{what}, fp32" if candidate.kind == FP32 else what] = str(error)
+            which = ", fp32" if candidate.kind == FP32 else ""
+            skipped[candidate.runtime + which] = str(error)
     kept = {c: process for c, process in started.items() if c.runtime not in skipped}
     if not kept:
         raise ExportError(f"no runtime opens the file: {'; '.join(skipped.values())}")

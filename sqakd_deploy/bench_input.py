@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
 
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.exporting import PROFILE_KEY
+from sqakd_deploy.onnx_file import read_onnx
+from sqakd_deploy.pixels import INPUT_KEY
 
 IR = ".xml"  # the only other kind of file that a runtime here opens
 
@@ -45,16 +46,12 @@ def onnx_input(path: Path) -> InputShape | None:
     """Read an ONNX file's input; None for a file of another kind.
 
     Raises:
-        ModelError: if there is no such file, it is no ONNX file or it has several inputs.
+        ExportError: if there is no such file, or it is no ONNX file.
+        ModelError: if it has several inputs.
     """
-    if not path.is_file():
-        raise ModelError(f"{path}: there is no such file; sqakd-deploy export writes one")
-    if path.suffix == IR:
+    if path.suffix == IR and path.is_file():
         return None
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except (DecodeError, OSError) as error:
-        raise ModelError(f"{path} cannot be read as an ONNX file: {error}") from error
+    model = read_onnx(path, weights=False)
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     if not model.graph.node or len(inputs) != 1:
@@ -71,7 +68,7 @@ def onnx_input(path: Path) -> InputShape | None:
 
 def _layout(metadata: dict[str, str]) -> str | None:
     try:
-        return str(json.loads(metadata.get("sqakd.input", "{}"))["layout"])
+        return str(json.loads(metadata.get(INPUT_KEY, "{}"))["layout"])
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -205,15 +205,11 @@ def parameter_groups(student: nn.Module, config: DistillConfig) -> list[dict[str
             (decayed if name in pulled else own).append(parameter)
     known = {id(parameter) for parameter in own + decayed}
     model = [p for p in student.parameters() if id(p) not in known]
-    rate, rates = learning_rate(student, config), {"lr": config.quantizer_lr}
+    rate, slower = learning_rate(student, config), config.quantizer_lr
     groups = [
-        {
-            "params": model,
-            "lr": rate,
-            "weight_decay": config.weight_decay,
-        },
-        {"params": own, **rates, "weight_decay": config.quantizer_weight_decay},
-        {"params": decayed, **rates, "weight_decay": config.weight_decay},
+        {"params": model, "lr": rate, "weight_decay": config.weight_decay},
+        {"params": own, "lr": slower, "weight_decay": config.quantizer_weight_decay},
+        {"params": decayed, "lr": slower, "weight_decay": config.weight_decay},
     ]
     return [group for group in groups if group["params"]]
 

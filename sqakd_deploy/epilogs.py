@@ -44,8 +44,8 @@ Examples:
   sqakd-deploy bench model.onnx --plot bench.svg
 
 \b
-Exit codes: 0 measured, 2 wrong usage or unknown runtime, 5 run, 6 no such model or no ONNX file,
-7 refused by the runtime, 130 interrupted.
+Exit codes: 0 measured, 2 wrong usage or unknown runtime, 5 run, 6 a model of several inputs, 7 no
+such file, no ONNX file or refused by the runtime, 130 interrupted.
 """
 VERIFY = """\b
 Examples:

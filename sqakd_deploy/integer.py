@@ -48,7 +48,7 @@ class Lowered:
         norms: path of the BatchNorm folded into a layer, by the layer's path (its own, where it
             stands alone).
         paths: path of the module of each layer with a bias of its own, by the layer's name: they
-            differ where a module is called again.
+            differ where another node took the name.
     """
 
     graph: ir.IntegerGraph
@@ -85,14 +85,11 @@ def snap_biases(student: nn.Module) -> None:
         student: changed in place: BatchNorm's ``bias`` where one follows a layer, else the layer's.
     """
     lowered = _lower(student)
-    moved: set[str] = set()
     for node in lowered.graph.nodes:
         if isinstance(node, (ir.Conv, ir.Linear)) and isinstance(node.bias, ir.IntBias):
             layer, norm = lowered.paths[node.name], lowered.norms.get(node.name)
-            if (norm or layer) not in moved:
-                wanted = node.bias.codes.astype(np.float64) * node.bias.scale
-                set_bias(student, layer, norm, wanted)
-            moved.add(norm or layer)
+            wanted = node.bias.codes.astype(np.float64) * node.bias.scale
+            set_bias(student, layer, norm, wanted)
 
 
 class _Lowering:
@@ -235,7 +232,7 @@ class _Lowering:
         return np.float32(step), zero_point, quantizer.steps
 
     def _name(self, node: fx.Node) -> str:
-        """The module's path on its first call, the unique node name after that."""
+        """The module's path, or the node's own name where that is taken."""
         path = str(node.target)
         taken = {made.name for made in self.nodes}
         return path if node.op == "call_module" and path not in taken else node.name

@@ -92,7 +92,9 @@ class Job:
         """
         torch.manual_seed(self.seed)
         with self.accelerator.local_main_process_first():  # one of a machine's decodes for all
-            data = understood(self.config, load(self.config, self.listener), self.listener)
+            data = load(self.config, self.listener)
+        supervised = labelled or self.config.distillation.loss != "kl"
+        data = understood(self.config, data, self.listener, labelled=supervised)
         if labelled:
             data.train.need_labels()
         model = build(self.config, data).to(self.device)

@@ -70,24 +70,27 @@ def _some(names: tuple[str, ...], most: int = 5) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
-def understood(config: RunConfig, data: ImageData, listener: Listener) -> ImageData:
+def understood(
+    config: RunConfig, data: ImageData, listener: Listener, *, labelled: bool
+) -> ImageData:
     """The images, without their labels where these mean something else to the model.
 
     Args:
         config: its model may name a number of classes.
         data: the images.
         listener: told what is left out.
+        labelled: the labels are needed.
 
     Raises:
-        SpecError: if there are no weights to bring other classes with them.
+        SpecError: if labels are needed, or there are no weights to bring other classes with them.
     """
     count = config.model.args.get("num_classes")
     if data.difference(None, count) is None:
         return data
-    if config.model.weights is None:
+    if labelled or config.model.weights is None:
         raise SpecError(
             f"num_classes: {data.name} has {data.num_classes} classes, got {count}; leave it out, "
-            f"or name a file of weights for {count} (--weights)"
+            f"or distil weights for {count} without labels (--weights)"
         )
     listener.message(
         f"the model has {count} classes, {data.name} has {data.num_classes}: labels would mean "

@@ -251,13 +251,13 @@ def _run_by_batches(student: nn.Module, images: Tensor | Iterable[object]) -> No
                 continue
             try:
                 student(some.to(device))
-            except ValueError as error:
-                if len(some) > 1:
+            except ValueError as error:  # of torch's BatchNorm, over a vector of one image
+                if "more than 1 value" not in str(error):
                     raise
                 raise DataError("wanted at least 2 images a batch for BatchNorm, got 1") from error
             seen += len(some)
     if not seen:
-        raise DataError("wanted images to calibrate on, got none")
+        raise DataError("wanted images, got none")
 
 
 @torch.no_grad()

@@ -8,19 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from sqakd_deploy.checkpoint import TEACHER, Run, load_weights
 from sqakd_deploy.config import DataConfig, RunConfig
 from sqakd_deploy.data import ImageData, Preprocessing
-from sqakd_deploy.errors import DataError, ExportError, SpecError
+from sqakd_deploy.errors import DataError, SpecError
 from sqakd_deploy.evaluate import Logits, accuracy, predict
 from sqakd_deploy.listening import Listener
 from sqakd_deploy.models import load_any_weights
+from sqakd_deploy.onnx_file import read_onnx
 from sqakd_deploy.plugins import get_runtime
 from sqakd_deploy.preparing import build, load
 from sqakd_deploy.runs import build_float, load_student, still_batches
@@ -183,12 +182,7 @@ def _preprocessing(values: object, where: str) -> Preprocessing:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        raise ExportError(f"there is no file {path}")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except (DecodeError, OSError) as error:
-        raise ExportError(f"{path} is no ONNX file, or damaged: {error}") from error
+    model = read_onnx(path, weights=False)
     return {entry.key: entry.value for entry in model.metadata_props}
 
 

@@ -310,8 +310,10 @@ def test_a_last_image_of_its_own_is_left_out(batch_size: int) -> None:
     student = quantize(teacher, example=SHAPE)
     config = DistillConfig(epochs=0, batch_size=batch_size, calibration_images=46, bn_images=46)
     distill(student, images(64), teacher=teacher, config=config)
-    config = config.model_copy(update={"calibration_images": 513, "bn_images": 513})
-    distill(student, images(64).repeat(9, 1, 1, 1), teacher=teacher, config=config)
+    more = config.model_copy(update={"calibration_images": 513, "bn_images": 513})
+    many = images(64).repeat(9, 1, 1, 1)
+    distill(student, many, teacher=teacher, config=more)
+    distill(student, many, teacher=teacher, config=more, calibration=many)
 
 
 def test_calibration_leaves_batch_norm_as_it_was() -> None:

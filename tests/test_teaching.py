@@ -265,6 +265,9 @@ def test_classes_that_are_not_the_datas(tmp_path: Path) -> None:
     done = run("train", *more, "--output", "more", "--json")
     assert done.exit_code == 0, done.output
     assert "labels would mean something else" in done.stderr
+    for command in (("train", *more, "--loss", "ce"), ("teacher", *more[:4], "--epochs", "1")):
+        refused = run(*command, "--output", "refused")
+        assert (refused.exit_code, "got 12; leave it out" in refused.stderr) == (2, True)
     result = json.loads(done.stdout)
     assert (result["teacher_top1"], result["student_top1"]) == (None, None)
     exported = run("export", "model.onnx", "--run", "more")

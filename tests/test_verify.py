@@ -391,6 +391,8 @@ def test_a_tensor_that_cannot_be_read_is_isolated_from_none(
     report = isolate(student, QdqFile(model), Shy("quant_relu_1"), images(8).numpy())
     assert report.unseen == ("quant_relu_1",)
     assert report.faulty == ()
+    assert report.programs > 1  # what could be read was read in halves
+    assert not report.decides
 
 
 def test_float64_moves_nothing_but_sums(student: torch.fx.GraphModule) -> None:
@@ -551,6 +553,22 @@ def test_tokens_on_the_first_axis_are_read_by_image(tmp_path: Path) -> None:
 
 
 # -- other runtimes -------------------------------------------------------------------------------
+
+
+def test_codes_of_several_programs_are_shown_and_decide_nothing(
+    student: torch.fx.GraphModule, reference: Reference, model: Path
+) -> None:
+    """Two copies of a file may round a code at a border each its own way."""
+    plant(model, "conv2/bias", at(4, lambda code: code + np.int32(4000)))
+    report = verify(model, reference, student, isolator=partial(isolate, student))
+    assert any("wrong on its own" in line for line in report.failures)
+    assert report.layers is not None
+    of_several = {s: replace(r, programs=2) for s, r in report.layers.isolated.items()}
+    shown = replace(report, layers=replace(report.layers, isolated=of_several))
+    assert not any("wrong on its own" in line for line in shown.failures)
+    lines = layers_lines(shown.layers)
+    assert any("wrong on its own" in line for line in lines)
+    assert any("that decides nothing: the codes" in line for line in lines)
 
 
 class Refuses:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import NodeProto
 from qonnx.core.modelwrapper import ModelWrapper
@@ -17,6 +16,7 @@ from qonnx.transformation.infer_shapes import InferShapes
 
 from sqakd_deploy.errors import ExportError
 from sqakd_deploy.exporting import Coverage, FloatFallback
+from sqakd_deploy.onnx_file import read_onnx
 from sqakd_exporters.coverage import FLOAT_LAYERS
 from sqakd_exporters.feeding import feed
 
@@ -35,10 +35,7 @@ class QonnxSession:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._model = onnx.load(path)
-        except (DecodeError, OSError) as error:
-            raise ExportError(f"QONNX cannot load {path}: {error}") from error
+        self._model = read_onnx(path)
         if not any(node.op_type in _QUANTIZERS for node in self._model.graph.node):
             raise ExportError(f"{path} is no QONNX file: it has no Quant node")
         ends = len(self._model.graph.input), len(self._model.graph.output)

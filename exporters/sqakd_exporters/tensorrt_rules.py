@@ -14,11 +14,10 @@ from typing import TypeAlias
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import NodeProto, TensorProto
 
-from sqakd_deploy.errors import ExportError
 from sqakd_deploy.exporting import RuleCheck
+from sqakd_deploy.onnx_file import read_onnx
 from sqakd_exporters.view import GraphView, attribute
 
 SMALLEST_MATMUL = 16
@@ -68,11 +67,7 @@ def check_file(path: Path) -> tuple[RuleCheck, ...]:
     Raises:
         ExportError: if it is no ONNX file.
     """
-    try:
-        model = onnx.load(path)
-    except (DecodeError, OSError) as error:
-        raise ExportError(f"{path} is no ONNX file, or damaged: {error}") from error
-    return check_model(model)
+    return check_model(read_onnx(path))
 
 
 def check_model(model: onnx.ModelProto) -> tuple[RuleCheck, ...]:

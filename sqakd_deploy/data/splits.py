@@ -104,14 +104,13 @@ class ImageData:
             The first difference in words; None if there is none as far as is known.
         """
         if names and self.classes:
-            pairs = zip(names, self.classes, strict=False)
-            other = next((f"{a!r} against {b!r}" for a, b in pairs if a != b), None)
-            count, known = len(names), other
-        else:
-            known = None
-        if known is None and count and self.num_classes not in (None, count):
-            known = f"{count} classes against {self.num_classes}"
-        return known
+            for theirs, ours in zip(names, self.classes, strict=False):
+                if theirs != ours:
+                    return f"{theirs!r} against {ours!r}"
+            count = len(names)
+        if count and self.num_classes not in (None, count):
+            return f"{count} classes against {self.num_classes}"
+        return None
 
     def without_labels(self) -> ImageData:
         """The images alone."""

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
 
 from sqakd_deploy.errors import ExportError
+from sqakd_deploy.onnx_file import read_onnx
 from sqakd_deploy.verification import constants as c
 from sqakd_deploy.verification.computed import computed_constants
 
@@ -279,12 +278,6 @@ class QdqFile:
                 return base, str(joins[0].output[0])
         return node.name, value
 
-    @property
-    def takes_pixels(self) -> bool:
-        """Whether the file is given raw uint8 pixels."""
-        types = {value.type.tensor_type.elem_type for value in self.model.graph.input}
-        return TensorProto.UINT8 in types
-
     def inputs_of_layers(self) -> dict[str, tuple[str, ...]]:
         """Quantizers of what each layer with weights reads, by the layer's name."""
         held = {tensor.value: name for name, tensor in self.quantized.items()}
@@ -317,14 +310,9 @@ class QdqFile:
 
 
 def _load(path: Path) -> ModelProto:
-    if not path.is_file():
-        raise ExportError(f"there is no file {path}")
-    if path.suffix == ".xml":
+    if path.suffix == ".xml" and path.is_file():
         raise ExportError(f"{path}: wanted an ONNX file, got OpenVINO IR, which export has proven")
-    try:
-        return onnx.load(path)
-    except (DecodeError, OSError, onnx.checker.ValidationError) as error:  # or half of one
-        raise ExportError(f"{path} is no ONNX file, or damaged: {error}") from error
+    return read_onnx(path)
 
 
 def _unique(*arrays: NDArray[Any]) -> NDArray[Any]:

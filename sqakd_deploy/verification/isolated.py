@@ -66,11 +66,13 @@ class IsolatedReport:
         tensors: in topological order.
         unseen: quantizers that the file does not have, or that cannot be read without changing its
             answers; the student's own codes stand in for theirs.
+        programs: copies of the file that the codes were read from.
     """
 
     images: int
     tensors: tuple[Isolated, ...]
     unseen: tuple[str, ...]
+    programs: int = 1
 
     @property
     def codes(self) -> int:
@@ -86,6 +88,11 @@ class IsolatedReport:
     def largest(self) -> int:
         """Largest difference of a code (steps)."""
         return max((tensor.largest for tensor in self.tensors), default=0)
+
+    @property
+    def decides(self) -> bool:
+        """Whether a faulty tensor is proof: codes of several programs need not fit together."""
+        return self.programs == 1
 
     @property
     def faulty(self) -> tuple[Isolated, ...]:

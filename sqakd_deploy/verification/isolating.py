@@ -61,7 +61,7 @@ def isolate(
     student.train(training)
     ordered = tuple(parts[rule.name] for rule in rules.values() if rule.name in parts)
     unseen = tuple(name for name in shapes if name not in parts)
-    return IsolatedReport(len(images), ordered, unseen)
+    return IsolatedReport(len(images), ordered, unseen, seen.programs)
 
 
 class _OnCodes(fx.Interpreter):

@@ -105,8 +105,8 @@ def saturation_of(file: QdqFile, cpu: Cpu | None = None) -> SaturationReport:
         if name in inputs:
             read = [part for source in inputs[name] for part in _parts(source, facts)]
             highest = max(int(facts[part][c.HIGHEST]) for part in read)
-        elif file.takes_pixels:
-            highest = _PIXEL  # the first layer, which normalisation was folded into
+        elif file.takes_codes:
+            highest = _PIXEL  # the first layer: its codes are raw pixels
         else:
             continue
         layers.append(_layer(name, numbers[c.WEIGHT_CODES], highest))

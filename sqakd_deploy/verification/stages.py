@@ -207,9 +207,10 @@ def run_stages(
         try:
             outputs[name] = _logits(other.open(path), batches)
         except Exception as error:  # a stranger's plugin must not keep the others from reporting
-            skipped[name] = " ".join(str(error).split()) or type(error).__name__
+            reason = " ".join(str(error).split()) or type(error).__name__
             if others_decide:
-                raise ExportError(f"{name} cannot run the file: {skipped[name]}") from error
+                raise ExportError(f"{name} cannot run the file: {reason}") from error
+            skipped[name] = reason
     for name, output in outputs.items():
         if output.shape != expected.logits.shape:
             raise ParityError(

@@ -205,6 +205,11 @@ def _isolated_lines(stage: str, report: IsolatedReport) -> list[str]:
         )
         lines[0] += "" if report.faulty else ": rounding"
     lines += [tensor.fault(stage) for tensor in report.faulty]
+    if report.faulty and not report.decides:
+        lines.append(
+            f"that decides nothing: the codes ({stage}) are of {report.programs} programs, since "
+            "reading all at once changes the answers, and one may have rounded as another did not"
+        )
     return lines
 
 

@@ -38,10 +38,13 @@ class Seen:
     Attributes:
         codes: uint8 ``(M, …)`` by the quantizer's name, counted from the lowest code of their type.
         unseen: quantizers whose tensors cannot be read without changing the logits.
+        programs: how many copies of the file it took. Where two disagree on a code next to a border
+            and the logits do not show it, a tensor of one does not follow from those of the other.
     """
 
     codes: Mapping[str, NDArray[np.uint8]]
     unseen: tuple[str, ...]
+    programs: int = 1
 
 
 def read_codes(
@@ -70,6 +73,7 @@ def read_codes(
     plain = [session.run(chunk) for chunk in chunks]
     found: dict[str, NDArray[np.uint8]] = {}
     unseen: list[str] = []
+    programs = 0
     groups = [list(shapes)] if shapes else []
     while groups:
         names = groups.pop()
@@ -77,12 +81,13 @@ def read_codes(
         sizes = [int(np.prod(shapes[name])) for name in names]
         codes = _run(file, runtime, optimize, wanted, sizes, chunks, plain)
         if codes is not None:
+            programs += 1
             found |= {n: codes[i].reshape(-1, *shapes[n]) for i, n in enumerate(names)}
         elif len(names) == 1:
             unseen += names
         else:
             groups += [names[: len(names) // 2], names[len(names) // 2 :]]
-    return Seen(found, tuple(unseen))
+    return Seen(found, tuple(unseen), programs)
 
 
 def _run(

@@ -69,7 +69,12 @@ class Verification:
         that is wrong on the runtime's own codes.
         """
         isolated = self.layers.isolated.items() if self.layers else ()
-        layers = [tensor.fault(stage) for stage, report in isolated for tensor in report.faulty]
+        layers = [
+            tensor.fault(stage)
+            for stage, report in isolated
+            if report.decides
+            for tensor in report.faulty
+        ]
         return [*map(str, self.constants or ()), *layers, *self.parity.failures]
 
     def raise_for_failures(self) -> None:
