@@ -30,6 +30,7 @@ from sqakd_deploy.options import (
     run_options,
     setting,
     settings_of,
+    tolerance_options,
     weights_option,
     work_options,
 )
@@ -175,12 +176,7 @@ def train(ctx: click.Context, **options: Any) -> None:
 @click.option(
     "--samples", type=click.IntRange(min=1), default=2048, show_default=True, help="At most."
 )
-@click.option(
-    "--min-agreement", type=float, default=99.5, show_default=True, help="Top-1, percent."
-)
-@click.option(
-    "--max-accuracy-gap", type=float, default=0.3, show_default=True, help="Top-1, points."
-)
+@tolerance_options
 @click.option("--target", help="Another target.  [default: the one the run was trained for]")
 @click.option("--anyway", is_flag=True, help="Allow a target whose rules would change the student.")
 @export_options
@@ -209,12 +205,7 @@ def export(path: Path, **options: Any) -> None:
 @click.option("--reference", type=EXISTING, help="Saved answers instead of a run; needs no torch.")
 @click.option("--data", help="Dataset or folder to compare on.  [default: the run's held-out part]")
 @click.option("--samples", type=click.IntRange(min=1), help="At most.  [default: 2048]")
-@click.option(
-    "--min-agreement", type=float, default=99.5, show_default=True, help="Top-1, percent."
-)
-@click.option(
-    "--max-accuracy-gap", type=float, default=0.3, show_default=True, help="Top-1, points."
-)
+@tolerance_options
 @click.option(
     "--runtime",
     multiple=True,

@@ -23,6 +23,7 @@ from sqakd_deploy.plugins import exporters
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.report import (
     conformance_table,
+    constants_lines,
     coverage_lines,
     listener_for,
     listing,
@@ -165,6 +166,7 @@ def export(
     samples: int,
     min_agreement: float,
     max_accuracy_gap: float,
+    max_mean_error: float,
     target: str | None,
     anyway: bool,
     save_reference: Path | None,
@@ -184,7 +186,7 @@ def export(
         path,
         images,
         labels=split.labels,
-        tolerance=Tolerance(min_agreement, max_accuracy_gap),
+        tolerance=Tolerance(min_agreement, max_accuracy_gap, max_mean_error),
         target=target,
         anyway=anyway,
         options=ExportOptions(**options),
@@ -198,7 +200,7 @@ def export(
         out.print(parity_table(report))
         if report.conformance is not None:
             out.print(conformance_table(report.conformance))
-        for line in coverage_lines(report):
+        for line in [*constants_lines(report), *coverage_lines(report)]:
             out.print(line, highlight=False, soft_wrap=True)
         out.print(f"input {artifact.input_form}", highlight=False, soft_wrap=True)
     report.raise_for_failures()

@@ -343,6 +343,7 @@ def packs_of(exporter: Exporter) -> frozenset[int]:
     return exporter.packs if isinstance(exporter, PackingExporter) else frozenset()
 
 
-def stages_of(runtime: Runtime) -> Mapping[str, bool]:
-    """What a proof in a runtime runs: values of ``optimize`` by the stage's name."""
-    return runtime.stages if isinstance(runtime, StagedRuntime) else STAGES
+def named_stages(runtime: Runtime) -> dict[str, bool]:
+    """What a proof in a runtime runs: values of ``optimize`` by runtime and stage, for people."""
+    stages = runtime.stages if isinstance(runtime, StagedRuntime) else STAGES
+    return {f"{runtime.name}, {name}": optimize for name, optimize in stages.items()}

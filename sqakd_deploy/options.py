@@ -228,3 +228,20 @@ export_options = grouped(
     click.option("--opset", type=int, help="ONNX opset.  [default: the lowest that will do]"),
 )
 """What the file looks like from outside."""
+
+tolerance_options = grouped(
+    click.option(
+        "--min-agreement", type=float, default=99.5, show_default=True, help="Top-1, percent."
+    ),
+    click.option(
+        "--max-accuracy-gap", type=float, default=0.3, show_default=True, help="Top-1, points."
+    ),
+    click.option(
+        "--max-mean-error",
+        type=float,
+        default=4.0,
+        show_default=True,
+        help="Logits, in steps of the output's scale.",
+    ),
+)
+"""What passes."""

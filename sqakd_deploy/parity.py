@@ -15,6 +15,8 @@ from sqakd_deploy.integer import lower
 from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import spec_of
 from sqakd_deploy.tracing import first_tensor
+from sqakd_deploy.verification.constants import constants_of
+from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.sizes import expected_size, float_size, information_size, sizes_of
 from sqakd_deploy.verification.stages import (
     Expected,
@@ -25,6 +27,7 @@ from sqakd_deploy.verification.stages import (
     report_of,
     run_stages,
 )
+from sqakd_deploy.verification.verifying import differences_of
 
 __all__ = [
     "ParityReport",
@@ -46,7 +49,9 @@ def verify(
     labels: NDArray[np.int64] | Sequence[int] | None = None,
     tolerance: Tolerance | None = None,
 ) -> ParityReport:
-    """Compare an exported file with its student, stage by stage.
+    """Compare an exported file with its student: the constants, and the answers stage by stage.
+
+    Constants are compared in QDQ files, by the names of the layers.
 
     Args:
         artifact: the file, or what :func:`~sqakd_deploy.api.export` returned.
@@ -71,4 +76,8 @@ def verify(
     )
     arrays = [batch.float().numpy() for batch in batches]
     runs = run_stages(path, arrays, expected, runtime)
-    return report_of(path, runs, expected, tolerance, conformance_of(exporter, path))
+    differences = None
+    if path.suffix == ".onnx":
+        differences = differences_of(QdqFile(path), constants_of(graph))
+    rules = conformance_of(exporter, path)
+    return report_of(path, runs, expected, tolerance, rules, differences)

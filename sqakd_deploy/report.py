@@ -24,6 +24,7 @@ from sqakd_deploy.results import TrainResult
 from sqakd_deploy.scoring import Score
 from sqakd_deploy.verification.tables import (
     conformance_table,
+    constants_lines,
     coverage_lines,
     kib,
     parity_table,
@@ -34,6 +35,7 @@ __all__ = [
     "PlainListener",
     "RichListener",
     "conformance_table",
+    "constants_lines",
     "coverage_lines",
     "kib",
     "listener_for",

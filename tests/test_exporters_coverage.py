@@ -435,3 +435,21 @@ def test_arithmetic_on_shapes_and_weights_is_no_layer(tmp_path: Path) -> None:
         path = file.write(tmp_path / "file.onnx")
         found = OnnxRuntime().open(path, optimize=optimize).coverage()
         assert dict(found.total) == {"Gemm": 1}
+
+
+@pytest.mark.parametrize("blocked", [True, False])
+def test_a_batch_norm_in_float_is_listed(blocked: bool, tmp_path: Path) -> None:
+    """Beside float convolutions ONNX Runtime makes a convolution of it (blocked layout)."""
+    file = File()
+    file.constants |= {name: RANDOM.uniform(1, 2, CHANNELS).astype(np.float32) for name in "sbmv"}
+    source = "x"
+    if blocked:
+        file.constants["W"] = RANDOM.normal(size=(CHANNELS, CHANNELS, 3, 3)).astype(np.float32)
+        file.op("Conv", "x W", "c", pads=[1] * 4, name="conv")
+        file.op("Relu", "c", "r", name="relu")
+        source = "r"
+    file.op("BatchNormalization", f"{source} s b m v", "y", name="norm")
+    found = coverage(file, tmp_path)
+    assert dict(found.total) == {"BatchNormalization": 1} | ({"Conv": 1} if blocked else {})
+    reasons = {fallback.node: fallback.reason for fallback in found.fallbacks}
+    assert reasons["norm"] == "the runtime has no integer BatchNormalization (rule 10)"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,21 @@ from reference_executor import logits
 from sqakd_deploy import graph as g
 from sqakd_deploy.api import export, export_proven
 from sqakd_deploy.errors import ExportError, UnavailableError
-from sqakd_deploy.exporting import Exporter, ExportOptions, Runtime, ShapedSession, StagedRuntime
+from sqakd_deploy.exporting import (
+    Exporter,
+    ExportOptions,
+    Runtime,
+    ShapedSession,
+    StagedRuntime,
+    named_stages,
+)
 from sqakd_deploy.integer import lower, snap_biases
 from sqakd_deploy.parity import Tolerance
 from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import calibrate, quantize
 from sqakd_deploy.spec import QuantSpec
-from sqakd_deploy.verification.student import reference_of
+from sqakd_deploy.verification.isolating import isolate
+from sqakd_deploy.verification.student import record, reference_of
 from sqakd_deploy.verification.verifying import verify_file
 
 openvino = pytest.importorskip("openvino")
@@ -265,7 +274,13 @@ def test_float_bounds_are_no_wrong_constants(tmp_path: Path) -> None:
     less = onnx.numpy_helper.to_array(bound) * np.float32(13 / 15)
     bound.CopyFrom(onnx.numpy_helper.from_array(less, bound.name))
     onnx.save(model, path)
-    found = verify_file(path, reference, others={}).constants
+    options = {"layer_samples": 8, "recorder": lambda i: record(student, i), "others": {}}
+    wrong = verify_file(path, reference, isolator=partial(isolate, student), **options)
+    found, layers = wrong.constants, wrong.layers
+    assert layers is not None
+    stages = {stage.stage for tensor in layers.tensors for stage in tensor.stages}
+    assert stages == set(layers.isolated) == set(named_stages(OpenVinoRuntime()))
+    assert "openvino, low precision off" in stages
     assert any("highest code: 13 in the file, 15 in the student" in str(d) for d in found or ())
 
 

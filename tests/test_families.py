@@ -6,6 +6,7 @@ in numpy, and the file in ONNX Runtime, unoptimised and optimised.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -235,6 +236,42 @@ def test_units_with_other_methods_and_bits(name: str, method: str, tmp_path: Pat
     proven(student_of(made(name), QuantSpec(weights=side, activations=side)), tmp_path)
 
 
+ELSEWHERE = {
+    "openvino": {
+        "hard_swish": {"HardSigmoid": 1, "Mul": 1},
+        "silu": {"Sigmoid": 1, "Mul": 1},
+        "gelu": {"Gelu": 1},
+        "softmax": {"Softmax": 1},
+        "channel_last": {"LayerNormalization": 1, "Gelu": 1},
+    },
+    "qonnx": {
+        "hard_swish": {"HardSigmoid": 1, "Mul": 1},
+        "sigmoid": {"Sigmoid": 1},
+        "gelu": {"Gelu": 1},
+        "product": {},
+        "channel_last": {"LayerNormalization": 1, "Gelu": 1},
+    },
+}
+"""What other targets leave in float, of those operators that no runtime has integers for."""
+
+_REAL = {kind for floats in [*FLOATS.values(), {"BatchNormalization": 0}] for kind in floats}
+
+
+@pytest.mark.parametrize(
+    ("target", "name"), [(target, name) for target, names in ELSEWHERE.items() for name in names]
+)
+def test_other_targets_list_what_stays_in_float(target: str, name: str, tmp_path: Path) -> None:
+    pytest.importorskip(target)
+    student = student_of(made(name), QuantSpec(target=target))
+    artifact = export(student, tmp_path / "model.onnx")
+    coverage = verify(artifact, student, images(8)).coverage
+    left = Counter(fallback.op_type for fallback in coverage.fallbacks)
+    assert {kind: n for kind, n in left.items() if kind in _REAL - {"Add"}} == ELSEWHERE[target][
+        name
+    ]
+    assert all(fallback.reason for fallback in coverage.fallbacks)
+
+
 def test_parts_of_a_gate_are_named_by_the_whole(tmp_path: Path) -> None:
     _, coverage = proven(student_of(made("silu")), tmp_path)
     assert {fallback.reason for fallback in coverage.fallbacks} == {
@@ -242,19 +279,48 @@ def test_parts_of_a_gate_are_named_by_the_whole(tmp_path: Path) -> None:
     }
 
 
+CONSTANTS = [
+    ("channel_last", "LayerNormalization", 1, "scale"),
+    ("channel_last", "LayerNormalization", 2, "shift"),
+    ("factor", "Mul", 1, "constant"),
+    ("transformer", "Add", 1, "constant"),
+    ("transformer", "Expand", 0, "constant"),
+]
+
+
+def plant_in_float(student: torch.fx.GraphModule, folder: Path, kind: str, place: int) -> Path:
+    """A student's file with the first number of a float operator's constant a quarter larger."""
+    path = export(student, folder / "m.onnx").path
+    model = onnx.load(path)
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    node = next(
+        n for n in model.graph.node if n.op_type == kind and n.name and n.input[place] in held
+    )
+    tensor = held[node.input[place]]
+    changed = onnx.numpy_helper.to_array(tensor).copy()
+    changed.reshape(-1)[0] *= 1.25
+    tensor.CopyFrom(onnx.numpy_helper.from_array(changed, tensor.name))
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(("name", "kind", "place", "constant"), CONSTANTS)
+def test_a_wrong_constant_of_a_float_operator_is_found(
+    name: str, kind: str, place: int, constant: str, tmp_path: Path
+) -> None:
+    student = student_of(made(name))
+    path = plant_in_float(student, tmp_path, kind, place)
+    (difference,) = verify(path, student, images(8)).constants or ()
+    assert (difference.constant, difference.count) == (constant, 1)
+
+
 def test_a_wrong_gain_that_no_constant_tells_of_fails(tmp_path: Path) -> None:
     student = student_of(made("channel_last"))
-    path = export(student, tmp_path / "m.onnx").path
-    model = onnx.load(path)
-    (norm,) = (n for n in model.graph.node if n.op_type == "LayerNormalization")
-    (gain,) = (t for t in model.graph.initializer if t.name == norm.input[1])
-    changed = onnx.numpy_helper.to_array(gain).copy()
-    changed[0] *= 1.25
-    gain.CopyFrom(onnx.numpy_helper.from_array(changed, gain.name))
-    onnx.save(model, path)
+    path = plant_in_float(student, tmp_path, "LayerNormalization", 1)
     options = {"layer_samples": 8, "recorder": lambda i: record(student, i), "others": {}}
-    reference, isolator = reference_of(student, [images(16)]), partial(isolate, student)
-    report = verify_file(path, reference, isolator=isolator, **options)
+    reference = replace(reference_of(student, [images(16)]), constants=None)
+    report = verify_file(path, reference, isolator=partial(isolate, student), **options)
+    assert report.constants is None
     assert any("wrong on its own" in failure for failure in report.failures)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +90,29 @@ def test_a_planted_fault_is_seen(
     report = verify(model, student, images(256))
     assert max(stage.max_error for stage in report.stages[1:]) > 4
     assert max(stage.mean_error for stage in report.stages[1:]) > 0.5
+
+
+def test_a_wrong_last_scale_changes_no_answer_and_fails(
+    student: torch.fx.GraphModule, model: Path
+) -> None:
+    """Both by the constant and by what the logits are off."""
+    change(model, "quant_classifier/dq/scale", lambda scale: scale * np.float32(3))
+    report = verify(model, student, images(256))
+    assert all(stage.agreement == 100.0 for stage in report.stages)
+    assert [str(d).split(":")[0] for d in report.constants or ()] == ["quant_classifier"]
+    unknown = replace(report, constants=None)
+    assert [failure.split(":")[0] for failure in unknown.failures] == [
+        "onnxruntime, optimisations off",
+        "onnxruntime, optimisations on",
+    ]
+    assert all("steps in the mean, more than 4.00" in failure for failure in unknown.failures)
+    assert not replace(unknown, tolerance=Tolerance(mean_error=1e3)).failures
+
+
+def test_an_error_that_is_no_number_fails(student: torch.fx.GraphModule, model: Path) -> None:
+    report = verify(model, student, images(8))
+    stages = tuple(replace(stage, mean_error=math.nan) for stage in report.stages)
+    assert len(replace(report, stages=stages).failures) == 2
 
 
 def test_a_failed_report_says_what_failed(student: torch.fx.GraphModule, model: Path) -> None:

@@ -25,8 +25,8 @@ from sqakd_exporters.unsigned import as_unsigned
 
 from sqakd_deploy import graph as g
 from sqakd_deploy.api import export
-from sqakd_deploy.errors import DataError, ExportError, ParityError
-from sqakd_deploy.exporting import ExportOptions, Session
+from sqakd_deploy.errors import DataError, ExportError, ParityError, SpecError
+from sqakd_deploy.exporting import ExportOptions, Session, named_stages
 from sqakd_deploy.integer import lower, snap_biases
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import QuantSpec
@@ -615,7 +615,9 @@ def test_answers_alone_are_compared_where_constants_have_another_form(tmp_path: 
     report = verify(path, reference_of(made, [images(12)]), others=None)
     assert report.constants is None
     assert report.failures == []
-    assert constants_lines(report) == ["constants: not compared, since the file is no QDQ file"]
+    assert constants_lines(report.parity) == [
+        "constants: not compared, since the file is no QDQ file"
+    ]
     assert [stage.name for stage in report.parity.stages] == ["PyTorch student", "qonnx, executor"]
     assert "IntQuant" in report.parity.skipped["onnxruntime"]
 
@@ -634,7 +636,20 @@ def test_other_runtimes_decide_only_where_they_are_named(
         "--runtime other makes its answers count" in li for li in coverage_lines(shown.parity)
     )
     named = verify(model, reference, others={"other": other}, tolerance=exact)
-    assert [failure.split(":")[0] for failure in named.failures] == ["other"]
+    assert {failure.split(":")[0] for failure in named.failures} == {"other"}
+
+
+def test_a_target_that_is_not_here_proves_nothing_in_silence(
+    reference: Reference, model: Path
+) -> None:
+    proto = onnx.load(model)
+    onnx.helper.set_model_props(proto, {"sqakd.target": '"elsewhere"'})
+    onnx.save(proto, model)
+    with pytest.raises(SpecError, match=r"was written for 'elsewhere'.* --runtime onnxruntime"):
+        verify(model, reference, others=None)
+    named = verify(model, reference, others={"onnxruntime": OnnxRuntime()})
+    assert [stage.name for stage in named.parity.stages][1:] == list(named_stages(OnnxRuntime()))
+    assert named.failures == []
 
 
 def test_files_that_are_none_are_named(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ FLOAT_LAYERS = {
     "Sigmoid": "Sigmoid",
     "HardSigmoid": "HardSigmoid",
     "Gelu": "Gelu",
+    "BatchNormalization": "BatchNormalization",
     "LayerNormalization": "LayerNormalization",
     "Softmax": "Softmax",
 }
@@ -62,8 +63,8 @@ _EITHER = ("Concat", "MaxPool")  # run in whatever type they are given
 
 # What ONNX Runtime appends to the name of a node that it made of another.
 _FROM_NODE = ("/MatMulAddFusion",)
-_FROM_OUTPUT = ("_nchwc",)
-_FROM_BATCH_NORM = "_bn_nchwc"  # a float BatchNormalization as a convolution: no layer of the file
+_FROM_OUTPUT = ("_nchwc", "_bn_nchwc")
+_FROM_BATCH_NORM = "_bn_nchwc"  # a float BatchNormalization as a convolution
 
 # What ONNX Runtime may have merged into a layer in front of it.
 _MERGED = {
@@ -94,7 +95,7 @@ def measure(
     floating: Counter[str] = Counter()
     fallbacks = []
     for node in made.nodes:
-        if not made.carries_data(node) or node.name.endswith(_FROM_BATCH_NORM):
+        if not made.carries_data(node):
             continue
         if node.op_type in INTEGER_LAYERS or _on_integers(made, node):
             integer[INTEGER_LAYERS.get(node.op_type, node.op_type)] += 1
@@ -160,6 +161,8 @@ def origin_of(file: GraphView, node: NodeProto) -> NodeProto | None:
     Names are tried first, then outputs: a fused node has the output of the last node in it.
     """
     kinds = ("Gemm", "MatMul") if "Gemm" in node.op_type else (FLOAT_LAYERS[node.op_type],)
+    if node.name.endswith(_FROM_BATCH_NORM):
+        kinds = ("BatchNormalization",)
     candidates = [other for other in file.nodes if node.name and other.name == node.name]
     for suffix in _FROM_NODE:
         stem = node.name.removesuffix(suffix)

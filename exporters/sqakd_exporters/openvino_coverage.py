@@ -25,11 +25,20 @@ LAYERS = {
     "AvgPool": "AveragePool",
     "ReduceMean": "GlobalAveragePool",
     "MaxPool": "MaxPool",
+    "Multiply": "Mul",
+    "Sigmoid": "Sigmoid",
+    "HardSigmoid": "HardSigmoid",
+    "Gelu": "Gelu",
+    "Softmax": "Softmax",
+    "MVN": "LayerNormalization",
 }
 """OpenVINO's operators that count, by ONNX's names for them."""
 
+_GATES = {"Sigmoid": "SiLU", "HardSigmoid": "hard-swish"}  # unrounded; factors of others are
 _INTEGERS = ("u8", "i8")
 _WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm")
+_OF_TWO = ("Add", "Multiply")  # with a constant they are a bias or a scale, and no layer
+_WITHOUT_KERNEL = ("Sigmoid", "HardSigmoid", "Gelu", "Softmax", "LayerNormalization")
 _MERGED_BIAS = "/WithoutBiases"  # what the ONNX reader calls a layer whose bias is a node apart
 
 # What stands between a layer and what quantised its input.
@@ -88,7 +97,8 @@ def _layers(written: openvino.Model) -> list[openvino.Node]:
         if kind == "ShapeOf" or not any(carried):
             continue
         data.add(node.get_friendly_name())
-        if kind in LAYERS and not (kind == "Add" and not all(carried)) and not _is_fence(node):
+        constant = kind in _OF_TWO and not all(carried)
+        if kind in LAYERS and not constant and not _is_fence(node):
             found.append(node)
     return found
 
@@ -133,9 +143,14 @@ def _runs_in_integers(node: openvino.Node | None) -> bool:
 def _reason(layer: openvino.Node, kind: str, fusing: bool) -> str:
     if not fusing:
         return "the session runs without low-precision transformations, which make integer kernels"
+    if kind in _WITHOUT_KERNEL:
+        return f"OpenVINO has no integer {kind}"
     inputs = layer.input_values()
+    gate = next((g for v in inputs if (g := _GATES.get(v.get_node().get_type_name()))), None)
+    if kind == "Mul" and gate is not None:
+        return f"it is part of a {gate}, for which OpenVINO has no integer kernel"
     weighted = kind in _WITH_WEIGHTS and _is_constant(inputs[1])
-    for value in inputs[:1] if weighted or kind not in ("Add", "Concat", "Gemm") else inputs:
+    for value in inputs[:1] if weighted or kind not in ("Add", "Mul", "Concat", "Gemm") else inputs:
         if not _is_quantized(value):
             source = value.get_node().get_friendly_name()
             return f"input {source!r} is not quantised (rule O1)"

@@ -23,6 +23,14 @@ from sqakd_exporters.feeding import feed
 _QUANTIZERS = ("IntQuant", "Quant", "BipolarQuant")
 _MOVING = ("Concat", "Flatten", "MaxPool", "Mul", "Pad", "Reshape", "Slice", "Transpose")
 _WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_REAL = (
+    "BatchNormalization",
+    "Gelu",
+    "HardSigmoid",
+    "LayerNormalization",
+    "Sigmoid",
+    "Softmax",
+)
 
 
 class QonnxSession:
@@ -74,26 +82,39 @@ class QonnxSession:
     def coverage(self) -> Coverage:
         """Which layers have integers of a stated width on every input."""
         producers = {name: node for node in self._model.graph.node for name in node.output}
+        constants = {tensor.name for tensor in self._model.graph.initializer}
         integer: Counter[str] = Counter()
         total: Counter[str] = Counter()
         fallbacks = []
         for node in self._model.graph.node:
             kind = FLOAT_LAYERS.get(node.op_type)
-            if kind is None or node.op_type == "Mul":  # of a scale
+            if kind is None or any(name in constants for name in _factors(node)):
                 continue
             total[kind] += 1
-            missing = _missing(node, producers)
-            if missing is None:
+            reason = _reason(node, producers)
+            if reason is None:
                 integer[kind] += 1
             else:
-                reason = f"{missing!r} has no Quant node"
                 fallbacks.append(FloatFallback(node.name, kind, reason))
         return Coverage(dict(integer), dict(total), tuple(fallbacks), packed=None)
 
 
+def _factors(node: NodeProto) -> list[str]:
+    """What a product is of: a layer only if both are computed, a scale otherwise."""
+    return list(node.input) if node.op_type == "Mul" else []
+
+
+def _reason(node: NodeProto, producers: dict[str, NodeProto]) -> str | None:
+    """Why a layer is none of integers; None if it is one."""
+    if node.op_type in _REAL:
+        return f"{node.op_type} has no integer form in QONNX"
+    missing = _missing(node, producers)
+    return None if missing is None else f"{missing!r} has no Quant node"
+
+
 def _missing(node: NodeProto, producers: dict[str, NodeProto]) -> str | None:
     """The first input of a layer, biases apart, that no quantizer wrote; None if all have one."""
-    count = 2 if node.op_type in (*_WITH_WEIGHTS, "Add") else 1
+    count = 2 if node.op_type in (*_WITH_WEIGHTS, "Add", "Mul") else 1
     names = node.input if node.op_type == "Concat" else node.input[:count]
     return next((name for name in names if not _quantised(name, producers)), None)
 

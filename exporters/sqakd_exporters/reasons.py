@@ -17,7 +17,13 @@ from sqakd_exporters.view import EIGHT_BIT, GraphView
 Rule: TypeAlias = Callable[[GraphView, NodeProto], str | None]
 
 _JOINS = ("Add", "Mul", "Concat", "MatMul")
-_WITHOUT_KERNEL = ("ConvTranspose", "HardSigmoid", "Gelu", "LayerNormalization")
+_WITHOUT_KERNEL = (
+    "BatchNormalization",
+    "ConvTranspose",
+    "HardSigmoid",
+    "Gelu",
+    "LayerNormalization",
+)
 _GATES = {"Sigmoid": "SiLU", "HardSigmoid": "hard-swish"}
 _POOLS = ("AveragePool", "GlobalAveragePool", "MaxPool")
 

@@ -37,6 +37,7 @@ def verify(
     samples: int | None,
     min_agreement: float,
     max_accuracy_gap: float,
+    max_mean_error: float,
     runtime: tuple[str, ...],
     layers: bool,
     layer_samples: int,
@@ -55,7 +56,7 @@ def verify(
     report = verify_file(
         path,
         answers,
-        tolerance=Tolerance(min_agreement, max_accuracy_gap),
+        tolerance=Tolerance(min_agreement, max_accuracy_gap, max_mean_error),
         layer_samples=count,
         recorder=recorder,
         isolator=isolator,
@@ -110,7 +111,8 @@ def _print(report: Verification) -> None:
         out.print(conformance_table(report.parity.conformance))
     if report.layers is not None:
         out.print(layers_table(report.layers))
-    lines = [*constants_lines(report), *coverage_lines(report.parity)]
+    known = report.reference.constants is not None
+    lines = [*constants_lines(report.parity, known=known), *coverage_lines(report.parity)]
     if report.parity.conformance is None:  # a profile's runtime does not run on x86
         out.print(saturation_table(report.saturation))
         lines.append(report.saturation.summary)

@@ -28,7 +28,7 @@ WEIGHT_SIGN, WEIGHT = "weight sign", "weight"
 BIAS_CODES, BIAS_SCALE, BIAS = "bias codes", "bias scale", "bias"
 STEP, ZERO_POINT, LOWEST, HIGHEST = "step", "zero-point", "lowest code", "highest code"
 SCALE, READER_ZERO = "scale", "zero-point that readers subtract"
-LOWER, UPPER, SHIFT = "lower bound", "upper bound", "shift"
+LOWER, UPPER, SHIFT, CONSTANT = "lower bound", "upper bound", "shift", "constant"
 
 _NEGATIVE = {"int8": -128, "uint8": 0}
 
@@ -74,9 +74,11 @@ def _facts(graph: ir.IntegerGraph, node: ir.Node) -> Iterator[tuple[str, NDArray
         yield LOWER, np.array(node.low, np.float32)
         if node.high is not None:
             yield UPPER, np.array(node.high, np.float32)
-    elif isinstance(node, ir.ChannelAffine):
+    elif isinstance(node, (ir.ChannelAffine, ir.LayerNorm)):
         yield SCALE, node.scale
         yield SHIFT, node.shift
+    elif isinstance(node, (ir.Scale, ir.Shift, ir.Repeat)):
+        yield CONSTANT, node.constant
     else:
         yield from _layer_facts(getattr(node, "weight", None), getattr(node, "bias", None))
 

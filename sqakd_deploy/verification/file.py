@@ -24,6 +24,7 @@ from sqakd_deploy.verification import constants as c
 from sqakd_deploy.verification.computed import computed_constants
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_WITH_CONSTANT = ("Add", "Mul", "Expand")
 _INTEGER_TYPES = ("uint8", "int8")
 
 
@@ -161,10 +162,14 @@ class QdqFile:
             for name, value in zip((c.LOWER, c.UPPER), self._inputs(node, 1), strict=False):
                 if value is not None:
                     yield name, value
-        elif node.op_type == "BatchNormalization":
+        elif node.op_type in ("BatchNormalization", "LayerNormalization"):
             for name, value in zip((c.SCALE, c.SHIFT), self._inputs(node, 1), strict=False):
                 if value is not None:
                     yield name, value
+        elif node.op_type in _WITH_CONSTANT:
+            known = [value for value in self._inputs(node, 0) if value is not None]
+            if len(known) == 1:
+                yield c.CONSTANT, known[0]
 
     def _inputs(self, node: NodeProto, first: int) -> list[NDArray[Any] | None]:
         return [self.constant(name) for name in node.input[first:]]

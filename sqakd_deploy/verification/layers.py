@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sqakd_deploy.errors import ParityError
-from sqakd_deploy.exporting import Runtime
+from sqakd_deploy.exporting import Runtime, named_stages
 from sqakd_deploy.verification.file import QdqFile, Quantized
 from sqakd_deploy.verification.isolated import IsolatedReport
 from sqakd_deploy.verification.reference import Tensor
@@ -158,7 +158,7 @@ def compare_layers(
         file: the file.
         images: ``(M, C, H, W)``.
         expected: the student's tensors for these images.
-        runtime: that proves the file; runs it without optimisations and with.
+        runtime: that proves the file; runs it in each of its stages.
         others: more runtimes, which must be able to open it.
         wrong: layers whose constants are not the student's.
 
@@ -169,8 +169,7 @@ def compare_layers(
     quantized = file.quantized
     names = [name for name in expected if name in quantized]
     shapes = {name: expected[name].codes.shape[1:] for name in names}
-    off, on = (f"{runtime.name}, optimisations {state}" for state in ("off", "on"))
-    runs = {off: (runtime, False), on: (runtime, True)}
+    runs = {name: (runtime, optimize) for name, optimize in named_stages(runtime).items()}
     runs |= {name: (other, True) for name, other in (others or {}).items()}
     errors: dict[str, dict[str, NDArray[np.float32]]] = {}
     unseen = {}

@@ -12,7 +12,6 @@ from sqakd_deploy.verification.isolated import IsolatedReport
 from sqakd_deploy.verification.layers import KINDS, Begin, Kind, LayersReport, TensorReport
 from sqakd_deploy.verification.saturation import SaturationReport
 from sqakd_deploy.verification.stages import ParityReport
-from sqakd_deploy.verification.verifying import Verification
 
 _SHOWN = 20
 """Tensors in a table; --json has all."""
@@ -120,10 +119,14 @@ def _size_lines(report: ParityReport) -> list[str]:
     return lines
 
 
-def constants_lines(report: Verification) -> list[str]:
-    """Constants that are not the student's, a line each."""
+def constants_lines(report: ParityReport, *, known: bool = True) -> list[str]:
+    """Constants that are not the student's, a line each.
+
+    Args:
+        report: of the comparison.
+        known: whether the student's are.
+    """
     if report.constants is None:
-        known = report.reference.constants is not None
         why = "the file is no QDQ file" if known else "only answers are known"
         return [f"constants: not compared, since {why}"]
     if not report.constants:

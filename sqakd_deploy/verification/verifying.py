@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sqakd_deploy.errors import DataError, ParityError
-from sqakd_deploy.exporting import Conformance, Exporter, Runtime, conformance_of
-from sqakd_deploy.plugins import exporters, get_runtime, runtimes
+from sqakd_deploy.errors import DataError, ParityError, SpecError
+from sqakd_deploy.exporting import Conformance, Exporter, Runtime, conformance_of, named_stages
+from sqakd_deploy.plugins import exporters, get_exporter, get_runtime, runtimes
 from sqakd_deploy.verification.constants import (
     SCALE,
     STEP,
@@ -31,12 +31,12 @@ from sqakd_deploy.verification.stages import (
     Runs,
     Tolerance,
     conformance_facts,
+    in_one_line,
     report_of,
     run_stages,
 )
 
 _DEFAULT_RUNTIME = "onnxruntime"
-_NAMED = 5  # failures in an error's one line; the report has all
 
 Recorder: TypeAlias = Callable[[NDArray[np.float32]], Mapping[str, Tensor]]
 """The student's quantised tensors for images ``(M, C, H, W)``."""
@@ -47,26 +47,27 @@ class Verification:
     """What was found.
 
     Attributes:
-        parity: the logits, stage by stage.
-        constants: those of the file that are not the student's; None if the student's are not
-            known, or the file does not hold them as QDQ files do.
+        parity: the logits, stage by stage, and the constants.
         layers: every quantised tensor, where asked for and known.
         saturation: which layers can saturate on CPUs without VNNI.
         reference: what the file was compared with, recorded tensors included.
     """
 
     parity: ParityReport
-    constants: tuple[Difference, ...] | None
     layers: LayersReport | None
     saturation: SaturationReport
     reference: Reference = field(repr=False)
 
     @property
+    def constants(self) -> tuple[Difference, ...] | None:
+        """Those of the file that are not the student's; None where they were not compared."""
+        return self.parity.constants
+
+    @property
     def failures(self) -> list[str]:
         """What makes the file another function than its student, a line each.
 
-        A constant that is not the student's is one even if no answer shows it, and so is a layer
-        that is wrong on the runtime's own codes.
+        Beside the parity's failures, a layer that is wrong on the runtime's own codes.
         """
         isolated = self.layers.isolated.items() if self.layers else ()
         layers = [
@@ -75,7 +76,7 @@ class Verification:
             if report.decides
             for tensor in report.faulty
         ]
-        return [*map(str, self.constants or ()), *layers, *self.parity.failures]
+        return [*map(str, self.constants or ()), *layers, *self.parity.exceeded]
 
     def raise_for_failures(self) -> None:
         """Raise if the file is not its student.
@@ -84,14 +85,13 @@ class Verification:
             ParityError: with the first failures.
         """
         if self.failures:
-            more = len(self.failures) - _NAMED
-            shown = [*self.failures[:_NAMED], *([f"and {more} more"] if more > 0 else [])]
-            raise ParityError("the file is not its student: " + "; ".join(shown))
+            raise ParityError(f"the file is not its student: {in_one_line(self.failures)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for json."""
         facts = asdict(replace(self, reference=None))  # type: ignore[arg-type]
         del facts["reference"], facts["parity"]["conformance"]
+        facts["constants"] = facts["parity"].pop("constants")
         facts["parity"] |= conformance_facts(self.parity)
         facts["saturation"]["summary"] = self.saturation.summary
         if self.layers is not None:
@@ -119,24 +119,26 @@ def verify_file(
         recorder: gives the student's tensors for the images whose answers are farthest off; None
             takes those of the reference, whatever images they are of.
         isolator: runs the student on the runtime's own codes, layer by layer, for the same images.
-        others: runtimes that take part if they can open the file, and whose answers count; None
-            takes all installed, whose answers are shown and decide nothing: the file was placed
-            for the one that proves it.
+        others: runtimes that take part, and whose answers count; None takes all installed that can
+            open the file, whose answers are shown and decide nothing: the file was placed for the
+            one that proves it. Where that is not installed, the first of those named takes its
+            place.
 
     Raises:
+        SpecError: if no installed runtime proves files of its target, and none is named.
         ExportError: if the file cannot be read, or its runtime cannot run it.
         DataError: if tensors are asked for and there are none.
     """
     file = QdqFile(path)
-    runtime = proving_runtime(file)
+    runtime = proving_runtime(file, others)
     named, others = others is not None, runtimes() if others is None else others
     others = {name: other for name, other in others.items() if name != runtime.name}
     expected = reference.expected()
     batches = _batches(file, reference)
     runs = run_stages(path, batches, expected, runtime, others, others_decide=named)
     differences = None
-    if reference.constants is not None and file.is_qdq:
-        differences = tuple(compare_with_student(file, reference.constants))
+    if reference.constants is not None:
+        differences = differences_of(file, reference.constants)
     layers = None
     if layer_samples:
         reference = _with_tensors(reference, runs, layer_samples, recorder)
@@ -145,8 +147,13 @@ def verify_file(
         layers = _layers(file, reference, layer_samples, runtime, able, wrong)
         if isolator is not None:
             layers = _isolated(layers, isolator, file, runtime, reference)
-    parity = report_of(path, runs, expected, tolerance, _conformance(file))
-    return Verification(parity, differences, layers, saturation_of(file), reference)
+    parity = report_of(path, runs, expected, tolerance, _conformance(file), differences)
+    return Verification(parity, layers, saturation_of(file), reference)
+
+
+def differences_of(file: QdqFile, expected: Constants) -> list[Difference] | None:
+    """A file's constants that are not the student's; None if it does not hold them as QDQ does."""
+    return compare_with_student(file, expected) if file.is_qdq else None
 
 
 def compare_with_student(file: QdqFile, expected: Constants) -> list[Difference]:
@@ -185,10 +192,28 @@ def _with_tensors(
     return reference
 
 
-def proving_runtime(file: QdqFile) -> Runtime:
-    """The runtime of the target that a file was written for; ONNX Runtime where it says none."""
-    exporter = _exporter(file)
-    return get_runtime(_DEFAULT_RUNTIME if exporter is None else exporter.runtime)
+def proving_runtime(file: QdqFile, named: Mapping[str, Runtime] | None = None) -> Runtime:
+    """The runtime of the target that a file was written for; ONNX Runtime where it says none.
+
+    Args:
+        file: the file.
+        named: runtimes that were asked for, of which the first proves a file whose target is not
+            installed here.
+
+    Raises:
+        SpecError: if the target is not installed, or lacks a package, and no runtime is named.
+    """
+    if file.target is None:
+        return get_runtime(_DEFAULT_RUNTIME)
+    try:
+        return get_runtime(get_exporter(file.target).runtime)
+    except SpecError as error:
+        if named:
+            return next(iter(named.values()))
+        raise SpecError(
+            f"{file.path} was written for {file.target!r}, which cannot prove it here: {error}; or "
+            "name the runtime that proves it instead, as --runtime onnxruntime"
+        ) from error
 
 
 def _exporter(file: QdqFile) -> Exporter | None:
@@ -230,7 +255,7 @@ def _isolated(
     assert reference.tensor_images is not None  # see _with_tensors
     images = reference.images(reference.tensor_images[: layers.images])
     reports = {
-        f"{runtime.name}, optimisations {state}": isolator(file, runtime, images, optimize)
-        for state, optimize in (("off", False), ("on", True))
+        name: isolator(file, runtime, images, optimize)
+        for name, optimize in named_stages(runtime).items()
     }
     return replace(layers, isolated=reports)
