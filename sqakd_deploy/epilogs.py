@@ -14,6 +14,7 @@ Examples:
 TEACHER = """\b
 Examples:
   sqakd-deploy teacher --data photos/ --model resnet18 --lr 0.05 --epochs 90
+  sqakd-deploy teacher --data photos/ --model resnet18 --weights DEFAULT --lr 0.005 --epochs 10
   sqakd-deploy train --data photos/ --model resnet18 --weights runs/photos-resnet18-teacher/\
 teacher.safetensors
 """

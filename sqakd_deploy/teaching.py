@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from sqakd_deploy.checkpoint import TEACHER, Run, create_run
 from sqakd_deploy.config import RunConfig
 from sqakd_deploy.errors import SpecError
@@ -49,7 +51,8 @@ def teach(
 
     Args:
         config: model, data, teacher, device, and the distillation's seed, ``compile``,
-            ``precision`` and ``save_seconds``; ``model.weights`` are where it starts from.
+            ``precision`` and ``save_seconds``; ``model.weights`` are where it starts from,
+            all but the last layer if they tell other classes apart.
         output: the run folder; None picks a free name under ``runs/``.
         resume: a teacher's run folder to go on with; excludes the two above.
         listener: hears of the progress.
@@ -69,7 +72,7 @@ def _teach(job: Job, found: Run | None, output: Path | None) -> TeachResult:
     with job.prepared(config.teacher.batch_size, labelled=True) as (model, data):
         labels = data.test.need_labels()
         if config.model.weights is not None:
-            load_any_weights(model, config.model.name, config.model.weights)
+            _start_from(model, config.model.name, config.model.weights, job.listener)
         run = job.opened(lambda: found or create_run(config, output, "teacher"), data)
         message = f"interrupted; go on with 'sqakd-deploy teacher --resume {run.path}'"
         with job.recorded(run, lambda: job.listener.message(message)):
@@ -81,3 +84,13 @@ def _teach(job: Job, found: Run | None, output: Path | None) -> TeachResult:
         result = TeachResult(run.path / TEACHER, len(data.train.images), job.seconds, score)
         job.finish(run, result.to_dict())
         return result
+
+
+def _start_from(model: nn.Module, name: str, weights: str, listener: Listener) -> None:
+    """Load what training starts from: all of it, or all but a classifier of other classes."""
+    classes = load_any_weights(model, name, weights, new_classifier=True)
+    if classes is not None:
+        listener.message(
+            f"the weights tell {classes} classes apart: the last layer starts anew, the others "
+            "from them"
+        )

@@ -12,6 +12,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from sqakd_deploy.errors import CheckpointError
@@ -69,9 +70,40 @@ def test_another_number_of_classes_is_refused_before_downloading() -> None:
         load_any_weights(build_model(NAME, num_classes=10), NAME, "IMAGENET1K_V1")
     assert str(caught.value) == (
         "weights IMAGENET1K_V1 of 'shufflenet_v2_x0_5' tell 1000 classes apart, but the model has "
-        "10. Fine-tune the float model on your 10 classes first and name its file (--weights "
-        "FILE), or distil all 1000 classes (--model-arg num_classes=1000)"
+        "10. Fine-tune the float model on your 10 classes first, as sqakd-deploy teacher does "
+        "from these weights, and name its file (--weights FILE), or distil all 1000 classes "
+        "(--model-arg num_classes=1000)"
     )
+
+
+@pytest.mark.parametrize("name", [NAME, "squeezenet1_1"])
+def test_a_classifier_of_other_classes_can_be_left_as_it_is(name: str, cache: Path) -> None:
+    published = build_model(name, num_classes=1000)
+    url = torchvision.models.get_model_weights(name).DEFAULT.url  # type: ignore[attr-defined]
+    cache.mkdir()
+    torch.save(
+        {f"module.{k}": v for k, v in published.state_dict().items()}, cache / Path(url).name
+    )
+    model = build_model(name, num_classes=10)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert load_any_weights(model, name, "DEFAULT", new_classifier=True) == 1000
+    last = "fc" if name == NAME else "classifier.1"
+    for key, value in model.state_dict().items():
+        own = key in (f"{last}.weight", f"{last}.bias")
+        assert torch.equal(value, before[key] if own else published.state_dict()[key]), key
+    whole = build_model(name, num_classes=1000)
+    assert load_any_weights(whole, name, "DEFAULT", new_classifier=True) is None
+    assert all(torch.equal(v, published.state_dict()[k]) for k, v in whole.state_dict().items())
+
+
+def test_only_the_classifier_may_be_another(tmp_path: Path) -> None:
+    """Weights of a wider network have other inputs to their last layer, too."""
+    torch.save(build_model("shufflenet_v2_x1_0", num_classes=7).state_dict(), tmp_path / "w.pth")
+    model = build_model(NAME, num_classes=10)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"does not fit ShuffleNetV2: .* of another shape"):
+        load_any_weights(model, NAME, str(tmp_path / "w.pth"), new_classifier=True)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_an_unknown_name_lists_those_there_are() -> None:

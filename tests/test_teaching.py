@@ -9,6 +9,7 @@ from shutil import copyfile, copytree
 import numpy as np
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -21,6 +22,7 @@ from sqakd_deploy.evaluate import predict
 from sqakd_deploy.job import reopen
 from sqakd_deploy.listening import Listener
 from sqakd_deploy.models import build_model
+from sqakd_deploy.models.weights import read_state_dict
 from sqakd_deploy.runs import held_out, load_student
 from sqakd_deploy.scoring import score_file, score_logits, score_run
 from sqakd_deploy.teaching import teach
@@ -276,6 +278,22 @@ def test_classes_that_are_not_the_datas(tmp_path: Path) -> None:
     metadata = {entry.key for entry in onnx.load("model.onnx").metadata_props}
     assert "sqakd.preprocessing" in metadata
     assert "sqakd.classes" not in metadata
+
+
+def test_a_teacher_starts_from_weights_of_other_classes(tmp_path: Path) -> None:
+    """At a rate that moves nothing, all but the last layer is that of the file."""
+    trained = build_model("resnet20", num_classes=12, in_channels=1)
+    save_weights(trained, tmp_path / "w.safetensors")
+    done = run("teacher", "--weights", "w.safetensors", "--epochs", "1", "--lr", "1e-12",
+               "--output", "own", "--json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "tell 12 classes apart: the last layer starts anew" in done.stderr
+    found = read_state_dict(Path("own") / "teacher.safetensors")
+    assert found["fc.weight"].shape[0] == 10
+    same = {key: value for key, value in found.items() if key.endswith("conv1.weight")}
+    assert len(same) == 10  # the stem and nine blocks
+    for key, value in same.items():
+        assert torch.allclose(value, trained.state_dict()[key], atol=1e-6), key
 
 
 def test_a_resumed_run_needs_its_weights_no_more(trained: Path) -> None:

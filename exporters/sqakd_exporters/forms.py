@@ -9,6 +9,9 @@ import onnx_ir as ir
 from sqakd_deploy import graph as g
 from sqakd_exporters.writer import Writer
 
+_CONV_DEFAULTS = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1), "group": 1}
+"""What ONNX takes for granted."""
+
 
 def as_float(
     writer: Writer, node: g.Node, op_type: str, *more: ir.Value, **attributes: Any
@@ -20,16 +23,15 @@ def as_float(
 
 def as_conv(writer: Writer, node: g.Conv, *constants: ir.Value) -> None:
     """Conv of a weight and perhaps a bias."""
-    as_float(
-        writer,
-        node,
-        "Conv",
-        *constants,
-        strides=node.stride,
-        pads=node.padding,
-        dilations=node.dilation,
-        group=node.groups,
-    )
+    given = {
+        "strides": node.stride,
+        "pads": node.padding,
+        "dilations": node.dilation,
+        "group": node.groups,
+    }
+    if writer.packed:
+        given = {name: value for name, value in given.items() if value != _CONV_DEFAULTS[name]}
+    as_float(writer, node, "Conv", *constants, **given)
 
 
 def as_moved(

@@ -85,9 +85,9 @@ def inputs(file: GraphView, layer: NodeProto) -> str | None:
             return f"it reads a float constant (rule {rule})"
         if dequantizer is None:
             product = _product(file, layer, name)
-            return product or f"input {name!r} is not quantised (rule {rule})"
+            return product or f"input {file.called(name)!r} is not quantised (rule {rule})"
         if file.type_of(dequantizer.input[0]) not in (None, *EIGHT_BIT):
-            return f"input {name!r} is neither int8 nor uint8 (rule 15)"
+            return f"input {file.called(name)!r} is neither int8 nor uint8 (rule 15)"
     return None
 
 
@@ -118,7 +118,7 @@ def gemm_output(file: GraphView, layer: NodeProto) -> str | None:
     problem = _unquantised(file, layer)
     if problem is None or bias is None:
         return _activation_problem(file, layer)
-    return f"bias {bias!r} is float and the output is not quantised (rule 11)"
+    return f"bias {file.called(bias)!r} is float and the output is not quantised (rule 11)"
 
 
 def bias(file: GraphView, layer: NodeProto) -> str | None:
@@ -157,7 +157,7 @@ def rank(file: GraphView, layer: NodeProto) -> str | None:
         for name in node.input[1:]:
             value = file.constant(name)
             if value is not None and value.ndim != 0:
-                return f"{name!r} has shape {value.shape}, not () (rule 4)"
+                return f"{file.called(name)!r} has shape {value.shape}, not () (rule 4)"
     return None
 
 
@@ -166,7 +166,8 @@ def zero_point(file: GraphView, layer: NodeProto) -> str | None:
     for name in _data_inputs(layer):
         dequantizer = file.dequantizer(name)
         if dequantizer is not None and len(dequantizer.input) < 3:
-            return f"input {name!r} is dequantised without an explicit zero-point (rule 5)"
+            called = file.called(name)
+            return f"input {called!r} is dequantised without an explicit zero-point (rule 5)"
     return None
 
 
@@ -207,16 +208,16 @@ def _data_inputs(layer: NodeProto) -> list[str]:
 def _unquantised(file: GraphView, layer: NodeProto) -> str | None:
     """What stands between a layer and the one quantizer it needs."""
     name, activation = _after_activation(file, layer)
-    readers = file.readers(name)
+    readers, called = file.readers(name), file.called(name)
     if name in file.outputs:
-        return f"output {name!r} is a float output of the model (rule 1)"
+        return f"output {called!r} is a float output of the model (rule 1)"
     if len(readers) != 1:
-        return f"output {name!r} has {len(readers)} readers, not one quantizer (rule 7)"
+        return f"output {called!r} has {len(readers)} readers, not one quantizer (rule 7)"
     (reader,) = readers
     if reader.op_type == "BatchNormalization":
-        return f"output {name!r} goes into a BatchNormalization, which should be folded (rule 6)"
+        return f"output {called!r} goes into a BatchNormalization, which should be folded (rule 6)"
     if reader.op_type != "QuantizeLinear":
-        return f"output {name!r} is not quantised but read by {reader.op_type} (rule 1)"
+        return f"output {called!r} is not quantised but read by {reader.op_type} (rule 1)"
     return _cut(file, activation, reader)
 
 

@@ -65,6 +65,11 @@ class GraphView:
         """Nodes that read a value; one that reads it twice counts twice."""
         return self._readers.get(name, [])
 
+    def called(self, name: str) -> str:
+        """What people know a value by: its node's name where it has but a number itself."""
+        producer = self.producers.get(name)
+        return producer.name if name[:1].isdigit() and producer and producer.name else name
+
     def type_of(self, name: str) -> int | None:
         """Element type of a value, None if it is unknown."""
         return self._types.get(name) or None

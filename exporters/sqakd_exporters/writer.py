@@ -7,7 +7,8 @@ The writer knows values, constants and names; what each kind of node becomes is 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count, product
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -26,10 +27,10 @@ Array: TypeAlias = NDArray[Any]
 Emitter: TypeAlias = Callable[["Writer", Any], None]
 Emitters: TypeAlias = Mapping[type[g.Node], Emitter]
 
-LEAN_CHANNELS = 64
-"""From so many channels on, a node is shorter than four bytes for each."""
+LEAN_CHANNELS = 8
+"""From so many channels on, a node of a packed file is shorter than four bytes for each."""
 
-_UNNAMED = "/"  # begins no path of a module
+_DIGITS, _LETTERS = "0123456789", "0123456789abcdefghijklmnopqrstuvwxyz"
 
 _IR_VERSIONS = {13: 7, 15: 8, 19: 9, 21: 10, 23: 11, 24: 12, 25: 13}
 """The IR version that ONNX released with an opset; older runtimes refuse newer ones."""
@@ -46,9 +47,10 @@ class Writer:
         options: names of the input and output.
         opset: of the model.
         emitters: what writes each kind of node.
-        packed: codes to be written packed, by their layer's name. Where there are any, only layers
-            and the graph's values keep their names: the names of constants would take more room
-            than the weights of some networks.
+        packed: codes to be written packed, by their layer's name. Where there are any, the file is
+            to be small: only layers keep their names, values have numbers, equal constants are one,
+            and attributes that say what ONNX takes for granted are left out. All of that would take
+            a tenth of the room that small networks do.
 
     Attributes:
         graph: as given.
@@ -72,7 +74,8 @@ class Writer:
         self._output_name = options.output_name
         self._taken = {options.input_name, options.output_name}
         self._nodes: list[ir.Node] = []
-        self._constants: dict[str, ir.Value] = {}
+        self._constants: dict[object, ir.Value] = {}
+        self._numbers = _numbers()
         self._folded: dict[str, ir.Value] = {}
         self._readers: Counter[str] = Counter()
         self._batch = options.batch
@@ -200,24 +203,28 @@ class Writer:
             domain=domain,
             inputs=inputs,
             attributes=attributes,
-            name=name or (free if free.startswith(_UNNAMED) else f"{free}/{op_type}"),
+            name=name or ("" if self.packed else f"{free}/{op_type}"),
             outputs=[ir.Value(name=free)],
         )
         self._nodes.append(node)
         return node.outputs[0]
 
     def constant(self, name: str, array: Array) -> ir.Value:
-        """An initializer; a second call with a name returns the one that is there."""
-        if name not in self._constants:
+        """An initializer; a second call with a name returns the one that is there.
+
+        In a packed file a second call with the same numbers does.
+        """
+        key = (array.dtype, array.shape, array.tobytes()) if self.packed else name
+        if key not in self._constants:
             label = self._free(name)
             tensor = ir.tensor(array, name=label)
-            self._constants[name] = ir.Value(
+            self._constants[key] = ir.Value(
                 name=label,
                 shape=ir.Shape(array.shape),
                 type=ir.TensorType(tensor.dtype),
                 const_value=tensor,
             )
-        return self._constants[name]
+        return self._constants[key]
 
     def integers(self, name: str, values: Sequence[int]) -> ir.Value:
         """An int64 initializer, for shapes and axes."""
@@ -263,14 +270,22 @@ class Writer:
         return self._folded[name]
 
     def _free(self, name: str) -> str:
-        """The name, or the name with a number where something else has it."""
-        if self.packed and name not in self.graph.values:
-            name = f"{_UNNAMED}{len(self._taken):x}"
+        """The name, or the name with a number where something else has it; the next number where
+        names would take too much room."""
+        if self.packed:
+            name = next(number for number in self._numbers if number not in self._taken)
         free, number = name, 1
         while free in self._taken:
             free, number = f"{name}_{number}", number + 1
         self._taken.add(free)
         return free
+
+
+def _numbers() -> Iterator[str]:
+    """``0`` to ``9``, ``00`` to ``9z`` and so on: short, and known by their first digit."""
+    for length in count():
+        for digit, *letters in product(_DIGITS, *[_LETTERS] * length):
+            yield "".join([digit, *letters])
 
 
 def _dims(shape: g.Shape, batch: int | None) -> list[int | str]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sqakd_deploy.errors import CheckpointError
 from sqakd_deploy.models.builtin import MODELS
-from sqakd_deploy.models.weights import load_state, load_weights, read_state_dict
+from sqakd_deploy.models.weights import load_state, read_state_dict
 from sqakd_deploy.models.zoo import (
     TIMM_PREFIX,
     TORCHVISION_PREFIX,
@@ -29,7 +29,9 @@ _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)")
 _FILE_INSTEAD = "or name a file of the trained model's weights (--weights FILE)"
 
 
-def load_any_weights(model: nn.Module, name: str, weights: str) -> None:
+def load_any_weights(
+    model: nn.Module, name: str, weights: str, *, new_classifier: bool = False
+) -> int | None:
     """Load the weights that a person names into ``model``, in place, whole or not at all.
 
     Args:
@@ -37,21 +39,30 @@ def load_any_weights(model: nn.Module, name: str, weights: str) -> None:
         name: of the model.
         weights: a file (:func:`~sqakd_deploy.models.load_weights`), or the name of published
             weights: ``DEFAULT``, or for torchvision also ``IMAGENET1K_V1`` and the like.
+        new_classifier: where the weights tell another number of classes apart, leave the model's
+            last layer as it is, to be trained.
+
+    Returns:
+        That other number of classes; None where the weights are the whole model's.
 
     Raises:
         CheckpointError: if there is no such file or name, it cannot be downloaded, or it belongs
             to another model or another number of classes.
     """
     path = Path(weights).expanduser()
+    last = _last_layer(model) if new_classifier else None
     if path.exists() or not _NAME.fullmatch(weights):
-        load_weights(model, path)
+        state = read_state_dict(path)
     elif name.startswith(TIMM_PREFIX):
-        _load_timm(model, name, weights)
+        state, path = _timm(model, name, weights, last)
     else:
-        _load_torchvision(model, name, weights)
+        state, path = _torchvision(model, name, weights, last)
+    return load_state(model, state, path, unless_resized=last)
 
 
-def _load_torchvision(model: nn.Module, name: str, weights: str) -> None:
+def _torchvision(
+    model: nn.Module, name: str, weights: str, replaced: str | None
+) -> tuple[dict[str, Tensor], Path]:
     bare = name.removeprefix(TORCHVISION_PREFIX)
     if name in MODELS or bare not in torchvision_names():
         raise CheckpointError(
@@ -66,14 +77,15 @@ def _load_torchvision(model: nn.Module, name: str, weights: str) -> None:
             f"choose one, {_FILE_INSTEAD}"
         )
     chosen = known[weights].value
-    _check_classes(model, f"{weights} of {bare!r}", len(chosen.meta["categories"]))
+    if replaced is None:
+        _check_classes(model, f"{weights} of {bare!r}", len(chosen.meta["categories"]))
     if getattr(model, "transform_input", None) is False:
         raise CheckpointError(
             f"weights {weights} of {bare!r} were trained on inputs that the model transforms: "
             "add --model-arg transform_input=true"
         )
     path = _download(chosen.url)
-    load_state(model, _modern(read_state_dict(path)), path)
+    return _modern(read_state_dict(path)), path
 
 
 def _modern(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -100,7 +112,9 @@ def _download(url: str) -> Path:
     return path
 
 
-def _load_timm(model: nn.Module, name: str, weights: str) -> None:
+def _timm(
+    model: nn.Module, name: str, weights: str, replaced: str | None
+) -> tuple[dict[str, Tensor], Path]:
     if weights != DEFAULT:
         raise CheckpointError(
             f"weights {weights!r} of {name!r}: timm names its weights in the model, as in "
@@ -113,18 +127,26 @@ def _load_timm(model: nn.Module, name: str, weights: str) -> None:
             f"cannot download the weights of {name!r} through timm: "
             f"{type(error).__name__}: {error}; try again with a network, {_FILE_INSTEAD}"
         ) from error
-    _check_classes(model, f"{weights} of {name!r}", published.num_classes)
-    load_state(model, published.state, Path(name))
+    if replaced is None:
+        _check_classes(model, f"{weights} of {name!r}", published.num_classes)
+    return dict(published.state), Path(name)
 
 
 def _check_classes(model: nn.Module, what: str, classes: int) -> None:
     """Refuse weights for another number of classes, before they are downloaded."""
-    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    last = layers[-1]
+    last = model.get_submodule(_last_layer(model))
+    assert isinstance(last, (nn.Linear, nn.Conv2d))
     built = last.out_features if isinstance(last, nn.Linear) else last.out_channels
     if built != classes:
         raise CheckpointError(
             f"weights {what} tell {classes} classes apart, but the model has {built}. Fine-tune "
-            f"the float model on your {built} classes first and name its file (--weights FILE), "
-            f"or distil all {classes} classes (--model-arg num_classes={classes})"
+            f"the float model on your {built} classes first, as sqakd-deploy teacher does from "
+            f"these weights, and name its file (--weights FILE), or distil all {classes} classes "
+            f"(--model-arg num_classes={classes})"
         )
+
+
+def _last_layer(model: nn.Module) -> str:
+    """Path of the classifier: the last layer with weights."""
+    kinds = (nn.Linear, nn.Conv2d)
+    return [path for path, layer in model.named_modules() if isinstance(layer, kinds)][-1]

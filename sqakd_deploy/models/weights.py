@@ -71,13 +71,23 @@ def load_weights(model: nn.Module, path: Path) -> None:
     load_state(model, read_state_dict(path), path)
 
 
-def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def load_state(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    path: Path,
+    *,
+    unless_resized: str | None = None,
+) -> int | None:
     """Load tensors by name into ``model``, as :func:`load_weights` does.
 
     Args:
         model: the model to change.
         state: the tensors, perhaps with a wrapper's prefix.
         path: where they are from, for the message.
+        unless_resized: a layer that stays as it is where it has another number of outputs.
+
+    Returns:
+        That other number of outputs; None where all was loaded.
 
     Raises:
         CheckpointError: if they belong to another model; names what differs.
@@ -86,6 +96,10 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
     found = _unwrapped(dict(state), wanted)
     counters = {key: value for key, value in wanted.items() if key.endswith(_COUNTER)}
     complete = {**counters, **found}
+    outputs = None if unless_resized is None else _resized(unless_resized, complete, wanted)
+    if outputs is not None:
+        own = (f"{unless_resized}.weight", f"{unless_resized}.bias")
+        complete |= {key: wanted[key] for key in own if key in wanted}
     problems = _differences(complete, wanted)
     if problems:
         raise CheckpointError(
@@ -94,6 +108,15 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
         )
     wanted.update(complete)  # it knows its modules' versions, which MNASNet asks for
     model.load_state_dict(wanted)
+    return outputs
+
+
+def _resized(layer: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> int | None:
+    """How many outputs a layer has in a file, if that is all that differs."""
+    theirs, ours = found.get(f"{layer}.weight"), wanted[f"{layer}.weight"]
+    if theirs is None or theirs.shape == ours.shape or theirs.shape[1:] != ours.shape[1:]:
+        return None
+    return len(theirs)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
