@@ -401,7 +401,10 @@ def batch_norm_alone(b: Builder) -> str:
     return b.pool_and_classify(b.quantize("norm_quant", x, UINT8, 77))
 
 
-@case(floats=("stem", "only_weights", "only_input", "add", "concat", "pool", "fc"), MaxPool=1)
+@case(
+    floats=("stem", "only_weights", "only_input", "affine", "add", "concat", "pool", "fc"),
+    MaxPool=1,
+)
 def floats(b: Builder) -> str:
     """Everything that stays in float, in the academic placement and beyond it."""
     x = b.relu("relu1", b.conv("stem", "x", 16, floats=True))
