@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from sqakd_deploy.kernels import remove_broken
 from sqakd_deploy.spec import DistillConfig
 
 # ResNet-20 at 128×32×32 on 2 cores: compiling takes 25 to 50 s and then saves 0.3 s on each step
@@ -62,6 +63,7 @@ class Acceleration:
         """The model as one graph, if so decided; ``whole`` makes a graph break an error."""
         if not self.compile:
             return model
+        remove_broken()
         return cast(nn.Module, torch.compile(model, fullgraph=whole, dynamic=False))
 
 

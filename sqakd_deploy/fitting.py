@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sqakd_deploy.errors import TrainingError
 from sqakd_deploy.interrupts import held_interrupts
+from sqakd_deploy.kernels import compiling
 from sqakd_deploy.nonfinite import first_non_finite
 from sqakd_deploy.processes import averaged
 from sqakd_deploy.saves import Position, Saves
@@ -152,7 +153,8 @@ class Fit:
         """Train to the end, from the newest save if there is one.
 
         Raises:
-            TrainingError: if the loss is not finite; names the layer. The last save is kept.
+            TrainingError: if the loss is not finite (names the layer), or compiling fails. The
+                last save is kept.
             KeyboardInterrupt: after the step under way and a save; at once when pressed twice.
         """
         with held_interrupts() as self._interrupted:
@@ -228,6 +230,10 @@ class Fit:
         return self._rates[0] * factor
 
     def _step(self, batch: Any) -> tuple[float, float]:
+        with compiling():
+            return self._taken(batch)
+
+    def _taken(self, batch: Any) -> tuple[float, float]:
         loss, share = self.objective(batch)
         figures = averaged(torch.stack([loss.detach().float(), share.float()]), self.accelerator)
         value, hits = figures.tolist()
