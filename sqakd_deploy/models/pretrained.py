@@ -134,8 +134,10 @@ def _timm(
 
 def _check_classes(model: nn.Module, what: str, classes: int) -> None:
     """Refuse weights for another number of classes, before they are downloaded."""
-    last = model.get_submodule(_last_layer(model))
-    assert isinstance(last, (nn.Linear, nn.Conv2d))
+    path = _last_layer(model)
+    last = None if path is None else model.get_submodule(path)
+    if not isinstance(last, (nn.Linear, nn.Conv2d)):
+        return
     built = last.out_features if isinstance(last, nn.Linear) else last.out_channels
     if built != classes:
         raise CheckpointError(
@@ -146,7 +148,8 @@ def _check_classes(model: nn.Module, what: str, classes: int) -> None:
         )
 
 
-def _last_layer(model: nn.Module) -> str:
-    """Path of the classifier: the last layer with weights."""
+def _last_layer(model: nn.Module) -> str | None:
+    """Path of the classifier: the last layer with weights, if there is one."""
     kinds = (nn.Linear, nn.Conv2d)
-    return [path for path, layer in model.named_modules() if isinstance(layer, kinds)][-1]
+    layers = [path for path, layer in model.named_modules() if isinstance(layer, kinds)]
+    return layers[-1] if layers else None

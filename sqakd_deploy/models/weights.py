@@ -113,8 +113,13 @@ def load_state(
 
 def _resized(layer: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> int | None:
     """How many outputs a layer has in a file, if that is all that differs."""
-    theirs, ours = found.get(f"{layer}.weight"), wanted[f"{layer}.weight"]
-    if theirs is None or theirs.shape == ours.shape or theirs.shape[1:] != ours.shape[1:]:
+    theirs, ours = found.get(f"{layer}.weight"), wanted.get(f"{layer}.weight")
+    if (
+        theirs is None
+        or ours is None
+        or theirs.shape == ours.shape
+        or theirs.shape[1:] != ours.shape[1:]
+    ):
         return None
     return len(theirs)
 

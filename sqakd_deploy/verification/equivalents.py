@@ -31,7 +31,7 @@ _MOVING = (
 """Operators that make nothing negative of what is not; shapes and amounts are not looked at."""
 
 _SEVERAL = ("Add", "Concat", "Mul")
-_POSITIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
+_POSITIVE = ("Abs", "Relu", "Sigmoid", "HardSigmoid", "Softmax")
 
 
 def in_one_form(
@@ -54,7 +54,9 @@ def in_one_form(
         facts = expected.get(name, {})
         if c.LOWEST not in facts or c.LOWEST not in found.get(part, {}):
             continue
-        facts = wanted[name] = _as_unsigned(facts, found[part])
+        facts = _as_unsigned(facts, found[part])
+        if part != name:  # each part of a concatenation has bounds of its own
+            wanted.pop(name, None)
         before = file.producer(quantizer.input[0])
         clip = before.name if before is not None and before.op_type in ("Clip", "Relu") else ""
         own = _codes(found[part], found.get(clip, {}))
@@ -62,11 +64,12 @@ def in_one_form(
             file, quantizer.input[0]
         ):
             own = max(own[0], int(found[part][c.ZERO_POINT])), own[1]
-        right = _codes(facts, expected.get(clip, {}))
+        stated = clip if clip in expected else clip.rpartition("/")[0]  # one for each part
+        right = _codes(facts, expected.get(stated, {}))
         adjusted[part] = _with_codes(found[part], own)
-        wanted[name] = _with_codes(facts, right)
-        if own == right and clip in expected and file.reader_count(quantizer.input[0]) == 1:
-            adjusted[clip] = expected[clip]
+        wanted[part] = _with_codes(facts, right)
+        if own == right and stated in expected and file.reader_count(quantizer.input[0]) == 1:
+            adjusted[clip] = expected[stated]
     return wanted, adjusted
 
 
