@@ -644,3 +644,25 @@ def test_families_run_in_integers(name: str, tmp_path: Path) -> None:
     else:
         assert coverage.fallbacks
         assert all("rule" in fallback.reason for fallback in coverage.fallbacks)
+
+
+class _Branches(nn.Module):
+    """Two activations of other bounds, side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)
+        self.classifier = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([F.relu(self.left(x)), F.hardtanh(self.right(x), 0.0, 0.25)], 1)
+        return self.classifier(x.mean([2, 3]))
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_parts_of_a_concatenation_have_bounds_of_their_own(target: str, tmp_path: Path) -> None:
+    pytest.importorskip(target)
+    torch.manual_seed(0)
+    student = student_of(_Branches(), QuantSpec(target=target))
+    artifact = export(student, tmp_path / "model.onnx")
+    assert verify(artifact, student, images(8)).constants == ()
