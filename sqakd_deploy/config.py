@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
+from sqakd_deploy.errors import SpecError
 from sqakd_deploy.spec import DistillConfig, QuantSpec, Spec, read_yaml
 
 
@@ -121,14 +122,26 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> RunConfig:
     """
     values = read_yaml(path) if path else {}
     where = str(path) if path else "settings"
-    return RunConfig.parse(merge(values, overrides), where=where)
+    try:
+        merged = merge(values, overrides)
+    except SpecError as error:
+        raise SpecError(f"{where}: {error}") from error
+    return RunConfig.parse(merged, where=where)
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``over``'s leaves put into ``base``; neither is changed."""
+    """``over``'s leaves put into ``base``; neither is changed.
+
+    Raises:
+        SpecError: if ``base`` has a single value where ``over`` has a section.
+    """
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
-        both = isinstance(value, dict) and isinstance(below, dict)
-        merged[key] = merge(below, value) if both else value  # type: ignore[arg-type]
+        if not isinstance(value, dict) or below is None:
+            merged[key] = value
+        elif isinstance(below, dict):
+            merged[key] = merge(below, value)
+        else:
+            raise SpecError(f"{key}: wanted a section of settings, got {below!r}")
     return merged

@@ -31,6 +31,14 @@ def test_a_wrong_key_names_the_file(tmp_path: Path) -> None:
         load_config(path, {})
 
 
+def test_a_value_where_a_section_belongs_is_no_default(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("quantization: {weights: 2}\n")
+    with pytest.raises(SpecError, match=r"c\.yaml: weights: wanted a section of settings, got 2"):
+        load_config(tmp_path / "c.yaml", {"quantization": {"weights": {"bits": 4}}})
+    empty = merge({"data": None}, {"data": {"source": "photos"}})
+    assert empty == {"data": {"source": "photos"}}
+
+
 def test_merging_changes_neither_side() -> None:
     base, over = {"a": {"x": 1, "y": 2}, "b": 3}, {"a": {"y": 5}, "c": {"z": 1}}
     assert merge(base, over) == {"a": {"x": 1, "y": 5}, "b": 3, "c": {"z": 1}}

@@ -265,7 +265,7 @@ def bias_scale() -> File:
     return file
 
 
-@fault("bias 'bias' is float and the output is not quantised (rule 11)")
+@fault("its bias is float and the output is not quantised (rule 11)")
 def float_bias_of_a_bare_gemm() -> File:
     file = gemm()
     file.constants["bias"] = np.ones(5, np.float32)
@@ -273,7 +273,7 @@ def float_bias_of_a_bare_gemm() -> File:
     return file
 
 
-@fault("bias 'bias' is float and the output is not quantised (rule 11)")
+@fault("its bias is float and the output is not quantised (rule 11)")
 def float_bias_behind_matmul() -> File:
     file = gemm()
     file.without("y", "b_d")
@@ -453,3 +453,14 @@ def test_a_batch_norm_in_float_is_listed(blocked: bool, tmp_path: Path) -> None:
     assert dict(found.total) == {"BatchNormalization": 1} | ({"Conv": 1} if blocked else {})
     reasons = {fallback.node: fallback.reason for fallback in found.fallbacks}
     assert reasons["norm"] == "the runtime has no integer BatchNormalization (rule 10)"
+
+
+def test_a_float_conv_named_as_a_norm_is_found(tmp_path: Path) -> None:
+    """ONNX Runtime names what it makes of a norm so; a layer may be called so as well."""
+    file = File()
+    file.constants["W"] = RANDOM.normal(size=(CHANNELS, CHANNELS, 3, 3)).astype(np.float32)
+    file.op("Conv", "x W", "mid_bn", pads=[1] * 4, name="mid_bn")
+    file.op("Relu", "mid_bn", "y", name="relu")
+    (fallback,) = coverage(file, tmp_path).fallbacks
+    assert (fallback.node, fallback.op_type) == ("mid_bn", "Conv")
+    assert fallback.reason.startswith("input 'x' is not quantised (rule 1)")

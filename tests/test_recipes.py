@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from sqakd_deploy.config import RunConfig, load_config
+from sqakd_deploy.models import build_model
+from sqakd_deploy.quantization import activation_quantizers, quantize, weight_quantizers
 from sqakd_deploy.training import train
 
 FOLDER = Path(__file__).parent.parent / "recipes"
@@ -129,6 +131,19 @@ def test_the_schedule_is_the_published_one(name: str) -> None:
     assert (run.optimizer, run.momentum, run.nesterov) == ("sgd", 0.9, True)
     assert (run.warmup_steps, run.quantizer_weight_decay) == (2500, decay)
     assert config.data.input_size == (224, 224)
+
+
+QUANTISED = {"resnet20": 18, "resnet32": 30, "vgg8": 4, "vgg13": 8}
+"""Convolutions that the paper quantises: not the stem, nor what else of VGG's first stage."""
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("cifar")])
+def test_the_layers_are_the_paper_s(name: str) -> None:
+    config = read(name)
+    model = build_model(config.model.name, num_classes=10)
+    student = quantize(model, config.quantization, example=(3, 32, 32))
+    assert len(weight_quantizers(student)) == QUANTISED[config.model.name]
+    assert len(activation_quantizers(student)) == QUANTISED[config.model.name]
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -63,7 +63,7 @@ _EITHER = ("Concat", "MaxPool")  # run in whatever type they are given
 
 # What ONNX Runtime appends to the name of a node that it made of another.
 _FROM_NODE = ("/MatMulAddFusion",)
-_FROM_OUTPUT = ("_nchwc", "_bn_nchwc")
+_FROM_OUTPUT = ("_nchwc",)
 _FROM_BATCH_NORM = "_bn_nchwc"  # a float BatchNormalization as a convolution
 
 # What ONNX Runtime may have merged into a layer in front of it.
@@ -161,8 +161,9 @@ def origin_of(file: GraphView, node: NodeProto) -> NodeProto | None:
     Names are tried first, then outputs: a fused node has the output of the last node in it.
     """
     kinds = ("Gemm", "MatMul") if "Gemm" in node.op_type else (FLOAT_LAYERS[node.op_type],)
-    if node.name.endswith(_FROM_BATCH_NORM):
-        kinds = ("BatchNormalization",)
+    norm = file.producers.get(node.name.removesuffix(_FROM_BATCH_NORM))
+    if node.name.endswith(_FROM_BATCH_NORM) and norm and norm.op_type == "BatchNormalization":
+        return norm
     candidates = [other for other in file.nodes if node.name and other.name == node.name]
     for suffix in _FROM_NODE:
         stem = node.name.removesuffix(suffix)

@@ -34,7 +34,7 @@ LAYERS = {
 }
 """OpenVINO's operators that count, by ONNX's names for them."""
 
-_GATES = {"Sigmoid": "SiLU", "HardSigmoid": "hard-swish"}  # unrounded; factors of others are
+_GATES = {"Sigmoid": "SiLU", "HardSigmoid": "hard-swish"}
 _INTEGERS = ("u8", "i8")
 _WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm")
 _OF_TWO = ("Add", "Multiply")  # with a constant they are a bias or a scale, and no layer
@@ -146,8 +146,8 @@ def _reason(layer: openvino.Node, kind: str, fusing: bool) -> str:
     if kind in _WITHOUT_KERNEL:
         return f"OpenVINO has no integer {kind}"
     inputs = layer.input_values()
-    gate = next((g for v in inputs if (g := _GATES.get(v.get_node().get_type_name()))), None)
-    if kind == "Mul" and gate is not None:
+    gate = _gate(layer) if kind == "Mul" else None
+    if gate is not None:
         return f"it is part of a {gate}, for which OpenVINO has no integer kernel"
     weighted = kind in _WITH_WEIGHTS and _is_constant(inputs[1])
     for value in inputs[:1] if weighted or kind not in ("Add", "Mul", "Concat", "Gemm") else inputs:
@@ -159,6 +159,16 @@ def _reason(layer: openvino.Node, kind: str, fusing: bool) -> str:
     if kind == "AveragePool" and layer.get_attributes().get("rounding_type") != "floor":
         return "windows that may hang over the edge (ceil_mode) are averaged in float (rule O4)"
     return "OpenVINO chose a float kernel, though input and weights are integers as rule O1 asks"
+
+
+def _gate(product: openvino.Node) -> str | None:
+    """Of what ``x · gate(x)`` a product is, if it is one."""
+    sources = [value.get_node() for value in product.input_values()]
+    for gate, factor in (sources, sources[::-1]):
+        name = _GATES.get(gate.get_type_name())
+        if name and gate.input_values()[0].get_node() == factor:
+            return name
+    return None
 
 
 def _is_quantized(value: openvino.Output) -> bool:

@@ -118,7 +118,7 @@ def gemm_output(file: GraphView, layer: NodeProto) -> str | None:
     problem = _unquantised(file, layer)
     if problem is None or bias is None:
         return _activation_problem(file, layer)
-    return f"bias {file.called(bias)!r} is float and the output is not quantised (rule 11)"
+    return "its bias is float and the output is not quantised (rule 11)"
 
 
 def bias(file: GraphView, layer: NodeProto) -> str | None:

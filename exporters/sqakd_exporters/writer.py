@@ -73,6 +73,8 @@ class Writer:
         self._emitters = emitters
         self._output_name = options.output_name
         self._taken = {options.input_name, options.output_name}
+        if self.packed:  # nn.Sequential calls its layers by numbers, too
+            self._taken |= {node.name for node in graph.nodes}
         self._nodes: list[ir.Node] = []
         self._constants: dict[object, ir.Value] = {}
         self._numbers = _numbers()
