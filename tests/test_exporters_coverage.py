@@ -460,7 +460,7 @@ def test_a_float_conv_named_as_a_norm_is_found(tmp_path: Path) -> None:
     file = File()
     file.constants["W"] = RANDOM.normal(size=(CHANNELS, CHANNELS, 3, 3)).astype(np.float32)
     file.op("Conv", "x W", "mid_bn", pads=[1] * 4, name="mid_bn")
-    file.op("Relu", "mid_bn", "y", name="relu")
-    (fallback,) = coverage(file, tmp_path).fallbacks
+    file.op("Conv", "mid_bn W", "y", pads=[1] * 4, name="last")
+    fallback, _ = coverage(file, tmp_path).fallbacks
     assert (fallback.node, fallback.op_type) == ("mid_bn", "Conv")
     assert fallback.reason.startswith("input 'x' is not quantised (rule 1)")
