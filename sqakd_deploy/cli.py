@@ -24,6 +24,7 @@ from sqakd_deploy.options import (
     EXISTING,
     JSON,
     SAVE_REFERENCE,
+    augmentation_option,
     data_options,
     export_options,
     model_options,
@@ -121,6 +122,7 @@ def main() -> None:
 @model_options
 @weights_option
 @data_options
+@augmentation_option
 @setting(
     "distillation.loss",
     "--loss",
@@ -247,6 +249,7 @@ def verify(path: Path, **options: Any) -> None:
 @model_options
 @weights_option
 @data_options
+@augmentation_option
 @setting("teacher.epochs", "--epochs", type=int, help="[default: 30]")
 @setting("teacher.batch_size", "--batch-size", type=int, help="[default: 128]")
 @setting("teacher.lr", "--lr", type=float, help="Highest learning rate.  [default: 0.1]")
@@ -273,7 +276,7 @@ def teacher(ctx: click.Context, **options: Any) -> None:
 @model_options
 @data_options
 @click.option("--samples", type=click.IntRange(min=1), help="At most.  [default: all held out]")
-@click.option("--runtime", default="onnxruntime", show_default=True, help="For .onnx files.")
+@click.option("--runtime", help="For .onnx files.  [default: onnxruntime]")
 @JSON
 @click.pass_context
 def eval_(ctx: click.Context, what: Path, **options: Any) -> None:

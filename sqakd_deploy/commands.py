@@ -74,6 +74,9 @@ def train(
     if delta is not None:
         settings = merge(settings, {"distillation": {"delta": _number(delta)}})
     resolved = load_config(config, merge({"quantization": both}, settings))
+    if "teacher" in settings and resolved.model.weights is not None:
+        option = f"--teacher-{min(settings['teacher'])}"
+        raise SpecError(f"--weights names a teacher, so that none is trained: leave out {option}")
     out, progress = _consoles()
     listener = listener_for(progress)
     if resume is not None:
@@ -122,19 +125,28 @@ def teacher(
 
 
 def evaluate(
-    what: Path, settings: dict[str, Any], *, samples: int | None, runtime: str, as_json: bool
+    what: Path,
+    settings: dict[str, Any],
+    *,
+    samples: int | None,
+    runtime: str | None,
+    as_json: bool,
 ) -> None:
     """Score whatever ``what`` is."""
     out, progress = _consoles()
     listener = listener_for(progress)
+    if runtime is not None and what.suffix != ".onnx":
+        raise SpecError(f"{what}: --runtime is for .onnx files; leave it out")
     if what.is_dir():
         run = open_run(what)
         scores = score_run(run, _other_images(run, settings), samples, listener)
     elif what.suffix == ".xml":
         raise SpecError(f"{what}: wanted a run, weights or an .onnx file, got OpenVINO IR")
     elif what.suffix == ".onnx":
-        config = load_config(None, settings)
-        scores = [score_file(what, config, runtime=runtime, limit=samples, listener=listener)]
+        if settings.get("model"):
+            raise SpecError(f"{what} holds its whole model; leave out --model and --model-arg")
+        config, chosen = load_config(None, settings), runtime or "onnxruntime"
+        scores = [score_file(what, config, runtime=chosen, limit=samples, listener=listener)]
     else:
         with_weights = merge(settings, {"model": {"weights": str(what)}})
         scores = [score_weights(load_config(None, with_weights), samples, listener)]

@@ -25,6 +25,8 @@ from sqakd_deploy.data import ImageData
 from sqakd_deploy.data.batches import Batches, LabelledBatches
 from sqakd_deploy.errors import SpecError, SqakdError
 from sqakd_deploy.listening import Listener, Watch
+from sqakd_deploy.models.outputs import count_logits
+from sqakd_deploy.origin import origin_in, origin_of
 from sqakd_deploy.preparing import build, data_facts, load, pick_device, understood
 from sqakd_deploy.processes import start
 from sqakd_deploy.saves import Saves
@@ -67,12 +69,16 @@ class Job:
     Args:
         config: of the run.
         listener: hears of the progress.
+        found: a run that is gone on with. It knows what its images need, wherever its weights
+            came from.
     """
 
-    def __init__(self, config: RunConfig, listener: Listener) -> None:
+    def __init__(self, config: RunConfig, listener: Listener, found: Run | None = None) -> None:
         if config.tensorboard:
             check_installed()
-        self.config = config
+        known = origin_in(found) if found is not None else None
+        self.origin = known or origin_of(config.model)
+        self.config = config.model_copy(update={"model": self.origin.completed(config.model)})
         self.accelerator = start(pick_device(config.device))
         self.device = self.accelerator.device
         self.main = self.accelerator.is_main_process
@@ -91,22 +97,25 @@ class Job:
             labelled: refuse images without labels.
         """
         torch.manual_seed(self.seed)
+        origin = self.origin.of_images_alone() if labelled else self.origin
         with self.accelerator.local_main_process_first():  # one of a machine's decodes for all
-            data = load(self.config, self.listener)
-        supervised = labelled or self.config.distillation.loss != "kl"
-        data = understood(self.config, data, self.listener, labelled=supervised)
+            data = load(self.config, self.listener, preprocessing=origin.preprocessing)
         if labelled:
             data.train.need_labels()
-        model = build(self.config, data).to(self.device)
-        shape = (batch_size, data.preprocessing.channels, *data.preprocessing.input_size)
-        with fitting_threads(model, torch.zeros(shape, device=self.device)):
+        model = build(self.config, data, origin).to(self.device)
+        image = (data.preprocessing.channels, *data.preprocessing.input_size)
+        classes = count_logits(model, self.config.model.name, image)
+        supervised = labelled or self.config.distillation.loss != "kl"
+        data = understood(self.config, data, origin, classes, self.listener, labelled=supervised)
+        self._facts = data_facts(data, origin, classes)
+        with fitting_threads(model, torch.zeros(batch_size, *image, device=self.device)):
             yield model, data
 
-    def opened(self, open_folder: Callable[[], Run], data: ImageData) -> Run:
+    def opened(self, open_folder: Callable[[], Run]) -> Run:
         """The run folder, the same in every process, with what is known about the images."""
         run = self._from_main(open_folder)
         run.writable = self.main
-        run.update(status="running", kind=run.kind, data=data_facts(data, self.config))
+        run.update(status="running", kind=run.kind, data=self._facts)
         return run
 
     @contextmanager

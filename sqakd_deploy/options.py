@@ -132,12 +132,6 @@ data_options = grouped(
     setting("data.mean", "--mean", callback=_channels, metavar="R,G,B", help=_OF_MODEL),
     setting("data.std", "--std", callback=_channels, metavar="R,G,B", help=_OF_MODEL),
     setting(
-        "data.augmentation",
-        "--augmentation",
-        type=click.Choice(["none", "cifar", "imagenet"]),
-        help="Of training images.  [default: the dataset's own]",
-    ),
-    setting(
         "data.cache", "--cache", help="Folder for decoded images.  [default: the user's cache]"
     ),
     click.option(
@@ -161,6 +155,13 @@ data_options = grouped(
     ),
 )
 """Which images, and how they are read."""
+
+augmentation_option = setting(
+    "data.augmentation",
+    "--augmentation",
+    type=click.Choice(["none", "cifar", "imagenet"]),
+    help="Of training images.  [default: the dataset's own]",
+)
 
 work_options = grouped(
     setting("distillation.seed", "--seed", type=int, help="[default: 0]"),

@@ -9,9 +9,9 @@ from torch import nn
 
 from sqakd_deploy.config import RunConfig
 from sqakd_deploy.data import ImageData, Preprocessing, load_data
-from sqakd_deploy.data.published import published_preprocessing
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.listening import Listener, told
+from sqakd_deploy.origin import Origin
 from sqakd_deploy.runs import build_float, keeping_of
 
 
@@ -37,16 +37,15 @@ def load(
     """The images of a config.
 
     Args:
-        config: its data, and its model for the preprocessing of published weights.
+        config: its data.
         listener: hears of the progress.
-        preprocessing: what the images are for, where that is known.
+        preprocessing: of the model that the images are for, where that is known.
         limit: at most so many of each part.
 
     Raises:
         DataError: if they cannot be read.
     """
     source = config.data
-    published = published_preprocessing(config.model.name, config.model.weights)
     data = load_data(
         source.source,
         input_size=source.input_size,
@@ -54,7 +53,7 @@ def load(
         std=source.std,
         skip_bad_images=source.skip_bad_images,
         progress=told(listener, "images"),
-        preprocessing=preprocessing or published,
+        preprocessing=preprocessing,
         augmentation=source.augmentation,
         keeping=keeping_of(source),
         message=listener.message,
@@ -70,50 +69,75 @@ def _some(names: tuple[str, ...], most: int = 5) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
+def build(config: RunConfig, data: ImageData, origin: Origin) -> nn.Module:
+    """The float model of a config, for these images.
+
+    Args:
+        config: its own ``num_classes`` wins over any other.
+        data: the images.
+        origin: of the weights; a run's number of classes wins over the images', which need not be
+            of the same classes to distil on.
+
+    Raises:
+        SpecError: if the number of classes is unknown.
+    """
+    if origin.ours:
+        classes = origin.num_classes or data.num_classes
+    else:
+        classes = data.num_classes or origin.num_classes
+    return build_float(config.model, classes, data.preprocessing.channels)
+
+
 def understood(
-    config: RunConfig, data: ImageData, listener: Listener, *, labelled: bool
+    config: RunConfig,
+    data: ImageData,
+    origin: Origin,
+    num_classes: int,
+    listener: Listener,
+    *,
+    labelled: bool,
 ) -> ImageData:
     """The images, without their labels where these mean something else to the model.
 
     Args:
-        config: its model may name a number of classes.
+        config: names weights, or none.
         data: the images.
+        origin: of the weights.
+        num_classes: that the model really tells apart.
         listener: told what is left out.
         labelled: the labels are needed.
 
     Raises:
         SpecError: if labels are needed, or there are no weights to bring other classes with them.
     """
-    count = config.model.args.get("num_classes")
-    if data.difference(None, count) is None:
+    other = origin.difference(data, num_classes)
+    if other is None:
         return data
     if labelled or config.model.weights is None:
         raise SpecError(
-            f"num_classes: {data.name} has {data.num_classes} classes, got {count}; leave it out, "
-            f"or distil weights for {count} without labels (--weights)"
+            f"labels: those of {data.name} mean something else to the model ({other}); leave "
+            "num_classes out or let the model's factory take it, give other --data, or distil "
+            "trained weights without labels (train --weights)"
         )
     listener.message(
-        f"the model has {count} classes, {data.name} has {data.num_classes}: labels would mean "
-        "something else, so that agreement is reported, and no accuracy"
+        f"the model has other classes than {data.name} ({other}): labels would mean something "
+        "else, so that agreement is reported, and no accuracy"
     )
     return data.without_labels()
 
 
-def build(config: RunConfig, data: ImageData) -> nn.Module:
-    """The float model of a config, for these images.
+def data_facts(data: ImageData, origin: Origin, num_classes: int) -> dict[str, Any]:
+    """What a run keeps of its images, so that nobody needs them to use the student.
 
-    Raises:
-        SpecError: if the number of classes is unknown.
+    Args:
+        data: as understood by the model.
+        origin: of the weights: its class names are the student's, too.
+        num_classes: that the model tells apart.
     """
-    return build_float(config.model, data.num_classes, data.preprocessing.channels)
-
-
-def data_facts(data: ImageData, config: RunConfig) -> dict[str, Any]:
-    """What a run keeps of its images, so that nobody needs them to use the student."""
-    classes = config.model.args.get("num_classes") or data.num_classes
+    classes = data.classes or origin.classes
     return {
         "name": data.name,
-        "num_classes": classes,
-        "classes": list(data.classes) if data.classes else None,
+        "num_classes": num_classes,
+        "classes": list(classes) if classes and len(classes) == num_classes else None,
         "preprocessing": data.preprocessing.model_dump(mode="json"),
     }

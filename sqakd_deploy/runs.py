@@ -70,7 +70,9 @@ def build_float(config: ModelConfig, classes: int | None, channels: int) -> nn.M
         SpecError: if the number of classes is unknown.
     """
     args = dict(config.args)
-    classes = args.pop("num_classes", None) or classes
+    classes = args.pop("num_classes", classes)
+    if classes is not None and (not isinstance(classes, int) or classes < 2):
+        raise SpecError(f"num_classes: wanted a whole number from 2 on, got {classes!r}")
     if classes is None:
         raise SpecError(
             "the images have no labels, so the number of classes is unknown; "

@@ -19,7 +19,9 @@ from sqakd_deploy.errors import DataError, SpecError
 from sqakd_deploy.evaluate import Logits, accuracy, predict
 from sqakd_deploy.listening import Listener
 from sqakd_deploy.models import load_any_weights
+from sqakd_deploy.models.outputs import count_logits
 from sqakd_deploy.onnx_file import read_onnx
+from sqakd_deploy.origin import origin_of
 from sqakd_deploy.plugins import get_runtime
 from sqakd_deploy.preparing import build, load
 from sqakd_deploy.runs import build_float, load_student, still_batches
@@ -53,8 +55,13 @@ def score_logits(what: str, logits: Logits, labels: NDArray[np.int64]) -> Score:
         labels: ``(N,)``.
 
     Raises:
-        DataError: if there is a label without a logit.
+        DataError: if there is a label without a logit, or the answers are no such table.
     """
+    if logits.ndim != 2 or len(logits) != len(labels):
+        raise DataError(
+            f"{what}: wanted logits of shape ({len(labels)}, K), one row an image, "
+            f"got {logits.shape}; it is no classifier of these images"
+        )
     classes = logits.shape[1]
     if labels.max(initial=0) >= classes:
         raise DataError(
@@ -118,10 +125,14 @@ def score_weights(
     weights = config.model.weights
     if weights is None:
         raise SpecError("wanted a file of weights to score, got none")
-    data = _labelled(config, None, limit, listener)
-    _same_classes(data, weights, None, config.model.args.get("num_classes"))
-    model = build(config, data)
+    origin = origin_of(config.model)
+    config = config.model_copy(update={"model": origin.completed(config.model)})
+    data = _labelled(config, origin.preprocessing, limit, listener)
+    model = build(config, data, origin)
     load_any_weights(model, config.model.name, weights)
+    image = (data.preprocessing.channels, *data.preprocessing.input_size)
+    classes = count_logits(model, config.model.name, image)
+    _refuse(origin.difference(data, classes), data, weights)
     return _score("float model", model, data)
 
 
@@ -155,6 +166,7 @@ def score_file(
     session = get_runtime(runtime).open(path)
     batches = still_batches(data.test, data.preprocessing)
     logits = np.concatenate([session.run(batch.numpy()) for batch in batches])
+    _refuse(data.difference(None, logits.shape[-1]), data, path.name)
     return score_logits(runtime, logits, data.test.need_labels())
 
 
@@ -189,7 +201,11 @@ def _metadata(path: Path) -> dict[str, str]:
 def _same_classes(
     data: ImageData, what: str, names: Sequence[str] | None, count: int | None = None
 ) -> None:
-    other = data.difference(names, count)
+    _refuse(data.difference(names, count), data, what)
+
+
+def _refuse(other: str | None, data: ImageData, what: str) -> None:
+    """Refuse images whose classes are others than a model's; None is no difference."""
     if other is not None:
         raise DataError(
             f"{data.name} has other classes than {what} was trained on ({other}): its labels "

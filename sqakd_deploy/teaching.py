@@ -64,7 +64,7 @@ def teach(
         raise SpecError("resume: a run goes on with its own config and folder; give no others")
     found = reopen(resume, "teacher") if resume is not None else None
     config = found.config if found else config or RunConfig()
-    return _teach(Job(config, listener or Listener()), found, output)
+    return _teach(Job(config, listener or Listener(), found), found, output)
 
 
 def _teach(job: Job, found: Run | None, output: Path | None) -> TeachResult:
@@ -73,7 +73,7 @@ def _teach(job: Job, found: Run | None, output: Path | None) -> TeachResult:
         labels = data.test.need_labels()
         if config.model.weights is not None:
             _start_from(model, config.model.name, config.model.weights, job.listener)
-        run = job.opened(lambda: found or create_run(config, output, "teacher"), data)
+        run = job.opened(lambda: found or create_run(config, output, "teacher"))
         message = f"interrupted; go on with 'sqakd-deploy teacher --resume {run.path}'"
         with job.recorded(run, lambda: job.listener.message(message)):
             job.train_teacher(model, data, run)

@@ -54,7 +54,7 @@ def train(
     config = config or RunConfig()
     _check(config)
     job = _Distillation(config, listener or Listener())
-    return job.distil(lambda: create_run(config, output))
+    return job.distil(lambda: create_run(job.config, output))
 
 
 def _resume(
@@ -63,7 +63,7 @@ def _resume(
     if config is not None or output is not None:
         raise SpecError("resume: a run goes on with its own config and folder; give no others")
     run = reopen(folder, "student")
-    return _Distillation(run.config, listener).distil(lambda: run, run.path / TEACHER)
+    return _Distillation(run.config, listener, run).distil(lambda: run, run.path / TEACHER)
 
 
 def _check(config: RunConfig) -> None:
@@ -104,7 +104,7 @@ class _Distillation(Job):
         self, model: nn.Module, data: ImageData, open_folder: Callable[[], Run]
     ) -> TrainResult:
         self._quantize(model, data)  # a model that cannot be quantised is refused before any work
-        run = self.opened(open_folder, data)
+        run = self.opened(open_folder)
         note = _profile_note(self.config.quantization.target)
         if note is not None:
             self.listener.message(note)

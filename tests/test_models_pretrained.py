@@ -15,6 +15,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from sqakd_deploy.data.published import published_classes, published_preprocessing
 from sqakd_deploy.errors import CheckpointError
 from sqakd_deploy.models import build_model, load_any_weights
 
@@ -202,3 +203,34 @@ def test_timm_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_timm_has_what_is_asked_of_it() -> None:
     model = build_model("timm:resnet10t", num_classes=4)
     assert model.num_classes == 4
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_file_of_torchvision_s_own_needs_no_heads(tmp_path: Path, prefix: str) -> None:
+    """GoogLeNet's published file has two heads for training; the file beside it, a name less."""
+    published = torchvision.models.googlenet(num_classes=7, aux_logits=True, init_weights=False)
+    state = {prefix + key: value for key, value in published.state_dict().items()}
+    assert any("aux1." in key for key in state)
+    torch.save(state, tmp_path / "own.pth")
+    for args in ({}, {"aux_logits": True}):
+        model = build_model("googlenet", num_classes=7, args=args)
+        load_any_weights(model, "googlenet", str(tmp_path / "own.pth"))
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, published.state_dict()[key]), key
+
+
+@pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
+def test_timm_says_how_its_images_are_prepared() -> None:
+    known = published_preprocessing("timm:resnet18.a1_in1k", "DEFAULT")
+    assert known is not None
+    assert (known.input_size, known.resize) == ((224, 224), 235)  # 224 of 0.95
+    assert known.mean == (0.485, 0.456, 0.406)
+    assert published_preprocessing("timm:resnet18.a1_in1k", "own.pth") is None
+    assert published_preprocessing("timm:nosuch", "DEFAULT") is None
+
+
+def test_published_classes_have_their_names() -> None:
+    names = published_classes("resnet50", "DEFAULT")
+    assert names is not None
+    assert (len(names), names[0]) == (1000, "tench")
+    assert published_classes("resnet50", "own.pth") is None

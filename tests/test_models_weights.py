@@ -58,6 +58,7 @@ def _prefixed(prefix: str) -> Callable[[dict[str, Tensor]], object]:
         lambda state: {"model_ema": state, "epoch": 3},
         lambda state: {"state_dict": _prefixed("model.")(state), "hyper_parameters": {"lr": 0.1}},
         _prefixed("net."),
+        lambda state: {**_prefixed("module.")(state), "n_averaged": torch.tensor(5)},
         _prefixed("model._orig_mod.module."),
         # torchvision's own training script, and scripts that keep their best figure as numpy's
         lambda state: {"model": state, "args": Namespace(lr=0.1, name="a"), "epoch": 3},
@@ -223,3 +224,8 @@ def test_files_without_a_state_dict(tmp_path: Path, value: object, found: str) -
         "state_dict, model_state_dict, model, net, network, module, weights, ema, model_ema, "
         f"ema_state_dict, state_dict_ema; found {found or 'nothing'}"
     )
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"got a folder; of a run, .*teacher\.safetensors"):
+        load_weights(_net(), tmp_path)

@@ -260,7 +260,7 @@ def test_eval_of_a_run_takes_the_options_of_other_images(trained: Path) -> None:
 def test_classes_that_are_not_the_datas(tmp_path: Path) -> None:
     few = run("train", "--model-arg", "num_classes=5", "--epochs", "0", "--output", "few")
     assert few.exit_code == 2
-    assert "digits has 10 classes, got 5" in few.stderr
+    assert "those of digits mean something else to the model (5 classes against 10)" in few.stderr
     assert not Path("few").exists()
     save_weights(build_model("resnet20", num_classes=12, in_channels=1), tmp_path / "w.safetensors")
     more = ("--model-arg", "num_classes=12", "--weights", "w.safetensors", "--epochs", "0")
@@ -269,7 +269,10 @@ def test_classes_that_are_not_the_datas(tmp_path: Path) -> None:
     assert "labels would mean something else" in done.stderr
     for command in (("train", *more, "--loss", "ce"), ("teacher", *more[:4], "--epochs", "1")):
         refused = run(*command, "--output", "refused")
-        assert (refused.exit_code, "got 12; leave it out" in refused.stderr) == (2, True)
+        assert (
+            refused.exit_code,
+            "(12 classes against 10); leave num_classes out" in refused.stderr,
+        ) == (2, True)
     result = json.loads(done.stdout)
     assert (result["teacher_top1"], result["student_top1"]) == (None, None)
     exported = run("export", "model.onnx", "--run", "more")
@@ -306,3 +309,140 @@ def test_a_resumed_run_needs_its_weights_no_more(trained: Path) -> None:
     weights.unlink()
     again = run("train", "--resume", "student")
     assert again.exit_code == 0, again.output
+
+
+# -- what weights bring with them ------------------------------------------------------------------
+
+
+def test_a_runs_weights_bring_their_network_preprocessing_and_classes(tmp_path: Path) -> None:
+    """Nothing of the teacher's run is said again, and its images need no labels."""
+    rng = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        for kind in ("train", "test"):
+            (tmp_path / "pets" / kind / name).mkdir(parents=True)
+            for number in range(4):
+                pixels = rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "pets" / kind / name / f"{number}.png")
+    prepared = ("--mean", "0.1,0.2,0.3", "--std", "0.5", "--input-size", "8", "8")
+    done = run("teacher", "--data", "pets", "--model", "vgg8", *prepared, "--epochs", "1",
+               "--batch-size", "2", "--output", "own")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    weights = "own/teacher.safetensors"
+    few = ("--epochs", "0", "--weights", weights)
+    (tmp_path / "loose").mkdir()
+    for file in (tmp_path / "pets").rglob("*.png"):
+        copyfile(file, tmp_path / "loose" / f"{file.parent.name}-{file.name}")
+    for source, output in (("loose", "student"), ("digits", "others")):
+        done = run("train", "--data", source, *few, "--output", output)
+        assert done.exit_code == 0, done.output
+        facts = open_run(Path(output)).facts["data"]
+        assert facts == {**open_run(Path("own")).facts["data"], "name": facts["name"]}
+        assert open_run(Path(output)).config.model.name == "vgg8"
+    assert "'cats' against '0'" in done.stderr  # the digits' labels would be the pets'
+    assert scores(weights, "--data", "pets")[0] == {
+        **scores("own")[0],
+        "what": "float model",
+    }
+    refused = run("eval", weights)
+    assert (refused.exit_code, "'cats' against '0'" in refused.stderr) == (4, True)
+
+
+def test_a_damaged_run_around_weights_is_named(trained: Path, tmp_path: Path) -> None:
+    copytree(trained / "teacher", tmp_path / "own")
+    (tmp_path / "own" / "run.json").write_text('{"data": {"classes": null}}')
+    refused = run("train", "--epochs", "0", "--weights", "own/teacher.safetensors")
+    assert refused.exit_code != 0
+    assert "run own is damaged" in refused.stderr
+
+
+_NETWORKS = """
+import torch
+from torch import nn
+
+class Several(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+    def forward(self, x):
+        return {"logits": self.conv(x).mean((2, 3))}
+
+def seven():
+    return nn.Sequential(nn.Conv2d(1, 7, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def one():
+    return nn.Sequential(nn.Conv2d(1, 1, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def maps():
+    return nn.Conv2d(1, 10, 3)
+
+def large():
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+def colour():
+    return nn.Sequential(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("Several", "wanted logits of shape (N, K), one row an image, and for 2 images got a dict"),
+        ("maps", "for 2 images got a tensor of shape (2, 10, 6, 6)"),
+        ("one", "returns 1 logit an image; wanted two or more"),
+        ("seven", "mean something else to the model (7 classes against 10)"),
+        ("large", "does not take 8×8 images of 1 channels (RuntimeError"),
+        ("colour", "does not take 8×8 images of 1 channels (RuntimeError"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "teacher"])
+def test_a_model_that_does_not_answer_for_the_classes(
+    tmp_path: Path, command: str, factory: str, message: str
+) -> None:
+    (tmp_path / "net.py").write_text(_NETWORKS)
+    refused = run(command, "--model", f"net.py:{factory}", "--epochs", "1", "--output", "own")
+    assert refused.exit_code not in (0, 1), refused.output
+    assert message in refused.stderr
+    assert not Path("own").exists()
+
+
+def test_labels_of_other_classes_are_not_scored(tmp_path: Path) -> None:
+    """A file of more logits than the images have classes would be scored with wrong labels."""
+    (tmp_path / "net.py").write_text(_NETWORKS)
+    wide = build_model("resnet20", num_classes=12, in_channels=1)
+    save_weights(wide, tmp_path / "w.safetensors")
+    run("train", "--model-arg", "num_classes=12", "--weights", "w.safetensors", "--epochs", "0",
+        "--output", "wide")  # fmt: skip
+    run("export", "wide.onnx", "--run", "wide")
+    refused = run("eval", "wide.onnx")
+    assert (refused.exit_code, "12 classes against 10" in refused.stderr) == (4, True)
+    seven = build_model(f"{tmp_path / 'net.py'}:seven", num_classes=7)
+    save_weights(seven, tmp_path / "seven.safetensors")
+    refused = run("eval", "seven.safetensors", "--model", "net.py:seven")
+    assert (refused.exit_code, "7 classes against 10" in refused.stderr) == (4, True)
+
+
+def test_logits_of_another_shape_are_not_scored() -> None:
+    with pytest.raises(DataError, match=r"wanted logits of shape \(2, K\).*got \(2, 3, 4\)"):
+        score_logits("model", np.zeros((2, 3, 4), np.float32), np.array([0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("eval", "{}/student", "--runtime", "openvino"), "--runtime is for .onnx files"),
+        (("eval", "{}/model.onnx", "--model", "vgg8"), "holds its whole model; leave out --model"),
+        (
+            ("train", "--weights", "{}/teacher/teacher.safetensors", "--teacher-epochs", "3"),
+            "none is trained: leave out --teacher-epochs",
+        ),
+        (("train", "--model-arg", "num_classes=0"), "whole number from 2 on, got 0"),
+        (("train", "--model-arg", "num_classes=ten"), "whole number from 2 on, got 'ten'"),
+        (("train", "--weights", "{}/teacher"), "got a folder; of a run, name the file in it"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    trained: Path, command: tuple[str, ...], message: str
+) -> None:
+    refused = run(*(word.format(trained) for word in command))
+    assert refused.exit_code not in (0, 1), refused.output
+    assert message in refused.stderr

@@ -24,7 +24,7 @@ from sqakd_deploy.models.zoo import (
 DEFAULT = "DEFAULT"
 _NAME = re.compile(r"[A-Z][A-Z0-9_]*")  # torchvision's spelling, as in IMAGENET1K_V1
 _HASH = re.compile(r"-([a-f0-9]{8,})\.")  # torchvision's files carry the start of their SHA-256
-_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads for training, which are not built here
+_AUXILIARY = re.compile(r"(?:^|\.)(?:aux1|aux2|AuxLogits)\.")  # heads for training alone
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)")
 _FILE_INSTEAD = "or name a file of the trained model's weights (--weights FILE)"
 
@@ -52,7 +52,7 @@ def load_any_weights(
     path = Path(weights).expanduser()
     last = _last_layer(model) if new_classifier else None
     if path.exists() or not _NAME.fullmatch(weights):
-        state = read_state_dict(path)
+        state = _modern(read_state_dict(path), model) if _is_theirs(name) else read_state_dict(path)
     elif name.startswith(TIMM_PREFIX):
         state, path = _timm(model, name, weights, last)
     else:
@@ -64,7 +64,7 @@ def _torchvision(
     model: nn.Module, name: str, weights: str, replaced: str | None
 ) -> tuple[dict[str, Tensor], Path]:
     bare = name.removeprefix(TORCHVISION_PREFIX)
-    if name in MODELS or bare not in torchvision_names():
+    if not _is_theirs(name):
         raise CheckpointError(
             f"weights {weights!r}: nobody publishes weights of {name!r} under a name, and there is "
             f"no file {weights}; leave --weights out to train a teacher, {_FILE_INSTEAD}"
@@ -85,12 +85,18 @@ def _torchvision(
             "add --model-arg transform_input=true"
         )
     path = _download(chosen.url)
-    return _modern(read_state_dict(path)), path
+    return _modern(read_state_dict(path), model), path
 
 
-def _modern(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names as today's torchvision has them."""
-    kept = {key: value for key, value in state.items() if not key.startswith(_AUXILIARY)}
+def _is_theirs(name: str) -> bool:
+    """Whether a model is torchvision's, not one of ours that has the same name."""
+    return name not in MODELS and name.removeprefix(TORCHVISION_PREFIX) in torchvision_names()
+
+
+def _modern(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Names as today's torchvision has them, without heads that the model was built without."""
+    has_heads = any(_AUXILIARY.search(key) for key in model.state_dict())
+    kept = {k: value for k, value in state.items() if has_heads or not _AUXILIARY.search(k)}
     return {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in kept.items()}
 
 

@@ -43,6 +43,7 @@ _PLAIN_VALUES: list[Any] = [
     *(type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool")),
 ]
 _COUNTER = "num_batches_tracked"
+_AVERAGED = "n_averaged"  # which torch.optim.swa_utils.AveragedModel adds to its module's
 _PYTHON_OBJECT = re.compile(r"nsupported (?:global: )?GLOBAL ([\w.]+)")  # in torch's refusal
 _SAVE_WEIGHTS = (
     "Where the file was made, save the weights alone: torch.save(model.state_dict(), path)"
@@ -130,6 +131,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if the file is missing, damaged or holds no state dict.
     """
+    if path.is_dir():
+        raise CheckpointError(
+            f"weights {path}: wanted a file, got a folder; of a run, name the file in it, "
+            f"{path / 'teacher.safetensors'}"
+        )
     if not path.is_file():
         raise CheckpointError(f"weight file {path} does not exist")
     if path.stat().st_size == 0:
@@ -209,6 +215,8 @@ def _is_state_dict(value: Any) -> bool:
 
 def _unwrapped(found: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Take wrappers' prefixes off, unless the model's own names begin so."""
+    if _AVERAGED not in wanted:
+        found.pop(_AVERAGED, None)
     for prefix in _WRAPPERS * _MOST_WRAPPERS:  # any may be around another
         foreign = all(key.startswith(prefix) for key in found)
         if foreign and not all(key.startswith(prefix) for key in wanted):
