@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,22 +34,30 @@ STUDENT_TOLERANCE = 0.05
 FROZEN_TOLERANCE = 1e-3  # seen: 3e-6; 0.16 if each process's copy of an image counted apart
 
 
-def train(output: Path, processes: int, *settings: str) -> subprocess.CompletedProcess[str]:
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+
+
+def command(processes: int, *arguments: str) -> list[str]:
     launcher = [sys.executable, "-m"]
     if processes > 1:
         launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    arguments = ["sqakd_deploy", "train", "--seed", "3", *settings, "--output", str(output)]
+    return [*launcher, "sqakd_deploy", "train", *arguments, "--json"]
+
+
+def finished(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [*launcher, *arguments, "--json"],
+        command(processes, *arguments),
         capture_output=True,
         text=True,
-        env=environment,
-        cwd=output.parent,
+        env=ENVIRONMENT,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     return done
+
+
+def train(output: Path, processes: int, *settings: str) -> subprocess.CompletedProcess[str]:
+    return finished(processes, "--seed", "3", *settings, "--output", str(output))
 
 
 def movement(start: dict[str, Tensor], one: Path, two: Path) -> float:
@@ -96,6 +106,38 @@ def test_two_processes_train_the_same_student(
     assert json.loads(two.stdout)["images"] == 1437  # printed once, or it would be no json
     assert two.stderr.count("training is eager") == 1
     assert (tmp_path / "two" / "metrics.jsonl").read_text().count("\n") == 1
+
+
+def test_two_processes_that_were_killed_go_on_to_the_same_bits(
+    teacher: Path, tmp_path: Path
+) -> None:
+    """Statistics are those of both halves (BatchNorm by batches, DoReFa's maxima), and a save is
+    of both processes: resumed, they end as two that nobody killed."""
+    config = tmp_path / "config.yaml"
+    optimizer = "{optimizer: sgd, epochs: 2, save_seconds: 0, lr: 0.01, freeze_bn_after: 1}"
+    config.write_text(f"distillation: {optimizer}\n")
+    settings = ("--weights", str(teacher), "--bits", "2", "--method", "dorefa")
+    settings += ("--config", str(config), "--seed", "3")
+    finished(2, *settings, "--output", str(tmp_path / "whole"))
+    killed = tmp_path / "killed"
+    with subprocess.Popen(
+        command(2, *settings, "--output", str(killed)),
+        env=ENVIRONMENT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        saves = killed / "last" / "student"
+        deadline = time.monotonic() + 120
+        while len(list(saves.glob("save-*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not (killed / "student.safetensors").exists()
+    resumed = finished(2, "--resume", str(killed))
+    assert "resuming from" in resumed.stderr
+    ours, theirs = (load_file(r / "student.safetensors") for r in (killed, tmp_path / "whole"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_shards_are_the_parts_of_the_batch() -> None:
