@@ -40,7 +40,8 @@ class DataConfig(Spec):
         augmentation: random changes in training; None takes the data set's own.
         cache: folder of decoded images; None takes the user's, False decodes in every run.
         max_cache_gb: folders of more decoded images (GiB) are decoded in every epoch instead.
-        workers: processes that do so; 0 uses none, None suits the machine.
+        workers: processes that do so, or resize a data set that is too large for memory once
+            enlarged; 0 uses none, None suits the machine.
     """
 
     source: str = "digits"
