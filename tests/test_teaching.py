@@ -114,6 +114,18 @@ def test_what_eval_says_of_a_run_a_file_and_weights(trained: Path) -> None:
     assert some["images"] == 20
 
 
+def test_the_images_of_a_proof_are_of_all_classes(trained: Path) -> None:
+    for value, name in enumerate("0123456789"):
+        for index in range(2):
+            home = Path("tens") / name
+            home.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8), value, np.uint8)).save(home / f"{index}.png")
+    images, split = held_out(load_student(open_run(trained / "student")), "tens", 5)
+    assert split.need_labels().tolist() == [0, 2, 4, 6, 8]
+    assert split.images[np.arange(5)].max(axis=(1, 2, 3)).tolist() == [0, 2, 4, 6, 8]
+    assert [len(batch) for batch in images] == [5]
+
+
 def test_eval_prints_a_table(trained: Path) -> None:
     shown = run("eval", str(trained / "student")).stdout
     assert "labelled images" in shown
