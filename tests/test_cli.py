@@ -206,6 +206,25 @@ def test_a_bad_setting_is_one_clear_line(
     assert list(tmp_path.iterdir()) == []  # refused before anything is written
 
 
+@pytest.mark.parametrize("command", ["train", "teacher", "eval"])
+@pytest.mark.parametrize(
+    ("model", "code", "message"),
+    [
+        ("resnet21", 6, "unknown model 'resnet21'"),
+        ("torchvision:nothing", 6, "unknown model 'torchvision:nothing'"),
+        ("absent.py:make", 6, "absent.py does not exist"),
+        ("resnet20", 5, "weight file absent.pth does not exist"),
+    ],
+)
+def test_what_is_not_there_is_refused_before_images_are_read(
+    command: str, model: str, code: int, message: str
+) -> None:
+    weights = ("absent.pth",) if command == "eval" else ("--weights", "absent.pth")
+    result = run(command, *weights, "--model", model, "--data", "nowhere")
+    assert result.exit_code == code, result.output
+    assert message in result.stderr
+
+
 def test_a_corrupt_image_is_named_or_skipped_and_counted(tmp_path: Path) -> None:
     folder = photos(tmp_path / "photos", classes=("cat", "dog"))
     broken = folder / "cat" / "broken.png"
