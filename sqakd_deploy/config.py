@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
+from sqakd_deploy.data.preprocessing import Mean, Std
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.spec import DistillConfig, QuantSpec, Spec, read_yaml
 
@@ -33,9 +34,10 @@ class DataConfig(Spec):
     Attributes:
         source: a built-in dataset, or a folder: class folders or loose images.
         input_size: ``(H, W)``; None takes the images' own.
-        mean: one value a channel or one for all, on the scale 0 to 1; None takes the model's own
-            where its weights are torchvision's, else the data set's.
-        std: as ``mean``.
+        mean: one value a channel or one for all, 0 to 1; None takes what the weights were trained
+            with where that is known (of torchvision's, a run, an exported file), else the data
+            set's, of a folder ImageNet's.
+        std: as ``mean``, but above 0.
         skip_bad_images: leave out images that cannot be read, and count them.
         augmentation: random changes in training; None takes the data set's own.
         cache: folder of decoded images; None takes the user's, False decodes in every run.
@@ -46,12 +48,12 @@ class DataConfig(Spec):
 
     source: str = "digits"
     input_size: tuple[int, int] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: tuple[Mean, ...] | None = None
+    std: tuple[Std, ...] | None = None
     skip_bad_images: bool = False
     augmentation: Literal["none", "cifar", "imagenet"] | None = None
     cache: Literal[False] | str | None = None
-    max_cache_gb: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 16.0
+    max_cache_gb: Annotated[float, Field(ge=0)] = 16.0
     workers: Annotated[int, Field(ge=0)] | None = None
 
 

@@ -190,6 +190,15 @@ def save_weights(source: Path, path: Path) -> None:
         (["--loss", "mse"], 2, "'mse' is not one of 'kl', 'ce', 'kl+ce'"),
         (["--model-arg", "depth"], 2, "wanted key=value, got 'depth'"),
         (["--delta", "often"], 2, "distillation.delta"),
+        (
+            ["--mean", "125,123,114"],
+            2,
+            "data.mean.0: wanted 0 to 1; divide what counts from 0 to 255",
+        ),
+        (["--mean", "-0.1"], 2, "data.mean.0: wanted 0 to 1, got -0.1"),
+        (["--std", "58,57,57"], 2, "by 255, got 57.0"),
+        (["--std", "0"], 2, "data.std.0: Input should be greater than 0, got 0.0"),
+        (["--std", "nan"], 2, "data.std.0: Input should be a finite number, got nan"),
         (["--device", "cuda"], 2, "device: wanted cuda, but torch sees no GPU"),
     ],
 )

@@ -56,3 +56,10 @@ def test_merging_changes_neither_side() -> None:
 )
 def test_a_run_is_named_after_what_it_is(values: dict[str, object], label: str) -> None:
     assert RunConfig.parse(values).label == label
+
+
+@pytest.mark.parametrize("section", ["teacher", "distillation"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_rate_that_is_not_finite_is_refused(section: str, value: float) -> None:
+    with pytest.raises(SpecError, match=rf"{section}\.lr: Input should be a finite number, got"):
+        RunConfig.parse({section: {"lr": value}})
