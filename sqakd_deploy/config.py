@@ -99,8 +99,7 @@ class RunConfig(Spec):
     @property
     def base(self) -> str:
         """Images and model, for instance ``digits-resnet20``."""
-        data = Path(self.data.source).name if "/" in self.data.source else self.data.source
-        return f"{data}-{self.model.name.rpartition(':')[2]}"
+        return f"{_own_name(self.data.source)}-{self.model.name.rpartition(':')[2]}"
 
     @property
     def label(self) -> str:
@@ -111,6 +110,13 @@ class RunConfig(Spec):
     def to_yaml(self) -> str:
         """The resolved config, as ``--config`` reads it back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _own_name(source: str) -> str:
+    """A dataset's name or a folder's own, which ``.`` and ``..`` do not say; never a hidden one."""
+    path = Path(source).expanduser()
+    named = path.resolve() if path.name in ("", "..") else path
+    return named.name.lstrip(".") or "images"
 
 
 def load_config(path: Path | None, overrides: dict[str, Any]) -> RunConfig:

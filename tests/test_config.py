@@ -51,10 +51,19 @@ def test_merging_changes_neither_side() -> None:
     [
         ({}, "digits-resnet20-w4a4-lsq"),
         ({"data": {"source": "/tmp/photos/"}}, "photos-resnet20-w4a4-lsq"),
+        ({"data": {"source": "."}}, "here-resnet20-w4a4-lsq"),
+        ({"data": {"source": "./"}}, "here-resnet20-w4a4-lsq"),
+        ({"data": {"source": "below/.."}}, "here-resnet20-w4a4-lsq"),
+        ({"data": {"source": "below/../.hidden"}}, "hidden-resnet20-w4a4-lsq"),
+        ({"data": {"source": "/"}}, "images-resnet20-w4a4-lsq"),
         ({"model": {"name": "net.py:make"}}, "digits-make-w4a4-lsq"),
     ],
 )
-def test_a_run_is_named_after_what_it_is(values: dict[str, object], label: str) -> None:
+def test_a_run_is_named_after_what_it_is(
+    values: dict[str, object], label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
     assert RunConfig.parse(values).label == label
 
 
