@@ -356,7 +356,9 @@ def test_version_and_lists() -> None:
     everything = json.loads(run("list", "--json").stdout)
     assert set(everything) == {"methods", "models", "datasets", "targets"}
     assert set(everything["methods"]) >= {"ste", "pact", "lsq", "dorefa", "ewgs"}
-    assert {"resnet20", "resnet18"} <= set(everything["models"])
+    assert everything["models"]["resnet20"] == "built in, for 32×32 images"
+    assert everything["models"]["vgg11_tiny"].startswith("built in, for Tiny-ImageNet at 224×224;")
+    assert everything["models"]["resnet18"] == "torchvision"
     assert "digits" in everything["datasets"]
     assert "onnxruntime" in run("list", "targets").stdout
 
