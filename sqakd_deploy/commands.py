@@ -161,7 +161,7 @@ def _other_images(run: Run, settings: dict[str, Any]) -> DataConfig:
     if settings.get("model"):
         raise SpecError(f"{run.path} is a run, which knows its model; leave out --model and others")
     given = settings.get("data", {})
-    prepared = {"input_size", "mean", "std"} & given.keys()
+    prepared = {"input_size", "channels", "mean", "std"} & given.keys()
     if prepared:
         option = "--" + min(prepared).replace("_", "-")
         raise SpecError(

@@ -34,6 +34,9 @@ class DataConfig(Spec):
     Attributes:
         source: a built-in dataset, or a folder: class folders or loose images.
         input_size: ``(H, W)``; None takes the images' own.
+        channels: 1 for grey, 3 for RGB: grey images are repeated in each channel, RGB become their
+            luma. None takes what the weights were trained with where that is known, else the
+            images' own.
         mean: one value a channel or one for all, 0 to 1; None takes what the weights were trained
             with where that is known (of torchvision's, a run, an exported file), else the data
             set's, of a folder ImageNet's.
@@ -48,6 +51,7 @@ class DataConfig(Spec):
 
     source: str = "digits"
     input_size: tuple[int, int] | None = None
+    channels: Literal[1, 3] | None = None
     mean: tuple[Mean, ...] | None = None
     std: tuple[Std, ...] | None = None
     skip_bad_images: bool = False

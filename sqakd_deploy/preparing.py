@@ -62,6 +62,7 @@ def load(
     data = load_data(
         source.source,
         input_size=source.input_size,
+        channels=source.channels,
         mean=source.mean,
         std=source.std,
         skip_bad_images=source.skip_bad_images,

@@ -157,11 +157,17 @@ def score_file(
 
     Raises:
         ExportError: if it is no such file, or the runtime refuses it.
+        SpecError: if other channels are asked for than it takes.
         DataError: if the images have no labels, or are of other classes.
     """
     facts = _metadata(path)
     given = facts.get("sqakd.preprocessing")
     preprocessing = _preprocessing(json.loads(given), str(path)) if given else None
+    if preprocessing is not None and config.data.channels not in (None, preprocessing.channels):
+        raise SpecError(
+            f"channels: {path.name} takes images of {preprocessing.channels}, got "
+            f"{config.data.channels}; leave out --channels"
+        )
     data = _labelled(config, preprocessing, limit, listener)
     _same_classes(data, path.name, json.loads(facts.get("sqakd.classes", "null")))
     session = get_runtime(runtime).open(path)

@@ -190,6 +190,7 @@ def save_weights(source: Path, path: Path) -> None:
         (["--loss", "mse"], 2, "'mse' is not one of 'kl', 'ce', 'kl+ce'"),
         (["--model-arg", "depth"], 2, "wanted key=value, got 'depth'"),
         (["--delta", "often"], 2, "distillation.delta"),
+        (["--channels", "2"], 2, "data.channels: Input should be 1 or 3, got 2"),
         (
             ["--mean", "125,123,114"],
             2,

@@ -191,6 +191,31 @@ def test_grayscale_files_are_read_as_such(tmp_path: Path) -> None:
     assert len(data.preprocessing.mean) == 1
 
 
+def test_grayscale_files_as_rgb(tmp_path: Path) -> None:
+    """For a model of photographs: its own mean in each channel, and still no mirroring."""
+    _write(tmp_path, 3, grey=True)
+    data = load_data(tmp_path, channels=3)
+    assert data.train.images.shape == (2, 3, 9, 8)
+    assert _values(data.train.images) == [0, 1]
+    assert (data.train.images == data.train.images[:, :1]).all()
+    assert data.preprocessing.mean == (0.485, 0.456, 0.406)
+    assert data.augmentation == Augmentation(shift=1, flip=False)
+
+
+def test_rgb_files_as_grayscale(tmp_path: Path) -> None:
+    """Their luma as Pillow computes it, of JPEGs, too; each choice has a cache of its own."""
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    for index, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{index}.jpg")
+    for _ in range(2):  # built, and found
+        assert load_data(tmp_path).train.images.shape == (3, 3, 8, 8)
+        data = load_data(tmp_path, channels=1)
+        with Image.open(tmp_path / "0.jpg") as image:
+            np.testing.assert_array_equal(data.train.images[0, 0], np.asarray(image.convert("L")))
+    assert data.augmentation == Augmentation(shift=1, fill="mean", flip=True)
+    assert data.preprocessing.mean == (pytest.approx((0.485 + 0.456 + 0.406) / 3),)
+
+
 def test_a_limit_is_spread_over_the_classes(tmp_path: Path) -> None:
     for name in "abcd":
         _write(tmp_path / "train" / name, 5)

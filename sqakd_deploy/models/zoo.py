@@ -107,6 +107,6 @@ def _check_channels(name: str, model: nn.Module, in_channels: int) -> None:
     if first is not None and first.in_channels != in_channels:
         raise ModelError(
             f"model {name!r} reads images of {first.in_channels} channels, but the data has "
-            f"{in_channels}: read the data with {first.in_channels} channels, or take one of "
+            f"{in_channels}: read the data with --channels {first.in_channels}, or take one of "
             "the models that adapt, such as resnet20"
         )
