@@ -176,7 +176,11 @@ def train(ctx: click.Context, **options: Any) -> None:
 @click.option("--run", type=EXISTING, help="Run folder.  [default: the newest under runs/]")
 @click.option("--data", help="Dataset or folder to compare on.  [default: the run's held-out part]")
 @click.option(
-    "--samples", type=click.IntRange(min=1), default=2048, show_default=True, help="At most."
+    "--samples",
+    type=click.IntRange(min=1),
+    default=2048,
+    show_default=True,
+    help="Images, evenly spread, at most.",
 )
 @tolerance_options
 @click.option("--target", help="Another target.  [default: the one the run was trained for]")
@@ -206,7 +210,11 @@ def export(path: Path, **options: Any) -> None:
 @click.option("--run", type=EXISTING, help="Run folder.  [default: the newest under runs/]")
 @click.option("--reference", type=EXISTING, help="Saved answers instead of a run; needs no torch.")
 @click.option("--data", help="Dataset or folder to compare on.  [default: the run's held-out part]")
-@click.option("--samples", type=click.IntRange(min=1), help="At most.  [default: 2048]")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    help="Images, evenly spread, at most.  [default: 2048]",
+)
 @tolerance_options
 @click.option(
     "--runtime",
@@ -283,7 +291,8 @@ def eval_(ctx: click.Context, what: Path, **options: Any) -> None:
     """Score a run, a float model's weights or an exported file on labelled images.
 
     Runs and exported files know how their images are prepared, and a run its data; for anything
-    else say so with --data, --input-size, --mean and --std. The held-out part is used.
+    else say so with --data, --input-size, --channels, --mean and --std. The
+    held-out part is used.
     """
     _commands().evaluate(what, settings_of(ctx), **options)
 

@@ -17,7 +17,7 @@ from sqakd_deploy.config import DataConfig, load_config, merge
 from sqakd_deploy.data import DATASETS
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.exporting import ExportOptions
-from sqakd_deploy.models import MODELS, list_models
+from sqakd_deploy.models import MADE_FOR, list_models
 from sqakd_deploy.parity import Tolerance
 from sqakd_deploy.plugins import exporters
 from sqakd_deploy.quantizers import METHODS
@@ -161,7 +161,7 @@ def _other_images(run: Run, settings: dict[str, Any]) -> DataConfig:
     if settings.get("model"):
         raise SpecError(f"{run.path} is a run, which knows its model; leave out --model and others")
     given = settings.get("data", {})
-    prepared = {"input_size", "mean", "std"} & given.keys()
+    prepared = {"input_size", "channels", "mean", "std"} & given.keys()
     if prepared:
         option = "--" + min(prepared).replace("_", "-")
         raise SpecError(
@@ -223,7 +223,7 @@ def export(
 
 
 def _origin(name: str) -> str:
-    return "built in, for 32×32 images" if name in MODELS else "torchvision"
+    return f"built in, for {MADE_FOR[name]}" if name in MADE_FOR else "torchvision"
 
 
 def list_all(kind: str | None, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
+from sqakd_deploy.data.preprocessing import Mean, Std
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.spec import DistillConfig, QuantSpec, Spec, read_yaml
 
@@ -33,24 +34,30 @@ class DataConfig(Spec):
     Attributes:
         source: a built-in dataset, or a folder: class folders or loose images.
         input_size: ``(H, W)``; None takes the images' own.
-        mean: one value a channel or one for all, on the scale 0 to 1; None takes the model's own
-            where its weights are torchvision's, else the data set's.
-        std: as ``mean``.
+        channels: 1 for grey, 3 for RGB: grey images are repeated in each channel, RGB become their
+            luma. None takes what the weights were trained with where that is known, else the
+            images' own.
+        mean: one value a channel or one for all, 0 to 1; None takes what the weights were trained
+            with where that is known (of torchvision's, a run, an exported file), else the data
+            set's, of a folder ImageNet's.
+        std: as ``mean``, but above 0.
         skip_bad_images: leave out images that cannot be read, and count them.
         augmentation: random changes in training; None takes the data set's own.
         cache: folder of decoded images; None takes the user's, False decodes in every run.
         max_cache_gb: folders of more decoded images (GiB) are decoded in every epoch instead.
-        workers: processes that do so; 0 uses none, None suits the machine.
+        workers: processes that do so, or resize a data set that is too large for memory once
+            enlarged; 0 uses none, None suits the machine.
     """
 
     source: str = "digits"
     input_size: tuple[int, int] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    channels: Literal[1, 3] | None = None
+    mean: tuple[Mean, ...] | None = None
+    std: tuple[Std, ...] | None = None
     skip_bad_images: bool = False
     augmentation: Literal["none", "cifar", "imagenet"] | None = None
     cache: Literal[False] | str | None = None
-    max_cache_gb: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 16.0
+    max_cache_gb: Annotated[float, Field(ge=0)] = 16.0
     workers: Annotated[int, Field(ge=0)] | None = None
 
 
@@ -96,8 +103,7 @@ class RunConfig(Spec):
     @property
     def base(self) -> str:
         """Images and model, for instance ``digits-resnet20``."""
-        data = Path(self.data.source).name if "/" in self.data.source else self.data.source
-        return f"{data}-{self.model.name.rpartition(':')[2]}"
+        return f"{_own_name(self.data.source)}-{self.model.name.rpartition(':')[2]}"
 
     @property
     def label(self) -> str:
@@ -108,6 +114,13 @@ class RunConfig(Spec):
     def to_yaml(self) -> str:
         """The resolved config, as ``--config`` reads it back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _own_name(source: str) -> str:
+    """A dataset's name or a folder's own, which ``.`` and ``..`` do not say; never a hidden one."""
+    path = Path(source).expanduser()
+    named = path.resolve() if path.name in ("", "..") else path
+    return named.name.lstrip(".") or "images"
 
 
 def load_config(path: Path | None, overrides: dict[str, Any]) -> RunConfig:

@@ -27,7 +27,14 @@ from sqakd_deploy.errors import SpecError, SqakdError
 from sqakd_deploy.listening import Listener, Watch
 from sqakd_deploy.models.outputs import count_logits
 from sqakd_deploy.origin import origin_in, origin_of
-from sqakd_deploy.preparing import build, data_facts, load, pick_device, understood
+from sqakd_deploy.preparing import (
+    build,
+    check_there,
+    data_facts,
+    load,
+    pick_device,
+    understood,
+)
 from sqakd_deploy.processes import start
 from sqakd_deploy.saves import Saves
 from sqakd_deploy.teacher import train_teacher
@@ -79,6 +86,8 @@ class Job:
         known = origin_in(found) if found is not None else None
         self.origin = known or origin_of(config.model)
         self.config = config.model_copy(update={"model": self.origin.completed(config.model)})
+        if found is None:  # a run that goes on needs its weights no more
+            check_there(self.config.model)
         self.accelerator = start(pick_device(config.device))
         self.device = self.accelerator.device
         self.main = self.accelerator.is_main_process

@@ -124,6 +124,13 @@ data_options = grouped(
     setting("data.source", "--data", help="Dataset, or a folder of images.  [default: digits]"),
     setting("data.input_size", "--input-size", type=(int, int), help="Height and width (pixels)."),
     setting(
+        "data.channels",
+        "--channels",
+        type=int,
+        metavar="1|3",
+        help="Grey or RGB.  [default: the model's, or the images' own]",
+    ),
+    setting(
         "data.skip_bad_images",
         "--skip-bad-images",
         is_flag=True,

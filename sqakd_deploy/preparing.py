@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from sqakd_deploy.config import RunConfig
+from sqakd_deploy.config import ModelConfig, RunConfig
 from sqakd_deploy.data import ImageData, Preprocessing, load_data
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.listening import Listener, told
+from sqakd_deploy.models import check_model, check_weights
 from sqakd_deploy.origin import Origin
 from sqakd_deploy.runs import build_float, keeping_of
 
@@ -25,6 +26,18 @@ def pick_device(name: str) -> torch.device:
         raise SpecError("device: wanted cuda, but torch sees no GPU; use --device cpu")
     use_gpu = name == "cuda" or (name == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if use_gpu else "cpu")
+
+
+def check_there(config: ModelConfig) -> None:
+    """Refuse a model or weights that are not there, which costs less than reading the images.
+
+    Raises:
+        ModelError: if there is no such model.
+        CheckpointError: if there is no such file of weights.
+    """
+    check_model(config.name)
+    if config.weights is not None:
+        check_weights(config.weights)
 
 
 def load(
@@ -49,6 +62,7 @@ def load(
     data = load_data(
         source.source,
         input_size=source.input_size,
+        channels=source.channels,
         mean=source.mean,
         std=source.std,
         skip_bad_images=source.skip_bad_images,

@@ -12,7 +12,9 @@ from sqakd_deploy.checkpoint import STUDENT, TEACHER, Run, load_weights
 from sqakd_deploy.config import DataConfig, ModelConfig
 from sqakd_deploy.data import ImageSplit, Preprocessing, load_data
 from sqakd_deploy.data.batches import Batches
+from sqakd_deploy.data.fitted import chosen
 from sqakd_deploy.data.options import Keeping
+from sqakd_deploy.data.splits import spread
 from sqakd_deploy.errors import CheckpointError, SpecError
 from sqakd_deploy.models import build_model
 from sqakd_deploy.quantization import quantize
@@ -132,7 +134,7 @@ def held_out(
     Args:
         loaded: the run.
         source: another dataset or folder; None takes the run's own.
-        limit: at most so many images.
+        limit: at most so many images, evenly spread.
 
     Returns:
         Batches, and the same images with labels where these mean the run's classes.
@@ -147,5 +149,7 @@ def held_out(
     facts = loaded.run.facts["data"]
     known = data.difference(facts.get("classes"), facts["num_classes"]) is None
     labels = data.test.labels if known else None
-    split = ImageSplit(data.test.images[:limit], None if labels is None else labels[:limit])
+    which = spread(len(data.test), limit)
+    images = chosen(data.test.images, which)
+    split = ImageSplit(images, None if labels is None else labels[which])
     return still_batches(split, loaded.preprocessing), split

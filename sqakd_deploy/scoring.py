@@ -23,7 +23,7 @@ from sqakd_deploy.models.outputs import count_logits
 from sqakd_deploy.onnx_file import read_onnx
 from sqakd_deploy.origin import origin_of
 from sqakd_deploy.plugins import get_runtime
-from sqakd_deploy.preparing import build, load
+from sqakd_deploy.preparing import build, check_there, load
 from sqakd_deploy.runs import build_float, load_student, still_batches
 
 
@@ -127,6 +127,7 @@ def score_weights(
         raise SpecError("wanted a file of weights to score, got none")
     origin = origin_of(config.model)
     config = config.model_copy(update={"model": origin.completed(config.model)})
+    check_there(config.model)
     data = _labelled(config, origin.preprocessing, limit, listener)
     model = build(config, data, origin)
     load_any_weights(model, config.model.name, weights)
@@ -156,11 +157,17 @@ def score_file(
 
     Raises:
         ExportError: if it is no such file, or the runtime refuses it.
+        SpecError: if other channels are asked for than it takes.
         DataError: if the images have no labels, or are of other classes.
     """
     facts = _metadata(path)
     given = facts.get("sqakd.preprocessing")
     preprocessing = _preprocessing(json.loads(given), str(path)) if given else None
+    if preprocessing is not None and config.data.channels not in (None, preprocessing.channels):
+        raise SpecError(
+            f"channels: {path.name} takes images of {preprocessing.channels}, got "
+            f"{config.data.channels}; leave out --channels"
+        )
     data = _labelled(config, preprocessing, limit, listener)
     _same_classes(data, path.name, json.loads(facts.get("sqakd.classes", "null")))
     session = get_runtime(runtime).open(path)

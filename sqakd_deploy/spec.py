@@ -21,9 +21,9 @@ S = TypeVar("S", bound="Spec")
 
 
 class Spec(BaseModel):
-    """Base of all specs: frozen, and an unknown key is an error."""
+    """Base of all specs: frozen; an unknown key is an error, and so is a number not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def parse(cls: type[S], values: dict[str, Any], where: str = "") -> S:

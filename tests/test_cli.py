@@ -190,6 +190,16 @@ def save_weights(source: Path, path: Path) -> None:
         (["--loss", "mse"], 2, "'mse' is not one of 'kl', 'ce', 'kl+ce'"),
         (["--model-arg", "depth"], 2, "wanted key=value, got 'depth'"),
         (["--delta", "often"], 2, "distillation.delta"),
+        (["--channels", "2"], 2, "data.channels: Input should be 1 or 3, got 2"),
+        (
+            ["--mean", "125,123,114"],
+            2,
+            "data.mean.0: wanted 0 to 1; divide what counts from 0 to 255",
+        ),
+        (["--mean", "-0.1"], 2, "data.mean.0: wanted 0 to 1, got -0.1"),
+        (["--std", "58,57,57"], 2, "by 255, got 57.0"),
+        (["--std", "0"], 2, "data.std.0: Input should be greater than 0, got 0.0"),
+        (["--std", "nan"], 2, "data.std.0: Input should be a finite number, got nan"),
         (["--device", "cuda"], 2, "device: wanted cuda, but torch sees no GPU"),
     ],
 )
@@ -204,6 +214,25 @@ def test_a_bad_setting_is_one_clear_line(
     assert message in last
     assert "Traceback" not in result.output
     assert list(tmp_path.iterdir()) == []  # refused before anything is written
+
+
+@pytest.mark.parametrize("command", ["train", "teacher", "eval"])
+@pytest.mark.parametrize(
+    ("model", "code", "message"),
+    [
+        ("resnet21", 6, "unknown model 'resnet21'"),
+        ("torchvision:nothing", 6, "unknown model 'torchvision:nothing'"),
+        ("absent.py:make", 6, "absent.py does not exist"),
+        ("resnet20", 5, "weight file absent.pth does not exist"),
+    ],
+)
+def test_what_is_not_there_is_refused_before_images_are_read(
+    command: str, model: str, code: int, message: str
+) -> None:
+    weights = ("absent.pth",) if command == "eval" else ("--weights", "absent.pth")
+    result = run(command, *weights, "--model", model, "--data", "nowhere")
+    assert result.exit_code == code, result.output
+    assert message in result.stderr
 
 
 def test_a_corrupt_image_is_named_or_skipped_and_counted(tmp_path: Path) -> None:
@@ -328,7 +357,9 @@ def test_version_and_lists() -> None:
     everything = json.loads(run("list", "--json").stdout)
     assert set(everything) == {"methods", "models", "datasets", "targets"}
     assert set(everything["methods"]) >= {"ste", "pact", "lsq", "dorefa", "ewgs"}
-    assert {"resnet20", "resnet18"} <= set(everything["models"])
+    assert everything["models"]["resnet20"] == "built in, for 32×32 images"
+    assert everything["models"]["vgg11_tiny"].startswith("built in, for Tiny-ImageNet at 224×224;")
+    assert everything["models"]["resnet18"] == "torchvision"
     assert "digits" in everything["datasets"]
     assert "onnxruntime" in run("list", "targets").stdout
 

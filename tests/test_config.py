@@ -51,8 +51,24 @@ def test_merging_changes_neither_side() -> None:
     [
         ({}, "digits-resnet20-w4a4-lsq"),
         ({"data": {"source": "/tmp/photos/"}}, "photos-resnet20-w4a4-lsq"),
+        ({"data": {"source": "."}}, "here-resnet20-w4a4-lsq"),
+        ({"data": {"source": "./"}}, "here-resnet20-w4a4-lsq"),
+        ({"data": {"source": "below/.."}}, "here-resnet20-w4a4-lsq"),
+        ({"data": {"source": "below/../.hidden"}}, "hidden-resnet20-w4a4-lsq"),
+        ({"data": {"source": "/"}}, "images-resnet20-w4a4-lsq"),
         ({"model": {"name": "net.py:make"}}, "digits-make-w4a4-lsq"),
     ],
 )
-def test_a_run_is_named_after_what_it_is(values: dict[str, object], label: str) -> None:
+def test_a_run_is_named_after_what_it_is(
+    values: dict[str, object], label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
     assert RunConfig.parse(values).label == label
+
+
+@pytest.mark.parametrize("section", ["teacher", "distillation"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_rate_that_is_not_finite_is_refused(section: str, value: float) -> None:
+    with pytest.raises(SpecError, match=rf"{section}\.lr: Input should be a finite number, got"):
+        RunConfig.parse({section: {"lr": value}})

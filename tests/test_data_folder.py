@@ -40,11 +40,23 @@ def test_train_and_test_trees(tmp_path: Path) -> None:
     assert data.skipped == ()
 
 
-@pytest.mark.parametrize("name", ["val", "validation", "valid"])
-def test_other_names_of_the_test_part(tmp_path: Path, name: str) -> None:
-    _write(tmp_path / "train" / "a", 2)
-    _write(tmp_path / "train" / "b", 2)
-    _write(tmp_path / name / "b", 1)  # a class may be absent from the test part
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train", "val"),
+        ("train", "validation"),
+        ("train", "valid"),
+        ("training", "testing"),
+        ("Train", "Test"),
+        ("Training", "Validation"),
+        ("TRAIN", "VAL"),
+        ("ILSVRC2012_img_train", "ILSVRC2012_img_val"),
+    ],
+)
+def test_other_names_of_the_parts(tmp_path: Path, train: str, test: str) -> None:
+    _write(tmp_path / train / "a", 2)
+    _write(tmp_path / train / "b", 2)
+    _write(tmp_path / test / "b", 1)  # a class may be absent from the test part
 
     data = load_data(tmp_path)
 
@@ -68,6 +80,48 @@ def test_train_alone_is_split(tmp_path: Path) -> None:
     _write(tmp_path / "train" / "b", 10)
     data = load_data(tmp_path)
     assert (len(data.train), len(data.test), data.classes) == (18, 2, ("a", "b"))
+
+
+@pytest.mark.parametrize("name", ["val", "Test", "validation"])
+def test_a_test_part_alone_is_split(tmp_path: Path, name: str) -> None:
+    _write(tmp_path / name / "a", 10)
+    _write(tmp_path / name / "b", 10)
+    data = load_data(tmp_path)
+    assert (len(data.train), len(data.test), data.classes) == (18, 2, ("a", "b"))
+
+
+def test_a_test_part_without_labels_gives_way_to_one_with(tmp_path: Path) -> None:
+    """As in Tiny-ImageNet with its validation images sorted."""
+    for name in ("a", "b"):
+        _write(tmp_path / "train" / name / "images", 2)
+        _write(tmp_path / "val" / name, 1)
+    _write(tmp_path / "test" / "images", 5)
+    data = load_data(tmp_path)
+    assert data.classes == ("a", "b")
+    assert data.test.need_labels().tolist() == [0, 1]
+
+
+def test_two_test_parts_without_a_training_part_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        _write(tmp_path / "val" / name, 2)
+    _write(tmp_path / "test" / "images", 2)
+    with pytest.raises(
+        DataError, match=r"holds test and val, but no training part; wanted train .* give .*test,"
+    ):
+        load_data(tmp_path)
+
+
+def test_a_class_may_be_called_test(tmp_path: Path) -> None:
+    for name in ("blood", "test"):
+        _write(tmp_path / name, 2)
+    assert load_data(tmp_path).classes == ("blood", "test")
+
+
+def test_a_flat_training_part_beside_other_images_is_ambiguous(tmp_path: Path) -> None:
+    for name in ("Bus", "Car", "Train"):
+        _write(tmp_path / name, 2)
+    with pytest.raises(DataError, match=r"holds Train, flat, beside Bus, Car: a training part, or"):
+        load_data(tmp_path)
 
 
 @pytest.mark.parametrize("inside", [".", "photos", "photos/2024"])
@@ -135,6 +189,31 @@ def test_grayscale_files_are_read_as_such(tmp_path: Path) -> None:
     assert data.train.images.shape == (2, 1, 9, 8)
     assert data.augmentation == Augmentation(shift=1, flip=False)
     assert len(data.preprocessing.mean) == 1
+
+
+def test_grayscale_files_as_rgb(tmp_path: Path) -> None:
+    """For a model of photographs: its own mean in each channel, and still no mirroring."""
+    _write(tmp_path, 3, grey=True)
+    data = load_data(tmp_path, channels=3)
+    assert data.train.images.shape == (2, 3, 9, 8)
+    assert _values(data.train.images) == [0, 1]
+    assert (data.train.images == data.train.images[:, :1]).all()
+    assert data.preprocessing.mean == (0.485, 0.456, 0.406)
+    assert data.augmentation == Augmentation(shift=1, flip=False)
+
+
+def test_rgb_files_as_grayscale(tmp_path: Path) -> None:
+    """Their luma as Pillow computes it, of JPEGs, too; each choice has a cache of its own."""
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    for index, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{index}.jpg")
+    for _ in range(2):  # built, and found
+        assert load_data(tmp_path).train.images.shape == (3, 3, 8, 8)
+        data = load_data(tmp_path, channels=1)
+        with Image.open(tmp_path / "0.jpg") as image:
+            np.testing.assert_array_equal(data.train.images[0, 0], np.asarray(image.convert("L")))
+    assert data.augmentation == Augmentation(shift=1, fill="mean", flip=True)
+    assert data.preprocessing.mean == (pytest.approx((0.485 + 0.456 + 0.406) / 3),)
 
 
 def test_a_limit_is_spread_over_the_classes(tmp_path: Path) -> None:
@@ -222,11 +301,14 @@ def test_the_test_part_has_the_classes_of_the_training_part(tmp_path: Path) -> N
         load_data(tmp_path)
 
 
-def test_the_test_part_has_class_folders_if_the_training_part_has(tmp_path: Path) -> None:
+@pytest.mark.parametrize("inside", [".", "images"])
+def test_the_test_part_has_class_folders_if_the_training_part_has(
+    tmp_path: Path, inside: str
+) -> None:
     for name in ("a", "b"):
         _write(tmp_path / "train" / name, 1)
-    _write(tmp_path / "test", 1)
+    _write(tmp_path / "test" / inside, 1)
     with pytest.raises(
-        DataError, match=r"test has no class folders, but the training part has; sort"
+        DataError, match=r"test has no folder named after a class of the training part, as a; sort"
     ):
         load_data(tmp_path)

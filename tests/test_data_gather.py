@@ -201,7 +201,7 @@ class _Deadly(ImageFiles):
 
 def test_a_worker_that_dies_is_explained(photos: Path) -> None:
     files = _Deadly(photos, sorted(photos.rglob("*.jpg")), 3, SIZE, workers=1)
-    with pytest.raises(DataError, match=r"a process that decodes images ended .*--workers 0$"):
+    with pytest.raises(DataError, match=r"a process that reads images ended .*--workers 0$"):
         list(Gather(files)([np.arange(4)]))
 
 

@@ -58,3 +58,17 @@ def test_a_change_of_channels_averages_the_values() -> None:
 
 def test_a_change_of_nothing_changes_nothing() -> None:
     assert RGB.changed() == RGB
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.5, 0.5), (0.0, 1.0), (1.0, 1 / 255)])
+def test_what_models_are_trained_with_is_accepted(mean: float, std: float) -> None:
+    """-1 to 1, 0 to 1, and the mean of 0 to 255 alone taken off."""
+    assert RGB.changed(mean=(mean,), std=(std,)).std == (std,) * 3
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_values_on_the_scale_of_pixels_are_refused(name: str) -> None:
+    with pytest.raises(SpecError, match=rf"{name}\.0: wanted 0 to 1; divide .* by 255, got 125\.0"):
+        RGB.changed(**{name: (125.0,)})  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match=rf"{name}\.0: wanted 0 to 1, got -0\.1"):
+        RGB.changed(**{name: (-0.1,)})  # type: ignore[arg-type]

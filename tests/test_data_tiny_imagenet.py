@@ -166,5 +166,5 @@ def test_a_flat_validation_part_asks_to_be_sorted(tmp_path: Path) -> None:
     for number in NUMBERS:
         _image(tmp_path / "train" / number / "0.JPEG", 1)
     _image(tmp_path / "val" / "0.JPEG", 1)
-    with pytest.raises(DataError, match=r"val has no class folders, .*; sort its images into"):
+    with pytest.raises(DataError, match=r"val has no folder named after a class .*; sort its"):
         find_splits(tmp_path)

@@ -124,7 +124,7 @@ def test_torchvision_s_networks_read_colour() -> None:
         build_model("resnet18", num_classes=10, in_channels=1)
     assert str(caught.value) == (
         "model 'resnet18' reads images of 3 channels, but the data has 1: read the data with "
-        "3 channels, or take one of the models that adapt, such as resnet20"
+        "--channels 3, or take one of the models that adapt, such as resnet20"
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from sqakd_deploy.models import MODELS, CifarResNet, build_model
+from sqakd_deploy.models import MADE_FOR, MODELS, CifarResNet, build_model
 from sqakd_deploy.models.resnet import BasicBlock, Subsample
 
 
@@ -37,6 +37,10 @@ def test_the_paper_s_parameter_counts() -> None:
     more = sum(width * width * 9 + 3 * width for width in (256, 512, 512))
     vgg11 = build_model("vgg11_tiny", num_classes=200)
     assert _parameters(vgg11) == _vgg_parameters(1, 200) + more
+
+
+def test_each_says_what_images_it_is_made_for() -> None:
+    assert sorted(MADE_FOR) == list(MODELS)
 
 
 @pytest.mark.parametrize("name", list(MODELS))

@@ -126,7 +126,7 @@ def test_weights_of_another_model_list_the_keys_and_change_nothing(tmp_path: Pat
         f"{path} does not fit Sequential: 1 missing (0.bias); "
         "7 unexpected (extra.0, extra.1, extra.2, extra.3, extra.4, and 2 more); "
         "2 of another shape (3.weight (3, 2) for (4, 2), 3.bias (3,) for (4,)). "
-        "Is it of another model, or of another number of classes or channels?"
+        "Is it of another model, or of another number of classes or channels (--channels)?"
     )
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 

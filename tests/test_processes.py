@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -123,7 +123,6 @@ def test_two_processes_that_were_killed_go_on_to_the_same_bits(
     with subprocess.Popen(
         command(2, *settings, "--output", str(killed)),
         env=ENVIRONMENT,
-        start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
@@ -131,7 +130,8 @@ def test_two_processes_that_were_killed_go_on_to_the_same_bits(
         deadline = time.monotonic() + 120
         while len(list(saves.glob("save-*"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
+        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+            one.kill()
     assert not (killed / "student.safetensors").exists()
     resumed = finished(2, "--resume", str(killed))
     assert "resuming from" in resumed.stderr

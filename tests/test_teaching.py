@@ -114,6 +114,43 @@ def test_what_eval_says_of_a_run_a_file_and_weights(trained: Path) -> None:
     assert some["images"] == 20
 
 
+def test_the_images_of_a_proof_are_of_all_classes(trained: Path) -> None:
+    for value, name in enumerate("0123456789"):
+        for index in range(2):
+            home = Path("tens") / name
+            home.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8), value, np.uint8)).save(home / f"{index}.png")
+    images, split = held_out(load_student(open_run(trained / "student")), "tens", 5)
+    assert split.need_labels().tolist() == [0, 2, 4, 6, 8]
+    assert split.images[np.arange(5)].max(axis=(1, 2, 3)).tolist() == [0, 2, 4, 6, 8]
+    assert [len(batch) for batch in images] == [5]
+
+
+def test_grey_images_for_a_model_of_rgb() -> None:
+    """From a teacher's run to the score of the file; nobody says twice how many channels."""
+    for name in ("a", "b"):
+        grey(Path("grey") / name)
+    common = ("--data", "grey", "--epochs", "0", "--weights", "t/teacher.safetensors")
+    for command in (
+        ("teacher", "--data", "grey", "--channels", "3", "--epochs", "1", "--output", "t"),
+        ("train", *common, "--bits", "8", "--output", "s"),
+        ("export", "m.onnx", "--run", "s", "--min-agreement", "0", "--max-accuracy-gap", "100"),
+    ):
+        done = run(*command)
+        assert done.exit_code == 0, done.output
+    for folder in ("t", "s"):
+        assert open_run(Path(folder)).facts["data"]["preprocessing"]["channels"] == 3
+    model = onnx.load("m.onnx")
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(facts["sqakd.preprocessing"])["channels"] == 3
+    assert model.graph.input[0].type.tensor_type.shape.dim[1].dim_value == 3
+    (score, _), (file,) = scores("s"), scores("m.onnx", "--data", "grey", "--channels", "3")
+    assert file["top1"] == score["top1"]
+    for what, text in (("s", "leave out --channels"), ("m.onnx", "takes images of 3, got 1;")):
+        refused = run("eval", what, "--data", "grey", "--channels", "1")
+        assert (refused.exit_code, text in refused.stderr) == (2, True)
+
+
 def test_eval_prints_a_table(trained: Path) -> None:
     shown = run("eval", str(trained / "student")).stdout
     assert "labelled images" in shown
@@ -192,6 +229,14 @@ def test_what_to_do_with_a_complete_run(trained: Path) -> None:
 
 
 # -- bad input -----------------------------------------------------------------------------------
+
+
+def grey(folder: Path) -> None:
+    flat(folder)
+    for path in folder.iterdir():
+        with Image.open(path) as image:
+            converted = image.convert("L")
+        converted.save(path)
 
 
 def flat(folder: Path) -> Path:

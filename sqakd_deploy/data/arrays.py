@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sqakd_deploy.data.decode import fit_images
+from sqakd_deploy.data.fitted import FittedImages
 from sqakd_deploy.data.images import Images
 from sqakd_deploy.data.options import ReadOptions
 from sqakd_deploy.data.preprocessing import Augmentation, Preprocessing, chosen_augmentation
@@ -22,6 +23,8 @@ from sqakd_deploy.data.splits import (
 from sqakd_deploy.errors import DataError
 
 _MEASURED = 10_000  # images
+_GIB = 1 << 30
+_MEMORY = 1 * _GIB  # of each part; more is not resized into memory
 
 
 def from_arrays(
@@ -99,17 +102,25 @@ def adapted(data: ImageData, options: ReadOptions) -> ImageData:
     preprocessing = options.changed(data.preprocessing)
     return replace(
         data,
-        train=_fitted(data.train, preprocessing, options.limit),
-        test=_fitted(data.test, preprocessing, options.limit),
+        train=_fitted(data.train, preprocessing, options),
+        test=_fitted(data.test, preprocessing, options),
         preprocessing=preprocessing,
         augmentation=chosen_augmentation(options.augmentation, data.augmentation, preprocessing),
     )
 
 
-def _fitted(split: ImageSplit, preprocessing: Preprocessing, limit: int | None) -> ImageSplit:
+def _fitted(split: ImageSplit, preprocessing: Preprocessing, options: ReadOptions) -> ImageSplit:
+    limit, workers = options.limit, options.keeping.worker_count
     kept = split if limit is None else split.take(spread(len(split), limit))
-    images = fit_images(kept.images, preprocessing.channels, preprocessing.stored_size)
-    return ImageSplit(images, kept.labels)
+    channels, size = preprocessing.channels, preprocessing.stored_size
+    fitted = FittedImages(kept.images, channels, size, workers=workers)
+    if kept.images.shape == fitted.shape or fitted.nbytes <= _MEMORY:
+        return ImageSplit(fit_images(kept.images, channels, size), kept.labels)
+    options.message(
+        f"{len(kept)} images of {size[0]}×{size[1]} pixels are {fitted.nbytes / _GIB:.3g} GiB, too "
+        f"much for memory: {workers or 'no'} worker processes resize them in every epoch"
+    )
+    return ImageSplit(fitted, kept.labels)
 
 
 def _hold_out(split: ImageSplit) -> tuple[ImageSplit, ImageSplit]:

@@ -30,7 +30,7 @@ class Batches:
 
     Args:
         images: uint8 ``(N, C, H, W)``: an array, a memory map, of which a batch at a time is read,
-            or files, which their workers decode a few batches ahead.
+            or what its workers make a few batches ahead.
         preprocessing: applied to every batch.
         batch_size: images a batch.
         shuffle: a new order each epoch, for training; False keeps the order, for evaluation.

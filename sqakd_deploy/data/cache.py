@@ -35,7 +35,7 @@ from sqakd_deploy.data.image_files import ImageFiles
 from sqakd_deploy.data.options import Message, Progress
 from sqakd_deploy.errors import DataError
 
-_FORMAT = 1  # to be raised whenever decoding or these files change
+_FORMAT = 2  # to be raised whenever decoding or these files change
 _BLOCK = 1 << 20  # bytes summed at a time
 _MOST_BLOCKS = 1024  # a GiB is summed in 0.15 s; of more, evenly spread blocks are
 _ABANDONED = 3600  # seconds without a write after which a temporary file's builder is dead

@@ -178,7 +178,8 @@ def decode_file(path: Path, channels: int, size: tuple[int, int]) -> NDArray[np.
     try:
         with Image.open(path) as image:
             # A large JPEG is decoded at a fraction of its size, never below twice what is wanted.
-            image.draft("L" if channels == 1 else "RGB", (2 * max(size), 2 * max(size)))
+            # Not as "L": a file's own luma differs from that of its RGB, which others compute.
+            image.draft("RGB", (2 * max(size), 2 * max(size)))
             return fit_image(ImageOps.exif_transpose(image), channels, size)
     except _UNREADABLE as error:
         raise DataError(

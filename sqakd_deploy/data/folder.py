@@ -40,7 +40,7 @@ def load_folder(path: Path, options: ReadOptions | None = None) -> ImageData:
 
     Without a wish in ``options``, images that are all of one size up to 96 pixels keep it and
     others become 224×224; they are RGB unless all are grayscale; mean and standard deviation are
-    ImageNet's. The header of 64 files, evenly spread, decides.
+    ImageNet's, of grayscale their averages. The header of 64 files, evenly spread, decides.
 
     Args:
         path: the folder.
@@ -82,11 +82,13 @@ def read_parts(
     train, test = (part.limited(options.limit) for part in (train, test))
     paths = [*train.paths, *test.paths]
     seen = _Seen.of(paths)
-    preprocessing = options.changed(own or seen.preprocessing(is_imagenet(train.classes)))
+    preprocessing = options.changed(own or seen.preprocessing(options, is_imagenet(train.classes)))
     files = ImageFiles(path, paths, preprocessing.channels, seen.stored(preprocessing))
     decoded = read_images(files, options)
     train_split, test_split = _split(decoded, train, test)
-    usual = augmentation or _augmentation(preprocessing, is_imagenet(train.classes))
+    usual = augmentation or _augmentation(
+        preprocessing, is_imagenet(train.classes), grey=seen.own_channels == 1
+    )
     return ImageData(
         name=name or str(path),
         train=train_split,
@@ -111,12 +113,12 @@ def _labels(part: Listing, good: NDArray[np.bool_]) -> NDArray[np.int64] | None:
     return None if part.labels is None else part.labels[good]
 
 
-def _augmentation(preprocessing: Preprocessing, imagenet: bool) -> Augmentation:
+def _augmentation(preprocessing: Preprocessing, imagenet: bool, *, grey: bool) -> Augmentation:
     """Shifts by an eighth, as on CIFAR; grayscale is often text or digits: no mirroring."""
     if imagenet and min(preprocessing.input_size) > _SMALL:
         return named_augmentation("imagenet", preprocessing.input_size)
     cifar = named_augmentation("cifar", preprocessing.input_size)
-    return cifar if preprocessing.channels == 3 else Augmentation(shift=cifar.shift)
+    return Augmentation(shift=cifar.shift) if grey else cifar
 
 
 def is_imagenet(classes: tuple[str, ...] | None) -> bool:
@@ -150,8 +152,8 @@ class _Seen:
             return size if max(size) <= _SMALL else _PHOTO_SIZE
         return _PHOTO_SIZE
 
-    def preprocessing(self, imagenet: bool) -> Preprocessing:
-        """Size and channels as in the files, mean and standard deviation of photographs."""
+    def preprocessing(self, options: ReadOptions, imagenet: bool) -> Preprocessing:
+        """Size and channels as in the files or as wished, mean and deviation of photographs."""
         photos = Preprocessing(
             channels=3,
             input_size=self.own_size,
@@ -159,7 +161,8 @@ class _Seen:
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
         )
-        return photos.changed(channels=self.own_channels)
+        # A wish comes first: of grey images as RGB, each channel keeps its own mean.
+        return photos.changed(channels=options.channels or self.own_channels)
 
     def stored(self, preprocessing: Preprocessing) -> tuple[int, int]:
         """Height and width to keep the images at.

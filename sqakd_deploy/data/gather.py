@@ -1,4 +1,4 @@
-"""Batches of stored images, one after the other: from an array, or decoded ahead by workers."""
+"""Batches of stored images, one after the other: from an array, or made ahead by workers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sqakd_deploy.data.fitted import FittedImages
 from sqakd_deploy.data.image_files import ImageFiles
 from sqakd_deploy.data.images import Images
 from sqakd_deploy.errors import DataError
@@ -25,7 +26,7 @@ class Gather:
 
     Args:
         images: uint8 ``(N, C, H, W)``.
-        pin: keep what workers decode in page-locked memory, from which a GPU copies faster.
+        pin: keep what workers make in page-locked memory, from which a GPU copies faster.
     """
 
     def __init__(self, images: Images, *, pin: bool = False) -> None:
@@ -33,7 +34,7 @@ class Gather:
         self._order: list[Indices] = []
         self._busy = False
         self._loader: DataLoader[Tensor | str] | None = None
-        if isinstance(images, ImageFiles) and images.workers > 0:
+        if isinstance(images, ImageFiles | FittedImages) and images.workers > 0:
             self._loader = _loader(images, self._order, pin=pin)
 
     def __call__(self, batches: Sequence[Indices]) -> Iterator[Tensor]:
@@ -45,9 +46,9 @@ class Gather:
         if self._loader is None:
             # Indexing copies, so torch never holds on to a read-only memory map.
             return (torch.from_numpy(self.images[indices]) for indices in batches)
-        return self._decoded(self._loader, batches)
+        return self._made(self._loader, batches)
 
-    def _decoded(
+    def _made(
         self, loader: DataLoader[Tensor | str], batches: Sequence[Indices]
     ) -> Iterator[Tensor]:
         if self._busy:  # a second iteration beside the first needs workers of its own
@@ -64,33 +65,35 @@ class Gather:
             if "DataLoader worker" not in str(error):
                 raise
             raise DataError(
-                f"a process that decodes images ended ({error}); if memory or /dev/shm ran out, "
+                f"a process that reads images ended ({error}); if memory or /dev/shm ran out, "
                 "take fewer with --workers, or none with --workers 0"
             ) from error
         finally:
             self._busy = False
 
 
-class _Decoding(Dataset["Tensor | str"]):
-    """A batch of files as an item, so that one worker decodes the whole of it."""
+class _Making(Dataset["Tensor | str"]):
+    """A batch of images as an item, so that one worker makes the whole of it."""
 
-    def __init__(self, files: ImageFiles) -> None:
-        self.files = files
+    def __init__(self, images: ImageFiles | FittedImages) -> None:
+        self.images = images
 
     def __getitem__(self, indices: Indices) -> Tensor | str:
         try:
-            return torch.from_numpy(self.files[indices])
+            return torch.from_numpy(self.images[indices])
         except DataError as error:  # raised here, it would arrive with the worker's traceback
             return str(error)
 
 
-def _loader(files: ImageFiles, order: list[Indices], *, pin: bool) -> DataLoader[Tensor | str]:
+def _loader(
+    images: ImageFiles | FittedImages, order: list[Indices], *, pin: bool
+) -> DataLoader[Tensor | str]:
     """Workers that stay from epoch to epoch; ``order`` is read anew in each."""
     return DataLoader(
-        _Decoding(files),
+        _Making(images),
         batch_size=None,
         sampler=order,
-        num_workers=files.workers,
+        num_workers=images.workers,
         prefetch_factor=_AHEAD,
         persistent_workers=True,
         pin_memory=pin,

@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Images(Protocol):
-    """uint8 images ``(N, C, H, W)``: an array, a memory map, or files decoded when asked for."""
+    """uint8 images ``(N, C, H, W)``: an array, a memory map, or made when asked for."""
 
     @property
     def dtype(self) -> np.dtype[Any]: ...

@@ -2,11 +2,13 @@
 
 Layouts, tried in this order:
 
-1. ``PATH/train/…`` beside ``PATH/test/…`` (or ``val``, ``validation``, ``valid``; the first of
-   them that has class folders if ``train`` has), each with one folder a class, or each flat
-   without labels. With ``train`` alone, that folder is read by the rules below. ImageNet's names
-   ``ILSVRC2012_img_train``, ``ILSVRC2012_img_val`` and ``ILSVRC/Data/CLS-LOC`` are known, too.
-2. ``PATH/<class>/…``, two or more class folders, in which images may be nested.
+1. ``PATH/train/…`` beside ``PATH/test/…``, each with one folder a class, or each flat without
+   labels. ``training`` is as good a name, and ``testing``, ``val``, ``validation`` or ``valid`` is,
+   in any letter case; ImageNet's ``ILSVRC2012_img_train``, ``ILSVRC2012_img_val`` and
+   ``ILSVRC/Data/CLS-LOC`` are known, too. Of several test parts the first counts, or if ``train``
+   has classes the first that has some of them. One part alone is read by the rules below.
+2. ``PATH/<class>/…``, two or more class folders, in which images may be nested. Without a training
+   part, ``test`` beside others is a class.
 3. ``PATH/*.jpg``, flat, or all within a single folder: no labels.
 
 Where no test part is given, every tenth image of each class (or of the flat folder), in the order
@@ -40,8 +42,8 @@ EXTENSIONS = (
     ".tiff",
     ".webp",
 )
-_TRAIN_NAMES = ("train", "ILSVRC2012_img_train")
-_TEST_NAMES = ("test", "val", "validation", "valid", "ILSVRC2012_img_val")
+_TRAIN_NAMES = ("train", "training", "ilsvrc2012_img_train")
+_TEST_NAMES = ("test", "testing", "val", "validation", "valid", "ilsvrc2012_img_val")
 _INNER = (Path("ILSVRC", "Data", "CLS-LOC"), Path("Data", "CLS-LOC"))
 _JUNK = "__MACOSX"
 
@@ -80,16 +82,12 @@ def find_splits(path: Path) -> tuple[Listing, Listing]:
         what = "is not a folder" if path.exists() else "does not exist"
         raise DataError(f"data folder {path} {what}")
     path = _inner(path)
-    train_folder = _first(path, _TRAIN_NAMES)
-    if train_folder is None:
-        return _hold_out(_list(path))
-    tests = [path / name for name in _TEST_NAMES if (path / name).is_dir()]
-    if not tests:
-        return _hold_out(_list(train_folder))
-    train = _list(train_folder)
-    chosen = tests[0]
-    if train.classes:  # ImageNet's own test part has no labels, but its validation part has
-        chosen = next((test for test in tests if _entries(test)[1]), chosen)
+    folders = _entries(path)[1]
+    trains, tests = _named(folders, _TRAIN_NAMES), _named(folders, _TEST_NAMES)
+    if not (trains and tests):
+        return _hold_out(_list(_undivided(path, trains, tests)))
+    train = _list(trains[0])
+    chosen = _test_of(train, tests)
     test = _list(chosen, min_classes=1 if train.classes else 2)
     return train, _with_classes_of(train, test, chosen)
 
@@ -102,8 +100,46 @@ def _inner(path: Path) -> Path:
     return path
 
 
-def _first(path: Path, names: tuple[str, ...]) -> Path | None:
-    return next((path / name for name in names if (path / name).is_dir()), None)
+def _named(folders: list[Path], names: tuple[str, ...]) -> list[Path]:
+    """The folders of these names in any letter case, in the order of the names."""
+    return [folder for name in names for folder in folders if folder.name.lower() == name]
+
+
+def _undivided(path: Path, trains: list[Path], tests: list[Path]) -> Path:
+    """The folder of all images where no two parts are given."""
+    parts = trains or tests
+    if not parts:
+        return path
+    flat, folders = _entries(path)
+    beside = [other.name for other in folders if other not in parts and images_below(other)]
+    if trains:
+        if beside and not _entries(trains[0])[1]:
+            raise DataError(
+                f"{path} holds {trains[0].name}, flat, beside {', '.join(beside[:5])}: a training "
+                "part, or one class of several? Move the others away, or all class folders into a "
+                "folder train"
+            )
+        return trains[0]
+    if flat or beside:
+        return path
+    if len(tests) > 1:
+        names = " and ".join(folder.name for folder in tests)
+        raise DataError(
+            f"{path} holds {names}, but no training part; wanted train beside them, or one of "
+            f"them alone: give {tests[0]}, for instance"
+        )
+    return tests[0]
+
+
+def _test_of(train: Listing, tests: list[Path]) -> Path:
+    """Of several test parts, the one with the training part's classes.
+
+    ImageNet's own test part has no labels, but its validation part has. Tiny-ImageNet's has a
+    folder that is no class.
+    """
+    classes = set(train.classes or ())
+    known = (test for test in tests if classes & {folder.name for folder in _entries(test)[1]})
+    return next(known, tests[0])
 
 
 def _list(folder: Path, *, min_classes: int = 2) -> Listing:
@@ -143,17 +179,18 @@ def _with_classes_of(train: Listing, test: Listing, folder: Path) -> Listing:
     """Number the test images' classes as in training; a test part may lack some of them."""
     if train.classes is None:
         return Listing(test.paths)
-    if test.classes is None or test.labels is None:
+    if test.labels is None or not set(test.classes or ()) & set(train.classes):
         raise DataError(
-            f"{folder} has no class folders, but the training part has; sort its images into "
-            "folders named after their classes"
+            f"{folder} has no folder named after a class of the training part, as "
+            f"{train.classes[0]}; sort its images into folders named after their classes"
         )
-    unknown = [name for name in test.classes if name not in train.classes]
+    names = test.classes or ()
+    unknown = [name for name in names if name not in train.classes]
     if unknown:
         raise DataError(
             f"{folder} has classes that the training part lacks: {', '.join(unknown[:5])}"
         )
-    numbers = np.array([train.classes.index(name) for name in test.classes], dtype=np.int64)
+    numbers = np.array([train.classes.index(name) for name in names], dtype=np.int64)
     return Listing(test.paths, numbers[test.labels], train.classes)
 
 

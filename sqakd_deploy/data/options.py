@@ -43,6 +43,7 @@ class Keeping:
         cache: the folder of memory-mapped caches, False for none, None for the default.
         max_cache_gb: larger folders (decoded, in GiB) are decoded by workers in every epoch.
         workers: that many processes; 0 decodes in the training process, None suits the machine.
+            They also resize what is in memory where that would be too large.
     """
 
     cache: Path | Literal[False] | None = None

@@ -6,17 +6,26 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from sqakd_deploy.data.images import Images
 from sqakd_deploy.errors import DataError, SpecError
 from sqakd_deploy.registry import unknown_name
 from sqakd_deploy.spec import Spec
 
+
+def _on_unit_scale(value: float) -> float:
+    if 0 <= value <= 1:
+        return value
+    hint = "; divide what counts from 0 to 255 by 255" if value > 1 else ""
+    raise PydanticCustomError("scale", "wanted 0 to 1{hint}", {"hint": hint})
+
+
 Positive = Annotated[int, Field(ge=1)]
-Std = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
-Mean = Annotated[float, Field(allow_inf_nan=False)]
+Mean = Annotated[float, AfterValidator(_on_unit_scale)]
+Std = Annotated[float, AfterValidator(_on_unit_scale), Field(gt=0)]
 
 
 class Preprocessing(Spec):
@@ -30,8 +39,8 @@ class Preprocessing(Spec):
     Attributes:
         channels: 1 for grayscale, 3 for RGB in that order.
         input_size: height and width (pixels).
-        mean: one value a channel, on the scale 0 to 1.
-        std: one value a channel, on the scale 0 to 1.
+        mean: one value a channel, 0 to 1.
+        std: one value a channel, above 0, at most 1.
         resize: short side before the crop (pixels), as ImageNet models are tested; at least that
             of ``input_size``.
     """

@@ -22,7 +22,7 @@ class ImageSplit:
     Label-free training is handed ``images`` and nothing else.
 
     Attributes:
-        images: uint8 ``(N, C, H, W)``: an array, a memory map, or files decoded when indexed.
+        images: uint8 ``(N, C, H, W)``: an array, a memory map, or made when indexed.
         labels: class indices int64 ``(N,)``, or None if nobody labelled the images.
     """
 

@@ -11,12 +11,13 @@ from torch import nn
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.models.builtin import MODELS
 from sqakd_deploy.models.calling import call_factory
-from sqakd_deploy.models.code import build_from_code
+from sqakd_deploy.models.code import build_from_code, check_reference
 from sqakd_deploy.models.zoo import (
     TIMM_PREFIX,
     TORCHVISION_PREFIX,
     build_timm,
     build_torchvision,
+    find_timm,
     other_torchvision_names,
     torchvision_names,
 )
@@ -52,16 +53,33 @@ def build_model(
     """
     sizes = {"num_classes": num_classes, "in_channels": in_channels}
     given = dict(args or {})
+    check_model(name)
     if name.startswith(TIMM_PREFIX):
         return build_timm(name, num_classes, in_channels, given)
-    if ":" in name and not name.startswith(TORCHVISION_PREFIX):
+    if _is_code(name):
         return build_from_code(name, sizes, given)
     if name in MODELS:
         return call_factory(name, MODELS[name], {**sizes, **given})
     bare = name.removeprefix(TORCHVISION_PREFIX)
-    if bare in torchvision_names():
-        return build_torchvision(bare, num_classes, in_channels, given)
-    raise ModelError(_unknown(name))
+    return build_torchvision(bare, num_classes, in_channels, given)
+
+
+def check_model(name: str) -> None:
+    """Refuse a name that no model has, without building one or importing a person's code.
+
+    Raises:
+        ModelError: if there is no such model, or no such file.
+    """
+    if name.startswith(TIMM_PREFIX):
+        find_timm(name)
+    elif _is_code(name):
+        check_reference(name)
+    elif name not in MODELS and name.removeprefix(TORCHVISION_PREFIX) not in torchvision_names():
+        raise ModelError(_unknown(name))
+
+
+def _is_code(name: str) -> bool:
+    return ":" in name and not name.startswith((TIMM_PREFIX, TORCHVISION_PREFIX))
 
 
 def list_models() -> list[str]:

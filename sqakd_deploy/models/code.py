@@ -37,9 +37,7 @@ def build_from_code(reference: str, sizes: Mapping[str, int], args: dict[str, An
         ModelError: if the code cannot be imported, has no such factory, or the factory raises
             or returns something else than a module.
     """
-    source, _, factory_name = reference.rpartition(":")
-    if not source or not factory_name:
-        raise ModelError(f"model {reference!r}: wanted FILE.py:FACTORY or PACKAGE.MODULE:FACTORY")
+    source, factory_name = check_reference(reference)
     is_file = source.endswith(".py")
     folder = Path(source).expanduser().resolve().parent if is_file else Path.cwd()
     with _importable(folder):
@@ -48,10 +46,23 @@ def build_from_code(reference: str, sizes: Mapping[str, int], args: dict[str, An
         return call_factory(reference, factory, {**_wanted(factory, sizes), **args})
 
 
+def check_reference(reference: str) -> tuple[str, str]:
+    """The source and the factory of a reference, before anything is imported.
+
+    Raises:
+        ModelError: if it is none, or its file does not exist.
+    """
+    source, _, factory_name = reference.rpartition(":")
+    if not source or not factory_name:
+        raise ModelError(f"model {reference!r}: wanted FILE.py:FACTORY or PACKAGE.MODULE:FACTORY")
+    path = Path(source).expanduser().resolve()
+    if source.endswith(".py") and not path.is_file():
+        raise ModelError(f"model file {path} does not exist")
+    return source, factory_name
+
+
 def _import_file(source: str) -> ModuleType:
     path = Path(source).expanduser().resolve()
-    if not path.is_file():
-        raise ModelError(f"model file {path} does not exist")
     # A name of its own: a person's "resnet.py" must not hide an installed module.
     name = f"_sqakd_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)

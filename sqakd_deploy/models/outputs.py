@@ -31,7 +31,7 @@ def count_logits(model: nn.Module, name: str, shape: tuple[int, int, int]) -> in
         raise ModelError(
             f"model {name!r} does not take {height}×{width} images of {channels} channels "
             f"({type(error).__name__}: {reason}); give it those that it was made for "
-            "(--input-size, --data)"
+            "(--input-size, --channels, --data)"
         ) from error
     finally:
         model.train(training)

@@ -60,6 +60,17 @@ def load_any_weights(
     return load_state(model, state, path, unless_resized=last)
 
 
+def check_weights(weights: str) -> None:
+    """Refuse a file of weights that is not there, before anything else is read.
+
+    Raises:
+        CheckpointError: if it is neither a file nor a name of published weights.
+    """
+    path = Path(weights).expanduser()
+    if not path.is_file() and (path.exists() or not _NAME.fullmatch(weights)):
+        read_state_dict(path)  # says what is wrong
+
+
 def _torchvision(
     model: nn.Module, name: str, weights: str, replaced: str | None
 ) -> tuple[dict[str, Tensor], Path]:

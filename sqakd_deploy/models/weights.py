@@ -105,7 +105,7 @@ def load_state(
     if problems:
         raise CheckpointError(
             f"{path} does not fit {type(model).__name__}: {'; '.join(problems)}. "
-            "Is it of another model, or of another number of classes or channels?"
+            "Is it of another model, or of another number of classes or channels (--channels)?"
         )
     wanted.update(complete)  # it knows its modules' versions, which MNASNet asks for
     model.load_state_dict(wanted)

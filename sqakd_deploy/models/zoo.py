@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 from dataclasses import dataclass
 from functools import cache
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import torchvision
@@ -62,6 +62,17 @@ def build_timm(name: str, num_classes: int, in_channels: int, args: dict[str, An
     Raises:
         ModelError: if timm is not installed, has no such model, or cannot build it.
     """
+    timm, bare = find_timm(name)
+    sizes = {"pretrained": False, "num_classes": num_classes, "in_chans": in_channels}
+    return call_factory(name, timm.create_model, {"model_name": bare, **sizes, **args})
+
+
+def find_timm(name: str) -> tuple[ModuleType, str]:
+    """timm, and the name of a model there.
+
+    Raises:
+        ModelError: if timm is not installed, or has no such model.
+    """
     if importlib.util.find_spec("timm") is None:
         raise ModelError(f"model {name!r} needs timm, which is not installed: pip install timm")
     timm = importlib.import_module("timm")  # optional, so not at the top
@@ -69,8 +80,7 @@ def build_timm(name: str, num_classes: int, in_channels: int, args: dict[str, An
     if not timm.is_model(bare):
         close = timm.list_models(f"*{bare}*")[:10]
         raise ModelError(unknown_name("timm model", bare, close))
-    sizes = {"pretrained": False, "num_classes": num_classes, "in_chans": in_channels}
-    return call_factory(name, timm.create_model, {"model_name": bare, **sizes, **args})
+    return timm, bare
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,6 @@ def _check_channels(name: str, model: nn.Module, in_channels: int) -> None:
     if first is not None and first.in_channels != in_channels:
         raise ModelError(
             f"model {name!r} reads images of {first.in_channels} channels, but the data has "
-            f"{in_channels}: read the data with {first.in_channels} channels, or take one of "
+            f"{in_channels}: read the data with --channels {first.in_channels}, or take one of "
             "the models that adapt, such as resnet20"
         )
