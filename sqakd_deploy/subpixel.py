@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from sqakd_deploy import graph as ir
 
+_LAYOUT = "_pixels"
+
 
 @dataclass(frozen=True)
 class Subpixel:
@@ -136,7 +138,7 @@ def as_pixels(
     """The nodes that lay blocks out as pixels, each with the value that it writes.
 
     Args:
-        name: of the layer; the last value has it with ``_pixels``.
+        name: of the value; those of the nodes begin with it (:func:`lays_out`).
         source: ``(N, O·sH·sW, blocks)``.
         made: the convolution that gave it.
         wanted: ``(N, O, H, W)``.
@@ -160,8 +162,13 @@ def as_pixels(
         steps = steps[:-1]
     made_nodes = []
     for number, (kind, dims, attributes) in enumerate(steps):
-        label = f"{name}_pixels{number}"
+        label = f"{name}{_LAYOUT}{number}"
         node = kind(label, (source.name,), label, **attributes)
         source = ir.Value(label, dims, source.grid)
         made_nodes.append((node, source))
     return made_nodes
+
+
+def lays_out(name: str, number: int) -> bool:
+    """Whether a node of that name is the step of :func:`as_pixels` with that number."""
+    return name.endswith(f"{_LAYOUT}{number}")

@@ -22,12 +22,14 @@ from sqakd_exporters.onnxruntime import OnnxRuntime, OnnxRuntimeExporter
 from sqakd_exporters.qdq import build_model
 from sqakd_exporters.saving import save_checked
 from sqakd_exporters.unsigned import as_unsigned
+from torch import nn
 
 from sqakd_deploy import graph as g
 from sqakd_deploy.api import export
 from sqakd_deploy.errors import DataError, ExportError, ParityError, SpecError
 from sqakd_deploy.exporting import ExportOptions, Session, named_stages
 from sqakd_deploy.integer import lower, snap_biases
+from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import QuantSpec
 from sqakd_deploy.verification import verifying
@@ -550,6 +552,32 @@ def test_tokens_on_the_first_axis_are_read_by_image(tmp_path: Path) -> None:
     sample = arrays(5, (4, 3))
     seen = read_codes(QdqFile(tmp_path / "tokens.onnx"), OnnxRuntime(), sample, {"quant": (4, 3)})
     np.testing.assert_array_equal(seen.codes["quant"], np.rint(sample / 0.5) + 7)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
+@pytest.mark.parametrize("pack", [False, None])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 1)])
+def test_tensors_of_transposed_convolutions_are_the_students(
+    kernel: int, stride: int, padding: int, pack: bool | None, target: str, tmp_path: Path
+) -> None:
+    """They are rounded in blocks of pixels, which the second of these cuts at the edge."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(),
+        nn.ConvTranspose2d(8, 6, kernel, stride, padding), nn.ReLU(),
+        nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    )  # fmt: skip
+    made = quantize(model, QuantSpec(target=target), example=SHAPE)
+    calibrate(made, images(64))
+    snap_biases(made)
+    path = export(made, tmp_path / "m.onnx", options=ExportOptions(pack=pack)).path
+    sample, runtime = images(12, seed=5).numpy(), get_runtime(get_exporter(target).runtime)
+    compared = compare_layers(QdqFile(path), sample, record(made, sample), runtime)
+    assert (compared.missing, compared.first) == ((), None)
+    assert not any("quant__3" in unseen for unseen in compared.unseen.values())
+    isolated = isolate(made, QdqFile(path), runtime, sample)
+    assert (isolated.unseen, isolated.differing) == ((), 0)
 
 
 # -- other runtimes -------------------------------------------------------------------------------
