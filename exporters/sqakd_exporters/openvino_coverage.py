@@ -13,6 +13,7 @@ from collections.abc import Callable
 import openvino
 
 from sqakd_deploy.exporting import Coverage, FloatFallback
+from sqakd_exporters.floats import GATES, WITHOUT_KERNEL
 
 LAYERS = {
     "Convolution": "Conv",
@@ -34,11 +35,10 @@ LAYERS = {
 }
 """OpenVINO's operators that count, by ONNX's names for them."""
 
-_GATES = {"Sigmoid": "SiLU", "HardSigmoid": "hard-swish"}
 _INTEGERS = ("u8", "i8")
 _WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm")
 _OF_TWO = ("Add", "Multiply")  # with a constant they are a bias or a scale, and no layer
-_WITHOUT_KERNEL = ("Sigmoid", "HardSigmoid", "Gelu", "Softmax", "LayerNormalization")
+_WITHOUT_KERNEL = (*WITHOUT_KERNEL, "Sigmoid", "Softmax")
 _MERGED_BIAS = "/WithoutBiases"  # what the ONNX reader calls a layer whose bias is a node apart
 
 # What stands between a layer and what quantised its input.
@@ -165,7 +165,7 @@ def _gate(product: openvino.Node) -> str | None:
     """Of what ``x · gate(x)`` a product is, if it is one."""
     sources = [value.get_node() for value in product.input_values()]
     for gate, factor in (sources, sources[::-1]):
-        name = _GATES.get(gate.get_type_name())
+        name = GATES.get(gate.get_type_name())
         if name and gate.input_values()[0].get_node() == factor:
             return name
     return None

@@ -12,19 +12,13 @@ from typing import TypeAlias
 import numpy as np
 from onnx import NodeProto, TensorProto
 
+from sqakd_exporters.floats import GATES, WITHOUT_KERNEL
 from sqakd_exporters.view import EIGHT_BIT, GraphView
 
 Rule: TypeAlias = Callable[[GraphView, NodeProto], str | None]
 
 _JOINS = ("Add", "Mul", "Concat", "MatMul")
-_WITHOUT_KERNEL = (
-    "BatchNormalization",
-    "ConvTranspose",
-    "HardSigmoid",
-    "Gelu",
-    "LayerNormalization",
-)
-_GATES = {"Sigmoid": "SiLU", "HardSigmoid": "hard-swish"}
+_WITHOUT_KERNEL = (*WITHOUT_KERNEL, "BatchNormalization", "ConvTranspose")
 _POOLS = ("AveragePool", "GlobalAveragePool", "MaxPool")
 
 # ONNX Runtime 1.32 takes a convolution's bias scale b for the accumulator's scale p where
@@ -67,12 +61,12 @@ def no_kernel(file: GraphView, layer: NodeProto) -> str | None:
 
 def _gated(file: GraphView, layer: NodeProto) -> str | None:
     """Of what ``x · gate(x)`` the layer is a part, if it is."""
-    products = file.readers(layer.output[0]) if layer.op_type in _GATES else [layer]
+    products = file.readers(layer.output[0]) if layer.op_type in GATES else [layer]
     for product in products:
         gates = [file.producers[name] for name in product.input if name in file.producers]
         for gate in gates if product.op_type == "Mul" else []:
-            if gate.op_type in _GATES and gate.input[0] in product.input:
-                return _GATES[gate.op_type]
+            if gate.op_type in GATES and gate.input[0] in product.input:
+                return GATES[gate.op_type]
     return None
 
 
