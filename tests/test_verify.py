@@ -31,7 +31,7 @@ from sqakd_deploy.exporting import ExportOptions, Session, named_stages
 from sqakd_deploy.integer import lower, snap_biases
 from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
-from sqakd_deploy.spec import QuantSpec
+from sqakd_deploy.spec import QuantSpec, TensorSpec
 from sqakd_deploy.verification import verifying
 from sqakd_deploy.verification.constants import compare_constants, constants_of
 from sqakd_deploy.verification.file import QdqFile
@@ -243,6 +243,43 @@ def test_pixels_that_are_codes_need_no_quantizer(reference: Reference, model: Pa
     plant(model, "quant_x/dq/scale", lambda scale: scale * np.float32(2))
     (difference,) = compare_with_student(QdqFile(model), reference.constants)
     assert (difference.layer, difference.constant) == ("quant_x", "scale")
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
+def test_one_number_for_a_tensor_may_have_a_shape(target: str, tmp_path: Path) -> None:
+    """Other tools write scales and zero-points of shape (1,)."""
+    made = quantize(network("residual"), QuantSpec(target=target), example=SHAPE)
+    calibrate(made, images(64))
+    snap_biases(made)
+    path = export(made, tmp_path / "m.onnx", options=ExportOptions(pack=False)).path
+    nodes = [n for n in onnx.load(path).graph.node if n.op_type.endswith("Linear")]
+    for name in {name for node in nodes for name in node.input[1:]}:
+        plant(path, name, lambda array: array.reshape(-1))
+    report = verify(path, reference_of(made, [images(16)]), made)
+    assert report.constants == ()
+    assert report.layers is not None
+    assert (report.layers.missing, report.layers.first) == ((), None)
+    assert report.saturation.layers
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_one_scale_may_stand_for_all_channels(shape: tuple[int, ...], tmp_path: Path) -> None:
+    spec = QuantSpec(weights=TensorSpec(per_channel=False))
+    made = quantize(network("residual"), spec, example=SHAPE)
+    calibrate(made, images(64))
+    path = export(made, tmp_path / "m.onnx", options=ExportOptions(pack=False)).path
+    proto = onnx.load(path)
+    for layer in ("weight", "bias"):
+        real = f"classifier/{layer}/real"
+        node = next(node for node in proto.graph.node if node.output[0] == real)
+        scale = next(t for t in proto.graph.initializer if t.name == node.input[1])
+        one = numpy_helper.to_array(scale)[:1].reshape(shape)
+        scale.CopyFrom(numpy_helper.from_array(one, scale.name))
+        zero = np.zeros(shape, np.int8 if layer == "weight" else np.int32)
+        node.input[2] = f"{real}/zero"
+        proto.graph.initializer.append(numpy_helper.from_array(zero, node.input[2]))
+    onnx.save(proto, path)
+    assert verify(path, reference_of(made, [images(16)])).failures == []
 
 
 # -- graphs that no student made ------------------------------------------------------------------

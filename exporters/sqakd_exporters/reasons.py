@@ -243,7 +243,9 @@ def _cut(file: GraphView, activation: NodeProto | None, quantizer: NodeProto) ->
     if activation.op_type == "Relu":
         if np.all(zero == limits.min):
             return None
-        return f"ReLU before a quantizer with zero-point {zero}, not {limits.min} (rule 2)"
+        return (
+            f"ReLU before a quantizer with zero-point {zero.squeeze()}, not {limits.min} (rule 2)"
+        )
     low, high = (float(np.max((q - np.float64(zero)) * scale)) for q in (limits.min, limits.max))
     bounds = _bounds(file, activation)
     if bounds is None or (bounds[0] <= low and high <= bounds[1]):
@@ -259,7 +261,7 @@ def _bounds(file: GraphView, clip: NodeProto) -> tuple[float, float] | None:
     names = [*clip.input[1:], "", ""][:2]
     pairs = zip(names, _OPEN, strict=True)
     below, above = (file.constant(name) if name else nothing for name, nothing in pairs)
-    return None if below is None or above is None else (float(below), float(above))
+    return None if below is None or above is None else (below.item(), above.item())
 
 
 def _float_bias(file: GraphView, layer: NodeProto) -> str | None:
@@ -283,5 +285,5 @@ def _same(file: GraphView, before: list[str], after: list[str]) -> bool:
         return True
     pairs = [(file.constant(a), file.constant(b)) for a, b in zip(before, after, strict=False)]
     return len(before) == len(after) and all(
-        a is not None and b is not None and np.array_equal(a, b) for a, b in pairs
+        a is not None and b is not None and np.array_equal(a.ravel(), b.ravel()) for a, b in pairs
     )
