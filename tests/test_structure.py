@@ -31,7 +31,6 @@ TORCH_FREE = (
 TORCH_FREE += ("bench", "bench_input", "bench_process", "bench_worker", "cpu")
 TORCH_FREE_VERIFICATION = ("command", "reference", "tables", "verifying")
 TORCH_FREE_DATA = ("preprocessing", "splits", "options", "digits", "decode", "layout", "load")
-
 TORCH_FREE_EXPORTERS = ("onnxruntime", "openvino", "qonnx", "tensorrt")
 
 
