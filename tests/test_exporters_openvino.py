@@ -241,6 +241,24 @@ def test_counted_padding_is_real_zero(tmp_path: Path) -> None:
     assert any(isinstance(node, g.Pad) for node in with_zeros_counted(graph).nodes)
 
 
+@pytest.mark.parametrize(("bounds", "zero"), [((0, 3), 1), ((0, 3), 0), ((0, 255), 90)])
+@pytest.mark.parametrize("joined", [False, True])
+def test_bounds_behind_an_average_pool_are_exact(
+    joined: bool, bounds: tuple[int, int], zero: int, tmp_path: Path
+) -> None:
+    """Rule O15: a float Clip there makes OpenVINO round the average on the grid of its input."""
+    b = Builder()
+    codes = b.quantize("image", "x", bounds, zero)
+    x = b.append(g.AveragePool, "avg", codes, kernel=(2, 2), stride=(2, 2), padding=(0, 0, 0, 0),
+                 ceil_mode=False, count_include_pad=False)  # fmt: skip
+    if joined:
+        x = b.append(g.Concat, "cat", x, b.conv("other", codes, 4, stride=(2, 2)), axis=1)
+    graph = b.graph(b.quantize("out", x, (0, 15), 5))
+    path = write(graph, tmp_path)
+    assert error_in_steps(graph, path) <= SAME_CODE
+    assert OpenVinoRuntime().open(path, threads=1).coverage().fallbacks == ()
+
+
 def test_hanging_windows_are_said_to_be_float(tmp_path: Path) -> None:
     """Rule O4."""
     b = Builder(shape=(3, 7, 7))
