@@ -35,8 +35,9 @@ from sqakd_deploy.meaning import Identity, Op, Scalar, Tuple
 from sqakd_deploy.ops import read
 from sqakd_deploy.quantization import BATCH_NORMS, input_shape_of, spec_of
 from sqakd_deploy.quantizers import ActivationQuantizer
+from sqakd_deploy.subpixel import Subpixel, as_pixels, subpixel
 from sqakd_deploy.tracing import describe, is_tensor, shape, tensor_inputs
-from sqakd_deploy.transposed import QuantTransposed2d, Subpixel, as_pixels, subpixel
+from sqakd_deploy.transposed import QuantTransposed2d
 
 
 @dataclass

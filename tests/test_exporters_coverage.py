@@ -16,6 +16,8 @@ import onnx
 import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from sqakd_exporters.onnxruntime import OnnxRuntime
+from sqakd_exporters.reasons import moved
+from sqakd_exporters.view import GraphView
 
 from sqakd_deploy.errors import ExportError
 from sqakd_deploy.exporting import Coverage
@@ -383,6 +385,24 @@ def test_without_names_a_layer_is_called_by_its_output(name: str, tmp_path: Path
     outputs = {node.output[0]: node.name for node in named.nodes}
     for fallback in coverage(file, tmp_path).fallbacks:
         assert by_name[outputs[fallback.node]] == fallback.reason
+
+
+@pytest.mark.parametrize("name", ["zero_point_behind_relu", "narrow_clip", "clip_of_one_side"])
+def test_numbers_with_a_shape_give_the_same_reason(name: str, tmp_path: Path) -> None:
+    """Scales, zero-points and bounds of shape (1,), as other tools write them."""
+    file = PLANT[name]()
+    for constant in ("in_s", "in_z", "out_s", "out_z", "low", "high"):
+        if constant in file.constants:
+            file.constants[constant] = file.constants[constant].reshape(1)
+    reasons = {fallback.node: fallback.reason for fallback in coverage(file, tmp_path).fallbacks}
+    assert dict(FAULTS)[name] in reasons[file.find("Conv").name]
+
+
+def test_a_shape_makes_no_other_scale(tmp_path: Path) -> None:
+    file = pool("MaxPool")
+    file.constants["out_s"] = file.constants["out_s"].reshape(1)
+    view = GraphView(onnx.load(file.write(tmp_path / "file.onnx")))
+    assert moved(view, file.find("MaxPool")) is None
 
 
 def test_a_bias_scale_within_the_runtimes_tolerance_is_fused(tmp_path: Path) -> None:

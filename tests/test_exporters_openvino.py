@@ -16,6 +16,7 @@ from integer_graphs import CASES, UINT8, Builder, Case, images
 from networks import SHAPE, network
 from networks import images as photos
 from reference_executor import logits
+from torch import nn
 
 from sqakd_deploy import graph as g
 from sqakd_deploy.api import export, export_proven
@@ -107,6 +108,37 @@ def test_nothing_runs_in_integers_without_low_precision(tmp_path: Path) -> None:
     assert coverage.total == {"Conv": 3, "GlobalAveragePool": 1, "Gemm": 1}
     assert not coverage.integer
     assert all("without low-precision" in fallback.reason for fallback in coverage.fallbacks)
+
+
+def test_a_norm_that_is_taken_apart_keeps_its_name(tmp_path: Path) -> None:
+    """OpenVINO calls what normalises MVN and a number; shift and file have the name."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.LayerNorm(SHAPE[1:]), nn.Flatten(), nn.Linear(512, 5)
+    )
+    student = quantize(model, QuantSpec(target="openvino"), example=SHAPE)
+    calibrate(student, photos(64))
+    path = export(student, tmp_path / "m.onnx").path
+    (fallback,) = OpenVinoRuntime().open(path, threads=1).coverage().fallbacks
+    assert (fallback.node, fallback.op_type) == ("1", "LayerNormalization")
+
+
+def test_a_gate_runs_where_its_product_does(tmp_path: Path) -> None:
+    """A SiLU becomes one operator with the product's name.
+
+    OpenVINO makes it a part of the convolution before it where the zero-point between the two is a
+    constant that others read, too; of two here the second.
+    """
+    b = Builder()
+    x = b.quantize("image", "x", UINT8, 128)
+    for name in ("one", "two"):
+        codes = b.quantize(f"{name}_quant", b.conv(name, x, 16), UINT8, 120)
+        silu = b.append(g.Activation, f"{name}_silu", codes, function="silu")
+        x = b.quantize(f"{name}_act", silu, UINT8, 40)
+    path = write(b.graph(b.pool_and_classify(x)), tmp_path, pack=True)
+    coverage = OpenVinoRuntime().open(path, threads=1).coverage()
+    assert coverage.total["Sigmoid"] == coverage.total["Mul"] == 2
+    assert coverage.integer["Sigmoid"] == coverage.integer["Mul"] == 1
+    assert {f.node for f in coverage.fallbacks} == {"one_silu/sigmoid", "one_silu"}
 
 
 # -- IR ------------------------------------------------------------------------------------------
@@ -207,6 +239,24 @@ def test_counted_padding_is_real_zero(tmp_path: Path) -> None:
     assert error_in_steps(graph, in_other_form(graph, tmp_path)) > 50
     assert error_in_steps(graph, write(graph, tmp_path)) <= SAME_CODE
     assert any(isinstance(node, g.Pad) for node in with_zeros_counted(graph).nodes)
+
+
+@pytest.mark.parametrize(("bounds", "zero"), [((0, 3), 1), ((0, 3), 0), ((0, 255), 90)])
+@pytest.mark.parametrize("joined", [False, True])
+def test_bounds_behind_an_average_pool_are_exact(
+    joined: bool, bounds: tuple[int, int], zero: int, tmp_path: Path
+) -> None:
+    """Rule O15: a float Clip there makes OpenVINO round the average on the grid of its input."""
+    b = Builder()
+    codes = b.quantize("image", "x", bounds, zero)
+    x = b.append(g.AveragePool, "avg", codes, kernel=(2, 2), stride=(2, 2), padding=(0, 0, 0, 0),
+                 ceil_mode=False, count_include_pad=False)  # fmt: skip
+    if joined:
+        x = b.append(g.Concat, "cat", x, b.conv("other", codes, 4, stride=(2, 2)), axis=1)
+    graph = b.graph(b.quantize("out", x, (0, 15), 5))
+    path = write(graph, tmp_path)
+    assert error_in_steps(graph, path) <= SAME_CODE
+    assert OpenVinoRuntime().open(path, threads=1).coverage().fallbacks == ()
 
 
 def test_hanging_windows_are_said_to_be_float(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import sqakd_exporters
 
 import sqakd_deploy
 
-PACKAGE = Path(sqakd_deploy.__file__).parent
-SOURCES = sorted(PACKAGE.rglob("*.py"))
+CORE, EXPORTERS = (Path(package.__file__).parent for package in (sqakd_deploy, sqakd_exporters))
+IN_CORE = sorted(CORE.rglob("*.py"))
+SOURCES = [*IN_CORE, *sorted(EXPORTERS.rglob("*.py"))]
 TORCH_FREE = (
     "errors",
     "registry",
@@ -24,10 +26,19 @@ TORCH_FREE = (
     "files",
     "cli",
     "epilogs",
+    "subpixel",
 )
 TORCH_FREE += ("bench", "bench_input", "bench_process", "bench_worker", "cpu")
 TORCH_FREE_VERIFICATION = ("command", "reference", "tables", "verifying")
 TORCH_FREE_DATA = ("preprocessing", "splits", "options", "digits", "decode", "layout", "load")
+TORCH_FREE_EXPORTERS = ("onnxruntime", "openvino", "qonnx", "tensorrt")
+
+
+def called(path: Path) -> str:
+    """A module's full name."""
+    package = CORE if path.is_relative_to(CORE) else EXPORTERS
+    parts = path.relative_to(package.parent).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
 
 
 def imported(path: Path) -> set[str]:
@@ -41,7 +52,7 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", IN_CORE, ids=called)
 def test_the_core_imports_no_exporter(path: Path) -> None:
     assert not {name for name in imported(path) if name.split(".")[0] == "sqakd_exporters"}
 
@@ -49,24 +60,21 @@ def test_the_core_imports_no_exporter(path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *TORCH_FREE,
-        *(f"data.{name}" for name in TORCH_FREE_DATA),
-        *(f"verification.{name}" for name in TORCH_FREE_VERIFICATION),
+        *(f"sqakd_deploy.{name}" for name in TORCH_FREE),
+        *(f"sqakd_deploy.data.{name}" for name in TORCH_FREE_DATA),
+        *(f"sqakd_deploy.verification.{name}" for name in TORCH_FREE_VERIFICATION),
+        *(f"sqakd_exporters.{name}" for name in TORCH_FREE_EXPORTERS),
     ],
     ids=str,
 )
 def test_what_is_said_to_be_free_of_torch_is(name: str) -> None:
-    code = f"import sys, sqakd_deploy.{name}; sys.exit('torch' in sys.modules)"
+    code = f"import sys, {name}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_modules_import_one_way() -> None:
     """No cycle: every import points to a module that does not lead back."""
-    graph = {}
-    for path in SOURCES:
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        name = ".".join(("sqakd_deploy", *(part for part in parts if part != "__init__")))
-        graph[name] = {other for other in imported(path) if other.startswith("sqakd_deploy.")}
+    graph = {called(path): imported(path) for path in SOURCES}
     graph.pop("sqakd_deploy")  # the lazy namespace names everything and imports nothing
     done: set[str] = set()
 
@@ -83,10 +91,7 @@ def test_modules_import_one_way() -> None:
 
 
 def test_no_file_outgrows_its_concern() -> None:
-    longest = {
-        str(path.relative_to(PACKAGE)): len(path.read_text(encoding="utf-8").splitlines())
-        for path in SOURCES
-    }
+    longest = {called(p): len(p.read_text(encoding="utf-8").splitlines()) for p in SOURCES}
     assert {name: count for name, count in longest.items() if count > 360} == {}
 
 

@@ -22,14 +22,16 @@ from sqakd_exporters.onnxruntime import OnnxRuntime, OnnxRuntimeExporter
 from sqakd_exporters.qdq import build_model
 from sqakd_exporters.saving import save_checked
 from sqakd_exporters.unsigned import as_unsigned
+from torch import nn
 
 from sqakd_deploy import graph as g
 from sqakd_deploy.api import export
 from sqakd_deploy.errors import DataError, ExportError, ParityError, SpecError
 from sqakd_deploy.exporting import ExportOptions, Session, named_stages
 from sqakd_deploy.integer import lower, snap_biases
+from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
-from sqakd_deploy.spec import QuantSpec
+from sqakd_deploy.spec import QuantSpec, TensorSpec
 from sqakd_deploy.verification import verifying
 from sqakd_deploy.verification.constants import compare_constants, constants_of
 from sqakd_deploy.verification.file import QdqFile
@@ -241,6 +243,43 @@ def test_pixels_that_are_codes_need_no_quantizer(reference: Reference, model: Pa
     plant(model, "quant_x/dq/scale", lambda scale: scale * np.float32(2))
     (difference,) = compare_with_student(QdqFile(model), reference.constants)
     assert (difference.layer, difference.constant) == ("quant_x", "scale")
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
+def test_one_number_for_a_tensor_may_have_a_shape(target: str, tmp_path: Path) -> None:
+    """Other tools write scales and zero-points of shape (1,)."""
+    made = quantize(network("residual"), QuantSpec(target=target), example=SHAPE)
+    calibrate(made, images(64))
+    snap_biases(made)
+    path = export(made, tmp_path / "m.onnx", options=ExportOptions(pack=False)).path
+    nodes = [n for n in onnx.load(path).graph.node if n.op_type.endswith("Linear")]
+    for name in {name for node in nodes for name in node.input[1:]}:
+        plant(path, name, lambda array: array.reshape(-1))
+    report = verify(path, reference_of(made, [images(16)]), made)
+    assert report.constants == ()
+    assert report.layers is not None
+    assert (report.layers.missing, report.layers.first) == ((), None)
+    assert report.saturation.layers
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_one_scale_may_stand_for_all_channels(shape: tuple[int, ...], tmp_path: Path) -> None:
+    spec = QuantSpec(weights=TensorSpec(per_channel=False))
+    made = quantize(network("residual"), spec, example=SHAPE)
+    calibrate(made, images(64))
+    path = export(made, tmp_path / "m.onnx", options=ExportOptions(pack=False)).path
+    proto = onnx.load(path)
+    for layer in ("weight", "bias"):
+        real = f"classifier/{layer}/real"
+        node = next(node for node in proto.graph.node if node.output[0] == real)
+        scale = next(t for t in proto.graph.initializer if t.name == node.input[1])
+        one = numpy_helper.to_array(scale)[:1].reshape(shape)
+        scale.CopyFrom(numpy_helper.from_array(one, scale.name))
+        zero = np.zeros(shape, np.int8 if layer == "weight" else np.int32)
+        node.input[2] = f"{real}/zero"
+        proto.graph.initializer.append(numpy_helper.from_array(zero, node.input[2]))
+    onnx.save(proto, path)
+    assert verify(path, reference_of(made, [images(16)])).failures == []
 
 
 # -- graphs that no student made ------------------------------------------------------------------
@@ -550,6 +589,32 @@ def test_tokens_on_the_first_axis_are_read_by_image(tmp_path: Path) -> None:
     sample = arrays(5, (4, 3))
     seen = read_codes(QdqFile(tmp_path / "tokens.onnx"), OnnxRuntime(), sample, {"quant": (4, 3)})
     np.testing.assert_array_equal(seen.codes["quant"], np.rint(sample / 0.5) + 7)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
+@pytest.mark.parametrize("pack", [False, None])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 1)])
+def test_tensors_of_transposed_convolutions_are_the_students(
+    kernel: int, stride: int, padding: int, pack: bool | None, target: str, tmp_path: Path
+) -> None:
+    """They are rounded in blocks of pixels, which the second of these cuts at the edge."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(),
+        nn.ConvTranspose2d(8, 6, kernel, stride, padding), nn.ReLU(),
+        nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    )  # fmt: skip
+    made = quantize(model, QuantSpec(target=target), example=SHAPE)
+    calibrate(made, images(64))
+    snap_biases(made)
+    path = export(made, tmp_path / "m.onnx", options=ExportOptions(pack=pack)).path
+    sample, runtime = images(12, seed=5).numpy(), get_runtime(get_exporter(target).runtime)
+    compared = compare_layers(QdqFile(path), sample, record(made, sample), runtime)
+    assert (compared.missing, compared.first) == ((), None)
+    assert not any("quant__3" in unseen for unseen in compared.unseen.values())
+    isolated = isolate(made, QdqFile(path), runtime, sample)
+    assert (isolated.unseen, isolated.differing) == ((), 0)
 
 
 # -- other runtimes -------------------------------------------------------------------------------

@@ -21,6 +21,12 @@ _OPERATORS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "gelu_tanh": ("Gelu", {"approximate": "tanh"}),
 }
 
+WITHOUT_KERNEL = ("HardSigmoid", "Gelu", "LayerNormalization")
+"""Operators that no runtime here computes in integers; each lacks some more."""
+
+GATES = {"Sigmoid": "SiLU", "HardSigmoid": "hard-swish"}
+"""What ``x · gate(x)`` is called, by the gate's operator."""
+
 _GATES = {"hard_swish": "hard_sigmoid", "silu": "sigmoid"}
 """Functions ``x · gate(x)``. HardSwish is an operator from opset 14 on, which ONNX Runtime takes
 apart in the same way."""

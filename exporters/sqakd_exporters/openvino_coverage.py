@@ -7,12 +7,14 @@ it (its *runtime model*), whose nodes list the layers they stand for. Rule numbe
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 
 import openvino
 
 from sqakd_deploy.exporting import Coverage, FloatFallback
+from sqakd_exporters.floats import GATES, WITHOUT_KERNEL
 
 LAYERS = {
     "Convolution": "Conv",
@@ -34,11 +36,11 @@ LAYERS = {
 }
 """OpenVINO's operators that count, by ONNX's names for them."""
 
-_GATES = {"Sigmoid": "SiLU", "HardSigmoid": "hard-swish"}
 _INTEGERS = ("u8", "i8")
 _WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm")
 _OF_TWO = ("Add", "Multiply")  # with a constant they are a bias or a scale, and no layer
-_WITHOUT_KERNEL = ("Sigmoid", "HardSigmoid", "Gelu", "Softmax", "LayerNormalization")
+_WITHOUT_KERNEL = (*WITHOUT_KERNEL, "Sigmoid", "Softmax")
+_PART_OF_NORM = re.compile(r"(MVN|Multiply)_\d+")  # names that OpenVINO makes up
 _MERGED_BIAS = "/WithoutBiases"  # what the ONNX reader calls a layer whose bias is a node apart
 
 # What stands between a layer and what quantised its input.
@@ -77,11 +79,10 @@ def measure(written: openvino.Model, executed: openvino.Model, *, fusing: bool =
     for layer in _layers(written):
         kind = LAYERS[layer.get_type_name()]
         total[kind] += 1
-        if _runs_in_integers(run_by(layer.get_friendly_name())):
+        if _runs_in_integers(_executed(layer, run_by)):
             integer[kind] += 1
         else:
-            name = layer.get_friendly_name().removesuffix(_MERGED_BIAS)
-            fallbacks.append(FloatFallback(name, kind, _reason(layer, kind, fusing)))
+            fallbacks.append(FloatFallback(_called(layer), kind, _reason(layer, kind, fusing)))
     packed = sum(_has_packed_weights(layer) for layer in _layers(written))
     return Coverage(dict(integer), dict(total), tuple(fallbacks), packed)
 
@@ -127,6 +128,35 @@ def _run_by(executed: openvino.Model) -> Callable[[str], openvino.Node | None]:
     return find
 
 
+def _executed(
+    layer: openvino.Node, run_by: Callable[[str], openvino.Node | None]
+) -> openvino.Node | None:
+    """What stands for a layer; ``x · gate(x)`` as one operator has the name of the product.
+
+    A SiLU may so be a part of the convolution before it, gate and all.
+    """
+    found = run_by(layer.get_friendly_name())
+    if found is not None or layer.get_type_name() not in GATES:
+        return found
+    products = [node for node in _readers(layer) if _gate(node) is not None]
+    return run_by(products[0].get_friendly_name()) if len(products) == 1 else None
+
+
+def _readers(node: openvino.Node) -> list[openvino.Node]:
+    return [value.get_node() for out in node.outputs() for value in out.get_target_inputs()]
+
+
+def _called(layer: openvino.Node) -> str:
+    """What the file calls a layer; OpenVINO takes a norm apart, and its last part has the name."""
+    node = layer
+    while _PART_OF_NORM.fullmatch(node.get_friendly_name()):
+        readers = _readers(node)
+        if len(readers) != 1 or readers[0].get_type_name() not in _OF_TWO:
+            return layer.get_friendly_name()
+        (node,) = readers
+    return node.get_friendly_name().removesuffix(_MERGED_BIAS)
+
+
 def _told(node: openvino.Node, key: str) -> str:
     info = node.get_rt_info()
     return str(info[key].value) if key in info else ""
@@ -144,11 +174,11 @@ def _reason(layer: openvino.Node, kind: str, fusing: bool) -> str:
     if not fusing:
         return "the session runs without low-precision transformations, which make integer kernels"
     if kind in _WITHOUT_KERNEL:
-        return f"OpenVINO has no integer {kind}"
+        return f"OpenVINO has no integer {kind} of its own"
     inputs = layer.input_values()
-    gate = _gate(layer) if kind == "Mul" else None
+    gate = _gate(layer)
     if gate is not None:
-        return f"it is part of a {gate}, for which OpenVINO has no integer kernel"
+        return f"it is part of a {gate}, for which OpenVINO has no integer kernel of its own"
     weighted = kind in _WITH_WEIGHTS and _is_constant(inputs[1])
     for value in inputs[:1] if weighted or kind not in ("Add", "Mul", "Concat", "Gemm") else inputs:
         if not _is_quantized(value):
@@ -162,10 +192,12 @@ def _reason(layer: openvino.Node, kind: str, fusing: bool) -> str:
 
 
 def _gate(product: openvino.Node) -> str | None:
-    """Of what ``x · gate(x)`` a product is, if it is one."""
+    """Of what ``x · gate(x)`` a node is the product, if it is."""
+    if product.get_type_name() != "Multiply":
+        return None
     sources = [value.get_node() for value in product.input_values()]
     for gate, factor in (sources, sources[::-1]):
-        name = _GATES.get(gate.get_type_name())
+        name = GATES.get(gate.get_type_name())
         if name and gate.input_values()[0].get_node() == factor:
             return name
     return None

@@ -15,7 +15,8 @@ are the restored codes themselves; the tables are shared by all layers of a widt
 
     Reshape(Gather(table, Cast(bytes, int32)), shape)
 
-and planes and shift are summed in int8, without overflow on the way. Every runtime measured folds
+and planes and shift are summed in int8, without overflow on the way
+(:mod:`~sqakd_exporters.unpacking`). Every runtime measured folds
 this; INT4 and INT2 initializers load in few of them, shifts and masks stay float in OpenVINO
 (``docs/runtime-rules.md``).
 """
@@ -24,15 +25,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from sqakd_deploy import graph as g
 from sqakd_deploy.errors import ExportError
-from sqakd_exporters.writer import LEAN_CHANNELS, Writer
 
 PLANES: Mapping[int, tuple[int, ...]] = {
     1: (1,),
@@ -199,57 +197,3 @@ def _table(width: int, low: int, step: int, *, top: bool) -> NDArray[np.int8]:
     if step == 2:
         return ((2 * fields - (2**width - 1)) << low).astype(np.int8)
     return ((fields - (2 ** (width - 1) if top else 0)) << low).astype(np.int8)
-
-
-# -- as ONNX ----------------------------------------------------------------------------------
-
-
-def restore(writer: Writer, name: str, packed: Packed) -> ir.Value:
-    """Write packed codes and the constant nodes that restore them, int8 in their shape.
-
-    Args:
-        writer: of the model.
-        name: of the weight.
-        packed: its codes.
-    """
-    parts = [_restore_plane(writer, name, packed, i) for i in range(len(packed.planes))]
-    if packed.shift is not None:
-        shift = packed.shift.reshape(-1, *[1] * (len(packed.shape) - 1))
-        parts.append(writer.constant(f"{name}/shift", shift))
-    return reduce(lambda a, b: writer.op("Add", [a, b], f"{name}/sum"), parts)
-
-
-def bias_scale(
-    writer: Writer, layer: str, weight: NDArray[np.float32], source: str, grid: g.Grid
-) -> ir.Value | NDArray[np.float32]:
-    """The scale of a layer's int32 bias: in a packed file a product of two that are there anyway.
-
-    Args:
-        writer: of the model.
-        layer: its name.
-        weight: scale of its weights ``(O,)``.
-        source: name of its input's constants.
-        grid: of its input.
-    """
-    if not writer.packed or len(weight) < LEAN_CHANNELS:
-        return grid.scale * weight
-    scale, _ = writer.grid_constants(source, grid.scale, grid)
-    factors = [writer.constant(f"{layer}/weight/scale", weight), scale]
-    return writer.op("Mul", factors, f"{layer}/bias/scale")
-
-
-def _restore_plane(writer: Writer, name: str, packed: Packed, index: int) -> ir.Value:
-    plane = packed.planes[index]
-    low = sum(packed.planes[i].width for i in range(index))
-    table = writer.constant(f"table{packed.step}_{packed.bits}_{low}", plane.table)
-    part = f"{name}/{low}" if len(packed.planes) > 1 else name
-    rows = writer.op("Cast", [writer.constant(part, plane.data)], f"{part}/i", to=ir.DataType.INT32)
-    codes = writer.op("Gather", [table, rows], f"{part}/t")
-    count = int(np.prod(packed.shape))
-    if count % plane.table.shape[1]:  # the last byte is not full
-        flat = writer.op("Reshape", [codes, writer.integers("flat", [-1])], f"{part}/f")
-        ends = [writer.integers(f"at_{end}", [end]) for end in (0, count)]
-        codes = writer.op("Slice", [flat, *ends], f"{part}/s")
-    label = "x".join(map(str, packed.shape))
-    shape = writer.integers(f"shape_{label}", packed.shape)
-    return writer.op("Reshape", [codes, shape], f"{part}/c")

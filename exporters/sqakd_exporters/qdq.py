@@ -18,9 +18,10 @@ import onnx_ir as ir
 from sqakd_deploy import graph as g
 from sqakd_deploy.errors import ExportError
 from sqakd_deploy.exporting import ExportOptions
-from sqakd_exporters import packing
 from sqakd_exporters.floats import FLOAT_EMITTERS, opset_needed
 from sqakd_exporters.forms import as_conv, as_float, as_moved
+from sqakd_exporters.packing import plan
+from sqakd_exporters.unpacking import bias_scale, restore
 from sqakd_exporters.writer import Emitters, Writer
 
 OPSETS = range(13, 26)
@@ -50,7 +51,7 @@ def build_model(
     """
     packs = () if options.pack is False else packs
     limit = opset_limit(options, opsets)
-    packed = packing.plan(graph, packs, limit, insist=options.pack is True)
+    packed = plan(graph, packs, limit, insist=options.pack is True)
     opset = opset_for(graph, options, opsets, *(layer.opset for layer in packed.values()))
     return Writer(graph, options, opset, EMITTERS if emitters is None else emitters, packed).model()
 
@@ -94,7 +95,7 @@ def weight(writer: Writer, node: g.Conv | g.Linear) -> ir.Value:
     name = f"{node.name}/weight"
     if isinstance(node.weight, g.IntWeight):
         packed = writer.packed.get(node.name)
-        codes = packing.restore(writer, name, packed) if packed else node.weight.codes
+        codes = restore(writer, name, packed) if packed else node.weight.codes
         return writer.per_channel(name, codes, node.weight.scale)
     return writer.constant(name, node.weight)
 
@@ -118,7 +119,7 @@ def bias(writer: Writer, node: g.Conv | g.Linear) -> list[ir.Value]:
         raise ExportError(
             f"node {node.name!r}: the bias scale is not input scale × weight scale in float32"
         )
-    scale = packing.bias_scale(writer, node.name, node.weight.scale, f"{node.inputs[0]}/dq", grid)
+    scale = bias_scale(writer, node.name, node.weight.scale, f"{node.inputs[0]}/dq", grid)
     return [writer.per_channel(name, node.bias.codes, scale)]
 
 

@@ -12,19 +12,13 @@ from typing import TypeAlias
 import numpy as np
 from onnx import NodeProto, TensorProto
 
+from sqakd_exporters.floats import GATES, WITHOUT_KERNEL
 from sqakd_exporters.view import EIGHT_BIT, GraphView
 
 Rule: TypeAlias = Callable[[GraphView, NodeProto], str | None]
 
 _JOINS = ("Add", "Mul", "Concat", "MatMul")
-_WITHOUT_KERNEL = (
-    "BatchNormalization",
-    "ConvTranspose",
-    "HardSigmoid",
-    "Gelu",
-    "LayerNormalization",
-)
-_GATES = {"Sigmoid": "SiLU", "HardSigmoid": "hard-swish"}
+_WITHOUT_KERNEL = (*WITHOUT_KERNEL, "BatchNormalization", "ConvTranspose")
 _POOLS = ("AveragePool", "GlobalAveragePool", "MaxPool")
 
 # ONNX Runtime 1.32 takes a convolution's bias scale b for the accumulator's scale p where
@@ -67,12 +61,12 @@ def no_kernel(file: GraphView, layer: NodeProto) -> str | None:
 
 def _gated(file: GraphView, layer: NodeProto) -> str | None:
     """Of what ``x · gate(x)`` the layer is a part, if it is."""
-    products = file.readers(layer.output[0]) if layer.op_type in _GATES else [layer]
+    products = file.readers(layer.output[0]) if layer.op_type in GATES else [layer]
     for product in products:
         gates = [file.producers[name] for name in product.input if name in file.producers]
         for gate in gates if product.op_type == "Mul" else []:
-            if gate.op_type in _GATES and gate.input[0] in product.input:
-                return _GATES[gate.op_type]
+            if gate.op_type in GATES and gate.input[0] in product.input:
+                return GATES[gate.op_type]
     return None
 
 
@@ -249,7 +243,9 @@ def _cut(file: GraphView, activation: NodeProto | None, quantizer: NodeProto) ->
     if activation.op_type == "Relu":
         if np.all(zero == limits.min):
             return None
-        return f"ReLU before a quantizer with zero-point {zero}, not {limits.min} (rule 2)"
+        return (
+            f"ReLU before a quantizer with zero-point {zero.squeeze()}, not {limits.min} (rule 2)"
+        )
     low, high = (float(np.max((q - np.float64(zero)) * scale)) for q in (limits.min, limits.max))
     bounds = _bounds(file, activation)
     if bounds is None or (bounds[0] <= low and high <= bounds[1]):
@@ -265,7 +261,7 @@ def _bounds(file: GraphView, clip: NodeProto) -> tuple[float, float] | None:
     names = [*clip.input[1:], "", ""][:2]
     pairs = zip(names, _OPEN, strict=True)
     below, above = (file.constant(name) if name else nothing for name, nothing in pairs)
-    return None if below is None or above is None else (float(below), float(above))
+    return None if below is None or above is None else (below.item(), above.item())
 
 
 def _float_bias(file: GraphView, layer: NodeProto) -> str | None:
@@ -289,5 +285,5 @@ def _same(file: GraphView, before: list[str], after: list[str]) -> bool:
         return True
     pairs = [(file.constant(a), file.constant(b)) for a, b in zip(before, after, strict=False)]
     return len(before) == len(after) and all(
-        a is not None and b is not None and np.array_equal(a, b) for a, b in pairs
+        a is not None and b is not None and np.array_equal(a.ravel(), b.ravel()) for a, b in pairs
     )

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
-
-import numpy as np
 
 from sqakd_deploy import graph as g
 from sqakd_deploy.errors import ExportError
+from sqakd_exporters.bounding import bounding, real_of, with_reals_bounded
 
 _LOWEST, _HIGHEST = -128, 127
 
@@ -28,8 +25,7 @@ def with_bounds_before(graph: g.IntegerGraph) -> g.IntegerGraph:
     """Bound what is rounded, where int8 itself does not (rule T7).
 
     TensorRT has no codes below 8 bits for activations, and no operator between a quantizer's two
-    halves. A Clip of reals whose bounds are whole steps cuts the same, and is part of the
-    convolution before it, as a ReLU is. The lowest code of what is never negative needs no bound.
+    halves; a Clip of reals cuts the same. The lowest code of what is never negative needs no bound.
 
     Args:
         graph: not changed; every grid has zero-point 0 and fits int8.
@@ -37,28 +33,14 @@ def with_bounds_before(graph: g.IntegerGraph) -> g.IntegerGraph:
     Raises:
         ExportError: if a grid does not, naming its quantizer.
     """
-    readers = Counter([*(name for node in graph.nodes for name in node.inputs), graph.output])
     producers = {node.output: node for node in graph.nodes}
-    values = dict(graph.values)
-    nodes: list[g.Node] = []
-    places: dict[str, int] = {}  # of the node that writes each value
-    for node in graph.nodes:
-        grid = graph.values[node.output].grid
-        if isinstance(node, g.Quantize) and grid is not None:
-            _check(node, grid)
-            (name,) = node.inputs
-            bounds = _bounds(node, grid, graph, producers)
-            before = nodes[places[name]] if name in places else None
-            if bounds and isinstance(before, g.Clip) and readers[name] == 1:
-                nodes[places[name]] = _narrowed(before, *bounds)
-            elif bounds:
-                output = f"{node.output}/bounded"
-                values[output] = g.Value(output, values[name].shape)
-                nodes.append(g.Clip(f"{node.name}/bounds", (name,), output, *bounds))
-                node = replace(node, inputs=(output,))
-        places[node.output] = len(nodes)
-        nodes.append(node)
-    return replace(graph, nodes=tuple(nodes), values=values)
+
+    def clip(node: g.Quantize, grid: g.Grid) -> g.Clip | None:
+        _check(node, grid)
+        bounds = _bounds(node, grid, graph, producers)
+        return None if bounds is None else bounding(node, f"{node.name}/bounds", *bounds)
+
+    return with_reals_bounded(graph, clip)
 
 
 def _check(node: g.Quantize, grid: g.Grid) -> None:
@@ -78,17 +60,13 @@ def _bounds(
     the file is its student, merges two pairs in a row into one of its own making.
     """
     if graph.values[node.inputs[0]].grid is not None:
-        return _real(node, grid.qmin), _real(node, grid.qmax)
+        return real_of(node, grid.qmin), real_of(node, grid.qmax)
     below = grid.qmin > _LOWEST
     if grid.qmin == 0 and _never_negative(node.inputs[0], graph, producers):
         below = False
     if not below and grid.qmax == _HIGHEST:
         return None
-    return _real(node, grid.qmin), None if grid.qmax == _HIGHEST else _real(node, grid.qmax)
-
-
-def _real(node: g.Quantize, code: int) -> float:
-    return float(node.step * np.float32(code))
+    return real_of(node, grid.qmin), None if grid.qmax == _HIGHEST else real_of(node, grid.qmax)
 
 
 def _never_negative(name: str, graph: g.IntegerGraph, producers: Mapping[str, g.Node]) -> bool:
@@ -104,11 +82,3 @@ def _never_negative(name: str, graph: g.IntegerGraph, producers: Mapping[str, g.
     if isinstance(node, _KEEP_SIGN):
         return all(_never_negative(source, graph, producers) for source in node.inputs)
     return isinstance(node, g.Softmax)
-
-
-def _narrowed(clip: g.Clip, low: float, high: float | None) -> g.Clip:
-    if high is None or clip.high is None:
-        high = clip.high if high is None else high
-    else:
-        high = min(clip.high, high)
-    return replace(clip, low=max(clip.low, low), high=high)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count, product
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -19,9 +19,7 @@ from sqakd_deploy import __version__
 from sqakd_deploy import graph as g
 from sqakd_deploy.errors import ExportError
 from sqakd_deploy.exporting import ExportOptions
-
-if TYPE_CHECKING:
-    from sqakd_exporters.packing import Packed
+from sqakd_exporters.packing import Packed
 
 Array: TypeAlias = NDArray[Any]
 Emitter: TypeAlias = Callable[["Writer", Any], None]

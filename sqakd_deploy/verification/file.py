@@ -159,7 +159,7 @@ class QdqFile:
         elif node.op_type == "Relu":
             yield c.LOWER, np.array(0.0, np.float32)
         elif node.op_type == "Clip":
-            for name, value in zip((c.LOWER, c.UPPER), self._inputs(node, 1), strict=False):
+            for name, value in zip((c.LOWER, c.UPPER), self._tensorwise(node), strict=False):
                 if value is not None:
                     yield name, value
         elif node.op_type in ("BatchNormalization", "LayerNormalization"):
@@ -174,6 +174,11 @@ class QdqFile:
     def _inputs(self, node: NodeProto, first: int) -> list[NDArray[Any] | None]:
         return [self.constant(name) for name in node.input[first:]]
 
+    def _tensorwise(self, node: NodeProto) -> list[NDArray[Any] | None]:
+        """Constants behind the first input; one number for the tensor may have a shape of (1,)."""
+        found = self._inputs(node, 1)
+        return [v.reshape(()) if v is not None and v.size == 1 else v for v in found]
+
     def _layer(self, node: NodeProto) -> Iterator[tuple[str, NDArray[Any]]]:
         if len(node.input) < 2:
             return
@@ -181,8 +186,9 @@ class QdqFile:
         if weight is not None and weight.op_type == "DequantizeLinear":
             codes, scale, zero = [*self._inputs(weight, 0), None][:3]
             if codes is not None and scale is not None:
-                yield c.WEIGHT_CODES, _channels_first(node, codes)
-                yield c.WEIGHT_SCALE, scale
+                codes = _channels_first(node, codes)
+                yield c.WEIGHT_CODES, codes
+                yield c.WEIGHT_SCALE, _channelwise(scale, codes)
                 yield c.WEIGHT_ZERO, np.zeros(1, np.int64) if zero is None else _unique(zero)
         else:
             floats = self.constant(node.input[1])
@@ -201,16 +207,16 @@ class QdqFile:
         codes, scale = self._inputs(bias, 0)[:2]
         if codes is not None and scale is not None:
             yield c.BIAS_CODES, codes
-            yield c.BIAS_SCALE, scale
+            yield c.BIAS_SCALE, _channelwise(scale, codes)
 
     def _quantizer(self, node: NodeProto) -> Iterator[tuple[str, NDArray[Any]]]:
-        step, zero = [*self._inputs(node, 1), None][:2]
+        step, zero = [*self._tensorwise(node), None][:2]
         zero = np.array(0, np.uint8) if zero is None else zero
         if step is None or step.ndim or str(zero.dtype) not in _INTEGER_TYPES:
             return
         low, limits = c.offset(str(zero.dtype)), np.iinfo(zero.dtype)
         clip = self._clip(node)
-        lowest, highest = [*(self._inputs(clip, 1) if clip else ()), None, None][:2]
+        lowest, highest = [*(self._tensorwise(clip) if clip else ()), None, None][:2]
         yield c.STEP, step
         yield c.ZERO_POINT, np.array(int(zero) - low)
         yield c.LOWEST, np.array((limits.min if lowest is None else int(lowest)) - low)
@@ -324,6 +330,11 @@ def _unique(*arrays: NDArray[Any]) -> NDArray[Any]:
     """All different numbers, sorted."""
     flat = [np.asarray(array).reshape(-1) for array in arrays]
     return np.unique(np.concatenate(flat)) if flat else np.zeros(0)
+
+
+def _channelwise(scale: NDArray[Any], codes: NDArray[Any]) -> NDArray[Any]:
+    """A scale for each channel of codes ``(O, …)``, where there may be one for all."""
+    return np.broadcast_to(scale.reshape(-1), len(codes)) if scale.size == 1 else scale
 
 
 def _channels_first(node: NodeProto, weight: NDArray[Any]) -> NDArray[Any]:

@@ -2,7 +2,8 @@
 
 A copy of the file answers, beside the logits, the codes of the tensors asked for, as floats in one
 output: any :class:`~sqakd_deploy.exporting.Runtime` can run it. The extra readers stand behind a
-QuantizeLinear (and its Clip), where they take no fusion from a layer. Whether the copy is still the
+QuantizeLinear (and its Clip), where they take no fusion from a layer; what is rounded in blocks of
+pixels is laid out as the student has it behind them. Whether the copy is still the
 same program is not believed but checked: unless its logits are those of the file, bit for bit, the
 tensors are asked for in halves, down to single ones; one that cannot be read without changing the
 logits stays unseen. What a runtime computes inside a layer, before its QuantizeLinear, cannot be
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from sqakd_deploy.exporting import Runtime
+from sqakd_deploy.subpixel import lays_out
 from sqakd_deploy.verification.constants import offset
 from sqakd_deploy.verification.file import QdqFile, Quantized
 
@@ -122,15 +124,51 @@ def tapped(model: onnx.ModelProto, wanted: Iterable[Quantized]) -> onnx.ModelPro
     copy.CopyFrom(model)
     graph = copy.graph
     columns = [graph.output[0].name]
-    rows = _rows(graph)
+    rows, readers = _rows(graph), _only_readers(model.graph)
     for i, tensor in enumerate(wanted):
         real, flat = f"{_PREFIX}{i}/real", f"{_PREFIX}{i}/flat"
         graph.node.append(helper.make_node("Cast", [tensor.value], [real], to=TensorProto.FLOAT))
+        for step, node in enumerate(_layout(tensor.value, readers)):
+            source, real = real, f"{_PREFIX}{i}/layout{step}"
+            graph.node.append(_on(node, source, real))
         graph.node.append(helper.make_node("Reshape", [real, rows], [flat]))
         columns.append(flat)
     graph.node.append(helper.make_node("Concat", columns, [_PREFIX], axis=1))
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(_PREFIX, TensorProto.FLOAT, None))
+    return copy
+
+
+def _only_readers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """The reader of each value that has no other."""
+    found: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            found.setdefault(name, []).append(node)
+    return {name: nodes[0] for name, nodes in found.items() if len(nodes) == 1}
+
+
+def _layout(value: str, readers: Mapping[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Nodes that make pixels of a transposed convolution's blocks.
+
+    Targets lay out codes, or what these are dequantised to.
+    """
+    found: list[onnx.NodeProto] = []
+    while value in readers:
+        reader = readers[value]
+        if lays_out(reader.name, len(found)):
+            found.append(reader)
+        elif found or reader.op_type != "DequantizeLinear":
+            break
+        value = reader.output[0]
+    return found
+
+
+def _on(node: onnx.NodeProto, source: str, output: str) -> onnx.NodeProto:
+    """A node that does to another value what a node of the file does to its own."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.name, copy.input[0], copy.output[0] = output, source, output
     return copy
 
 
