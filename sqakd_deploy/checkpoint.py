@@ -104,7 +104,7 @@ def create_run(config: RunConfig, folder: Path | None, kind: str = "student") ->
         CheckpointError: if the folder cannot be written or already holds a run.
     """
     label = config.label if kind == "student" else f"{config.base}-{kind}"
-    path = folder or free_name(Path("runs") / label)
+    path = Path(folder) if folder else free_name(Path("runs") / label)
     if (path / CONFIG).exists():
         raise CheckpointError(f"{path} already holds a run: choose another --output, or remove it")
     try:
@@ -140,6 +140,8 @@ def open_run(path: Path) -> Run:
         config = load_config(path / CONFIG, {})
         state = path / STATE
         facts = json.loads(state.read_text(encoding="utf-8")) if state.exists() else {}
+        if not isinstance(facts, dict):
+            raise CheckpointError(f"{STATE} holds no facts by name")
     except (SqakdError, ValueError, OSError) as error:
         raise CheckpointError(f"run {path} is damaged: {error}") from error
     return Run(path, config, facts)

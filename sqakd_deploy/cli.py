@@ -290,8 +290,8 @@ def teacher(ctx: click.Context, **options: Any) -> None:
 def eval_(ctx: click.Context, what: Path, **options: Any) -> None:
     """Score a run, a float model's weights or an exported file on labelled images.
 
-    Runs and exported files know how their images are prepared, and a run its data; for anything
-    else say so with --data, --input-size, --channels, --mean and --std. The
+    Runs, their teachers' weights and exported files know how their images are prepared, and a run
+    its data; for anything else say so with --data, --input-size, --channels, --mean and --std. The
     held-out part is used.
     """
     _commands().evaluate(what, settings_of(ctx), **options)

@@ -134,6 +134,7 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> RunConfig:
         SpecError: if the file or a value is wrong; names the file and the key.
     """
     values = read_yaml(path) if path else {}
+    values = {key: value for key, value in values.items() if value is not None}  # as good as absent
     where = str(path) if path else "settings"
     try:
         merged = merge(values, overrides)

@@ -40,6 +40,7 @@ from sqakd_deploy.saves import Saves
 from sqakd_deploy.teacher import train_teacher
 
 T = TypeVar("T")
+TEACHING = "teacher"  # what the states of a float model's training are saved under
 
 
 def reopen(folder: Path, kind: str) -> Run:
@@ -111,12 +112,13 @@ class Job:
             data = load(self.config, self.listener, preprocessing=origin.preprocessing)
         if labelled:
             data.train.need_labels()
-        model = build(self.config, data, origin).to(self.device)
+        model, built_for = build(self.config, data, origin)
+        model.to(self.device)
         image = (data.preprocessing.channels, *data.preprocessing.input_size)
         classes = count_logits(model, self.config.model.name, image)
         supervised = labelled or self.config.distillation.loss != "kl"
         data = understood(self.config, data, origin, classes, self.listener, labelled=supervised)
-        self._facts = data_facts(data, origin, classes)
+        self._facts = data_facts(data, origin, classes, built_for)
         with fitting_threads(model, torch.zeros(batch_size, *image, device=self.device)):
             yield model, data
 
@@ -176,7 +178,7 @@ class Job:
                 batches,
                 config,
                 acceleration=self.config.distillation,
-                saves=self._saves(run, "teacher"),
+                saves=self._saves(run, TEACHING),
                 on_step=watch.on_step,
                 on_epoch=watch.on_epoch,
                 message=self.listener.message,

@@ -9,11 +9,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sqakd_deploy.checkpoint import CONFIG, TEACHER, Run, open_run
+from sqakd_deploy.checkpoint import CONFIG, STUDENT, TEACHER, Run, open_run
 from sqakd_deploy.config import ModelConfig
 from sqakd_deploy.data import ImageData, Preprocessing
 from sqakd_deploy.data.published import published_classes, published_preprocessing
 from sqakd_deploy.errors import CheckpointError
+from sqakd_deploy.models import MODELS
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Origin:
 
     Attributes:
         preprocessing: of the images that they were trained on.
-        num_classes: K, the number of logits.
+        num_classes: that the network was built for.
         classes: names of the logits.
         model: the network, and the arguments that it was built with.
         ours: a run of this package made them, whose class names are spelled as its data's are.
@@ -38,11 +39,19 @@ class Origin:
         """How the classes of images differ from those of a model of K logits, in words."""
         return data.difference(self.classes if self.ours else None, num_classes)
 
+    def of_other_classes(self, data: ImageData) -> bool:
+        """Whether the weights are known to tell other classes apart than the images have."""
+        return self.ours and data.difference(self.classes) is not None
+
     def completed(self, model: ModelConfig) -> ModelConfig:
-        """A person's wishes, and for the network that they do not name, the one of the weights."""
-        if self.model is None or model.model_fields_set & {"name", "args"}:
+        """A person's wishes; the network that they do not name, and the arguments that they do not
+        give for it, are those of the weights, but for the number of classes."""
+        if self.model is None:
             return model
-        return model.model_copy(update={"name": self.model.name, "args": self.model.args})
+        name = model.name if "name" in model.model_fields_set else self.model.name
+        theirs = self.model.args if name == self.model.name else {}
+        kept = {key: value for key, value in theirs.items() if key != "num_classes"}
+        return model.model_copy(update={"name": name, "args": {**kept, **model.args}})
 
     def of_images_alone(self) -> Origin:
         """Without the network's classes, for training that brings its own."""
@@ -57,13 +66,21 @@ def origin_of(model: ModelConfig) -> Origin:
             published ones. Of any other file nobody knows where it comes from.
 
     Raises:
-        CheckpointError: if the run around the file is damaged.
+        CheckpointError: if the run around the file is damaged, or the file is its student.
     """
     if model.weights is None:
         return Origin()
-    path = Path(model.weights).expanduser()
-    if path.name == TEACHER and (path.parent / CONFIG).is_file():
-        return origin_in(open_run(path.parent)) or Origin()
+    path = Path(model.weights).expanduser().resolve()  # through links
+    if path.name in (TEACHER, STUDENT) and (path.parent / CONFIG).is_file():
+        if path.name == STUDENT:
+            raise CheckpointError(
+                f"weights {path}: wanted those of a float model, got a run's student; name its "
+                f"teacher, {path.with_name(TEACHER)}"
+            )
+        run = open_run(path.parent)
+        return origin_in(run) or Origin(model=run.config.model)
+    if model.name in MODELS:  # torchvision has networks of the same names
+        return Origin()
     classes = published_classes(model.name, model.weights)
     return Origin(
         preprocessing=published_preprocessing(model.name, model.weights),
@@ -91,7 +108,7 @@ def _read(facts: Mapping[str, Any], model: ModelConfig) -> Origin:
     classes = facts["classes"]
     return Origin(
         preprocessing=Preprocessing.model_validate(facts["preprocessing"]),
-        num_classes=facts["num_classes"],
+        num_classes=facts.get("built_for", facts["num_classes"]),
         classes=tuple(classes) if classes else None,
         model=model,
         ours=True,

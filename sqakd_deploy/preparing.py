@@ -37,7 +37,7 @@ def check_there(config: ModelConfig) -> None:
     """
     check_model(config.name)
     if config.weights is not None:
-        check_weights(config.weights)
+        check_weights(config.name, config.weights)
 
 
 def load(
@@ -59,6 +59,11 @@ def load(
         DataError: if they cannot be read.
     """
     source = config.data
+    if preprocessing is not None and source.channels not in (None, preprocessing.channels):
+        raise SpecError(
+            f"channels: the weights were trained on images of {preprocessing.channels}, got "
+            f"{source.channels}; leave --channels out"
+        )
     data = load_data(
         source.source,
         input_size=source.input_size,
@@ -83,7 +88,7 @@ def _some(names: tuple[str, ...], most: int = 5) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
-def build(config: RunConfig, data: ImageData, origin: Origin) -> nn.Module:
+def build(config: RunConfig, data: ImageData, origin: Origin) -> tuple[nn.Module, int | None]:
     """The float model of a config, for these images.
 
     Args:
@@ -92,14 +97,17 @@ def build(config: RunConfig, data: ImageData, origin: Origin) -> nn.Module:
         origin: of the weights; a run's number of classes wins over the images', which need not be
             of the same classes to distil on.
 
+    Returns:
+        The model, and the number of classes that it was built for. A person's own factory may make
+        another number of logits of it, or take none.
+
     Raises:
         SpecError: if the number of classes is unknown.
     """
-    if origin.ours:
-        classes = origin.num_classes or data.num_classes
-    else:
-        classes = data.num_classes or origin.num_classes
-    return build_float(config.model, classes, data.preprocessing.channels)
+    numbers = [data.num_classes, origin.num_classes]
+    known = [number for number in numbers[:: -1 if origin.ours else 1] if number is not None]
+    classes = config.model.args.get("num_classes") or (known[0] if known else None)
+    return build_float(config.model, classes, data.preprocessing.channels), classes
 
 
 def understood(
@@ -129,9 +137,8 @@ def understood(
         return data
     if labelled or config.model.weights is None:
         raise SpecError(
-            f"labels: those of {data.name} mean something else to the model ({other}); leave "
-            "num_classes out or let the model's factory take it, give other --data, or distil "
-            "trained weights without labels (train --weights)"
+            f"labels: those of {data.name} mean something else to the model ({other}); "
+            + _what_helps(config)
         )
     listener.message(
         f"the model has other classes than {data.name} ({other}): labels would mean something "
@@ -140,18 +147,32 @@ def understood(
     return data.without_labels()
 
 
-def data_facts(data: ImageData, origin: Origin, num_classes: int) -> dict[str, Any]:
+def _what_helps(config: RunConfig) -> str:
+    if "num_classes" in config.model.args:
+        return "leave num_classes out"
+    if config.model.weights is None:
+        return "let the model's factory make a logit for each of num_classes"
+    if config.distillation.loss != "kl":
+        return "leave out --loss, which needs no label then, or give --data of the model's classes"
+    return "give --data of the model's classes, or distil without labels: sqakd-deploy train"
+
+
+def data_facts(
+    data: ImageData, origin: Origin, num_classes: int, built_for: int | None
+) -> dict[str, Any]:
     """What a run keeps of its images, so that nobody needs them to use the student.
 
     Args:
         data: as understood by the model.
         origin: of the weights: its class names are the student's, too.
         num_classes: that the model tells apart.
+        built_for: the number that its factory was given.
     """
     classes = data.classes or origin.classes
     return {
         "name": data.name,
         "num_classes": num_classes,
+        "built_for": built_for,
         "classes": list(classes) if classes and len(classes) == num_classes else None,
         "preprocessing": data.preprocessing.model_dump(mode="json"),
     }

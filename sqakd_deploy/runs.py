@@ -16,7 +16,7 @@ from sqakd_deploy.data.fitted import chosen
 from sqakd_deploy.data.options import Keeping
 from sqakd_deploy.data.splits import spread
 from sqakd_deploy.errors import CheckpointError, SpecError
-from sqakd_deploy.models import build_model
+from sqakd_deploy.models import build_model, is_code
 from sqakd_deploy.quantization import quantize
 
 _EVALUATION_BATCH = 256
@@ -69,13 +69,13 @@ def build_float(config: ModelConfig, classes: int | None, channels: int) -> nn.M
         channels: of the images.
 
     Raises:
-        SpecError: if the number of classes is unknown.
+        SpecError: if the number of classes is no such number, or unknown and needed.
     """
-    args = dict(config.args)
-    classes = args.pop("num_classes", classes)
-    if classes is not None and (not isinstance(classes, int) or classes < 2):
-        raise SpecError(f"num_classes: wanted a whole number from 2 on, got {classes!r}")
-    if classes is None:
+    args = {key: value for key, value in config.args.items() if value is not None}
+    given = args.get("num_classes")
+    if given is not None and (not isinstance(given, int) or given < 2):
+        raise SpecError(f"num_classes: wanted a whole number from 2 on, got {given!r}")
+    if given is None and classes is None and not is_code(config.name):
         raise SpecError(
             "the images have no labels, so the number of classes is unknown; "
             "give it with --model-arg num_classes=K"
@@ -115,9 +115,8 @@ def _untrained(run: Run) -> tuple[nn.Module, Preprocessing]:
         preprocessing = Preprocessing(**facts["preprocessing"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"run {run.path} is damaged: no data facts in run.json") from error
-    return build_float(
-        run.config.model, facts["num_classes"], preprocessing.channels
-    ), preprocessing
+    classes = facts.get("built_for", facts["num_classes"])
+    return build_float(run.config.model, classes, preprocessing.channels), preprocessing
 
 
 def keeping_of(config: DataConfig) -> Keeping:

@@ -12,19 +12,19 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from sqakd_deploy.checkpoint import TEACHER, Run, load_weights
+from sqakd_deploy.checkpoint import TEACHER, Run
 from sqakd_deploy.config import DataConfig, RunConfig
 from sqakd_deploy.data import ImageData, Preprocessing
-from sqakd_deploy.errors import DataError, SpecError
+from sqakd_deploy.errors import CheckpointError, DataError, SpecError
 from sqakd_deploy.evaluate import Logits, accuracy, predict
 from sqakd_deploy.listening import Listener
 from sqakd_deploy.models import load_any_weights
 from sqakd_deploy.models.outputs import count_logits
 from sqakd_deploy.onnx_file import read_onnx
-from sqakd_deploy.origin import origin_of
+from sqakd_deploy.origin import origin_in, origin_of
 from sqakd_deploy.plugins import get_runtime
 from sqakd_deploy.preparing import build, check_there, load
-from sqakd_deploy.runs import build_float, load_student, still_batches
+from sqakd_deploy.runs import load_student, load_teacher, still_batches
 
 
 @dataclass(frozen=True)
@@ -94,18 +94,18 @@ def score_run(
     Raises:
         SqakdError: if the run is damaged, or the images have no labels or are of other classes.
     """
-    facts = run.facts.get("data", {})
-    preprocessing = _preprocessing(facts.get("preprocessing"), str(run.path))
+    origin = origin_in(run)
+    if origin is None:
+        raise CheckpointError(f"run {run.path} was stopped before it read its images; train anew")
     wanted = run.config.model_copy(update={"data": config or run.config.data})
-    data = _labelled(wanted, preprocessing, limit, listener)
-    _same_classes(data, str(run.path), facts.get("classes"), facts["num_classes"])
+    data = _labelled(wanted, origin.preprocessing, limit, listener)
+    facts = run.facts["data"]
+    _same_classes(data, str(run.path), facts["classes"], facts["num_classes"])
     scores = []
     if run.kind == "student":
         scores.append(_score("student", load_student(run).student, data))
     if (run.path / TEACHER).exists() or not scores:
-        model = build_float(run.config.model, facts["num_classes"], preprocessing.channels)
-        load_weights(model, run.path / TEACHER)
-        scores.append(_score("teacher", model, data))
+        scores.append(_score("teacher", load_teacher(run)[0], data))
     return scores
 
 
@@ -129,10 +129,10 @@ def score_weights(
     config = config.model_copy(update={"model": origin.completed(config.model)})
     check_there(config.model)
     data = _labelled(config, origin.preprocessing, limit, listener)
-    model = build(config, data, origin)
-    load_any_weights(model, config.model.name, weights)
+    model, _ = build(config, data, origin)
     image = (data.preprocessing.channels, *data.preprocessing.input_size)
-    classes = count_logits(model, config.model.name, image)
+    classes = count_logits(model, config.model.name, image)  # lazy layers have a shape then
+    load_any_weights(model, config.model.name, weights)
     _refuse(origin.difference(data, classes), data, weights)
     return _score("float model", model, data)
 
@@ -160,6 +160,7 @@ def score_file(
         SpecError: if other channels are asked for than it takes.
         DataError: if the images have no labels, or are of other classes.
     """
+    path = Path(path)
     facts = _metadata(path)
     given = facts.get("sqakd.preprocessing")
     preprocessing = _preprocessing(json.loads(given), str(path)) if given else None

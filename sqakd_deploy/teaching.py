@@ -8,13 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from sqakd_deploy.checkpoint import TEACHER, Run, create_run
+from sqakd_deploy.checkpoint import LAST, TEACHER, Run, create_run
 from sqakd_deploy.config import RunConfig
-from sqakd_deploy.errors import SpecError
+from sqakd_deploy.data import ImageData
+from sqakd_deploy.errors import CheckpointError, SpecError
 from sqakd_deploy.evaluate import predict
-from sqakd_deploy.job import Job, reopen
+from sqakd_deploy.job import TEACHING, Job, reopen
 from sqakd_deploy.listening import Listener
 from sqakd_deploy.models import load_any_weights
+from sqakd_deploy.origin import origin_of
 from sqakd_deploy.runs import still_batches
 from sqakd_deploy.scoring import Score, score_logits
 
@@ -72,7 +74,7 @@ def _teach(job: Job, found: Run | None, output: Path | None) -> TeachResult:
     with job.prepared(config.teacher.batch_size, labelled=True) as (model, data):
         labels = data.test.need_labels()
         if config.model.weights is not None:
-            _start_from(model, config.model.name, config.model.weights, job.listener)
+            _start_from(job, model, data, found)
         run = job.opened(lambda: found or create_run(config, output, "teacher"))
         message = f"interrupted; go on with 'sqakd-deploy teacher --resume {run.path}'"
         with job.recorded(run, lambda: job.listener.message(message)):
@@ -86,11 +88,22 @@ def _teach(job: Job, found: Run | None, output: Path | None) -> TeachResult:
         return result
 
 
-def _start_from(model: nn.Module, name: str, weights: str, listener: Listener) -> None:
+def _start_from(job: Job, model: nn.Module, data: ImageData, found: Run | None) -> None:
     """Load what training starts from: all of it, or all but a classifier of other classes."""
-    classes = load_any_weights(model, name, weights, new_classifier=True)
+    wanted = job.config.model
+    assert wanted.weights is not None
+    try:
+        other = origin_of(wanted).of_other_classes(data)
+        classes = load_any_weights(
+            model, wanted.name, wanted.weights, new_classifier=True, other_classes=other
+        )
+    except CheckpointError as error:
+        if found is None or not (found.path / LAST / TEACHING).exists():
+            raise
+        job.listener.message(f"{error}; going on from what the run saved")
+        return
     if classes is not None:
-        listener.message(
-            f"the weights tell {classes} classes apart: the last layer starts anew, the others "
-            "from them"
+        job.listener.message(
+            f"the weights tell {classes} {'other ' * other}classes apart: the last layer starts "
+            "anew, the others from them"
         )

@@ -227,5 +227,8 @@ def test_files_without_a_state_dict(tmp_path: Path, value: object, found: str) -
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"got a folder; of a run, .*teacher\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"wanted a file, got a folder$"):
+        load_weights(_net(), tmp_path)
+    (tmp_path / "teacher.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"it is a run: name its .*teacher\.safetensors$"):
         load_weights(_net(), tmp_path)

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sqakd_deploy.checkpoint import open_run, save_weights
 from sqakd_deploy.cli import main
 from sqakd_deploy.config import DataConfig, RunConfig
-from sqakd_deploy.errors import DataError, SpecError
+from sqakd_deploy.errors import CheckpointError, DataError, SpecError
 from sqakd_deploy.evaluate import predict
 from sqakd_deploy.job import reopen
 from sqakd_deploy.listening import Listener
@@ -397,7 +397,7 @@ def test_a_damaged_run_around_weights_is_named(trained: Path, tmp_path: Path) ->
     (tmp_path / "own" / "run.json").write_text('{"data": {"classes": null}}')
     refused = run("train", "--epochs", "0", "--weights", "own/teacher.safetensors")
     assert refused.exit_code != 0
-    assert "run own is damaged" in refused.stderr
+    assert "own is damaged" in refused.stderr
 
 
 _NETWORKS = """
@@ -423,6 +423,16 @@ def maps():
 def large():
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
 
+def background(num_classes, in_channels):
+    return nn.Sequential(nn.Conv2d(in_channels, num_classes + 1, 3), nn.AdaptiveAvgPool2d(1),
+                         nn.Flatten())
+
+def lazy(num_classes):
+    return nn.Sequential(nn.LazyConv2d(num_classes, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def still():
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
 def colour():
     return nn.Sequential(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 """
@@ -434,6 +444,7 @@ def colour():
         ("Several", "wanted logits of shape (N, K), one row an image, and for 2 images got a dict"),
         ("maps", "for 2 images got a tensor of shape (2, 10, 6, 6)"),
         ("one", "returns 1 logit an image; wanted two or more"),
+        ("still", "has no parameters"),
         ("seven", "mean something else to the model (7 classes against 10)"),
         ("large", "does not take 8×8 images of 1 channels (RuntimeError"),
         ("colour", "does not take 8×8 images of 1 channels (RuntimeError"),
@@ -482,7 +493,7 @@ def test_logits_of_another_shape_are_not_scored() -> None:
         ),
         (("train", "--model-arg", "num_classes=0"), "whole number from 2 on, got 0"),
         (("train", "--model-arg", "num_classes=ten"), "whole number from 2 on, got 'ten'"),
-        (("train", "--weights", "{}/teacher"), "got a folder; of a run, name the file in it"),
+        (("train", "--weights", "{}/teacher"), "got a folder; it is a run: name its"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(
@@ -491,3 +502,121 @@ def test_an_option_that_would_do_nothing_is_refused(
     refused = run(*(word.format(trained) for word in command))
     assert refused.exit_code not in (0, 1), refused.output
     assert message in refused.stderr
+
+
+def test_a_factory_may_make_another_number_of_logits(tmp_path: Path) -> None:
+    """One more for the background: the run is built again from what its factory was given."""
+    (tmp_path / "net.py").write_text(_NETWORKS)
+    name = f"{tmp_path / 'net.py'}:background"
+    save_weights(build_model(name, num_classes=10, in_channels=1), tmp_path / "w.safetensors")
+    for weights, output in (("w.safetensors", "own"), ("own/teacher.safetensors", "again")):
+        few = ("--weights", weights, "--epochs", "0", "--output", output)
+        done = run("train", "--model", name, *few)
+        assert done.exit_code == 0, done.output
+        assert open_run(Path(output)).facts["data"]["num_classes"] == 11
+        exported = run("export", f"{output}.onnx", "--run", output)
+        assert exported.exit_code == 0, exported.output
+
+
+def test_a_factory_of_its_own_number_of_classes_needs_none(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(_NETWORKS)
+    save_weights(build_model("net.py:seven", num_classes=None), tmp_path / "w.safetensors")
+    (tmp_path / "loose").mkdir()
+    for number in range(3):
+        Image.new("L", (8, 8), number).save(tmp_path / "loose" / f"{number}.png")
+    few = ("train", "--data", "loose", "--model", "net.py:seven", "--weights", "w.safetensors")
+    done = run(*few, "--epochs", "0", "--output", "own")
+    assert done.exit_code == 0, done.output
+    refused = run(*few, "--epochs", "0", "--model-arg", "num_classes=5")
+    assert refused.exit_code == 6
+    assert "unexpected keyword argument 'num_classes'" in refused.stderr
+
+
+def test_lazy_layers_have_a_shape_before_weights_are_scored(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(_NETWORKS)
+    done = run("teacher", "--model", "net.py:lazy", "--epochs", "1", "--output", "own")
+    assert done.exit_code == 0, done.output
+    assert scores("own/teacher.safetensors")[0]["images"] == 360
+
+
+def test_arguments_of_a_runs_network_are_kept_but_for_its_classes(tmp_path: Path) -> None:
+    common = ("--model", "vgg8", "--model-arg", "num_classes=10", "--epochs", "1")
+    done = run("teacher", *common, "--output", "own")
+    assert done.exit_code == 0, done.output
+    weights = ("--weights", "own/teacher.safetensors")
+    (tmp_path / "link").symlink_to(tmp_path / "own", target_is_directory=True)
+    linked = ("--weights", "link/teacher.safetensors", "--model-arg", "num_classes=10")
+    done = run("train", *linked, "--epochs", "0", "--output", "linked")
+    assert done.exit_code == 0, done.output
+    assert open_run(Path("linked")).config.model.name == "vgg8"
+    for name in "abc":
+        flat(Path("three") / name)
+    done = run("teacher", "--data", "three", *weights, "--epochs", "1", "--batch-size", "2",
+               "--output", "three-own")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "tell 10 other classes apart: the last layer starts anew" in done.stderr
+
+
+def test_other_classes_of_the_same_number_have_a_last_layer_of_their_own(
+    trained: Path, tmp_path: Path
+) -> None:
+    """At a rate that moves nothing: the digits' names are 0 to 9, these are others."""
+    for name in "abcdefghij":
+        flat(Path("ten") / name)
+    weights = trained / "teacher" / "teacher.safetensors"
+    start = read_state_dict(weights)
+    for source, kept in (("ten", False), ("digits", True)):
+        done = run("teacher", "--data", source, "--weights", str(weights), "--epochs", "1", "--lr",
+                   "1e-12", "--batch-size", "5", "--output", source + "-own")  # fmt: skip
+        assert done.exit_code == 0, done.output
+        assert ("the last layer starts anew" in done.stderr) is not kept
+        found = read_state_dict(Path(source + "-own") / "teacher.safetensors")
+        assert torch.allclose(found["conv1.weight"], start["conv1.weight"], atol=1e-6)
+        assert torch.allclose(found["fc.weight"], start["fc.weight"], atol=1e-6) is kept
+
+
+def test_a_student_is_no_teacher(trained: Path) -> None:
+    for command in ("train", "teacher"):
+        refused = run(command, "--weights", str(trained / "student" / "student.safetensors"))
+        assert refused.exit_code == 5
+        assert f"name its teacher, {trained / 'student' / 'teacher.safetensors'}" in refused.stderr
+
+
+@pytest.mark.parametrize("facts", ["[]", "{}", '{"data": {}}', "{"])
+def test_eval_of_a_damaged_run(trained: Path, tmp_path: Path, facts: str) -> None:
+    copytree(trained / "teacher", tmp_path / "own")
+    (tmp_path / "own" / "run.json").write_text(facts)
+    refused = run("eval", "own")
+    assert refused.exit_code == 5, refused.output
+    assert "pydantic" not in refused.stderr
+
+
+def test_images_of_other_channels_than_the_weights(trained: Path) -> None:
+    weights = str(trained / "teacher" / "teacher.safetensors")
+    for command in (("train", "--weights", weights), ("eval", weights)):
+        refused = run(*command, "--channels", "3")
+        assert refused.exit_code == 2
+        assert "trained on images of 1, got 3; leave --channels out" in refused.stderr
+
+
+def test_a_teacher_that_goes_on_needs_its_first_weights_no_more(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copyfile(trained / "teacher" / "teacher.safetensors", tmp_path / "w.safetensors")
+    with monkeypatch.context() as patched:
+        patched.setattr("sqakd_deploy.job.train_teacher", _stopped)
+        config = {"epochs": 1, "batch_size": 128}
+        with pytest.raises(KeyboardInterrupt):
+            teach(
+                RunConfig.parse({"model": {"weights": "w.safetensors"}, "teacher": config}),
+                output=tmp_path / "own",
+            )
+    (tmp_path / "w.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"w\.safetensors does not exist"):
+        teach(resume=tmp_path / "own")  # nothing was saved
+    (tmp_path / "own" / "last" / "teacher").mkdir(parents=True)
+    assert teach(resume=tmp_path / "own").weights.is_file()
+
+
+def _stopped(*arguments: object, **options: object) -> None:
+    raise KeyboardInterrupt

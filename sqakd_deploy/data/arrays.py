@@ -118,7 +118,7 @@ def _fitted(split: ImageSplit, preprocessing: Preprocessing, options: ReadOption
         return ImageSplit(fit_images(kept.images, channels, size), kept.labels)
     options.message(
         f"{len(kept)} images of {size[0]}×{size[1]} pixels are {fitted.nbytes / _GIB:.3g} GiB, too "
-        f"much for memory: {workers or 'no'} worker processes resize them in every epoch"
+        f"much for memory: {workers or 'no'} worker processes resize them when they are read"
     )
     return ImageSplit(fitted, kept.labels)
 

@@ -18,8 +18,13 @@ _MOST_WORKERS = 8  # beyond which reading, not decoding, is what a machine waits
 
 
 def default_workers() -> int:
-    """A process for each core but the one that trains, at least 1 and at most 8."""
-    return min(_MOST_WORKERS, max(1, (os.cpu_count() or 1) - 1))
+    """A process for each core but the one that trains, at least 1 and at most 8.
+
+    Cores are those that this process may use: in a container or pinned, fewer than there are.
+    """
+    known = hasattr(os, "sched_getaffinity")  # not on every system
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return min(_MOST_WORKERS, max(1, cores - 1))
 
 
 def cache_folder() -> Path:

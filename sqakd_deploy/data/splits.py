@@ -47,15 +47,15 @@ class ImageSplit:
         return ImageSplit(self.images[indices], labels)
 
     def need_labels(self) -> NDArray[np.int64]:
-        """The labels, for supervised training.
+        """The labels, for supervised training and for scores.
 
         Raises:
             DataError: if there are none.
         """
         if self.labels is None:
             raise DataError(
-                "these images have no labels, which supervised training needs: give a tree of "
-                "class folders, or bring a trained model and train with --loss kl"
+                "these images have no labels, which supervised training and scores need: give a "
+                "tree of class folders; a trained model is distilled without (train --loss kl)"
             )
         return self.labels
 

@@ -1,6 +1,6 @@
 """Float models: the paper's networks, torchvision's, timm's, and a person's own code."""
 
-from sqakd_deploy.models.build import build_model, check_model, list_models
+from sqakd_deploy.models.build import build_model, check_model, is_code, list_models
 from sqakd_deploy.models.builtin import MADE_FOR, MODELS
 from sqakd_deploy.models.pretrained import check_weights, load_any_weights
 from sqakd_deploy.models.resnet import CifarResNet
@@ -15,6 +15,7 @@ __all__ = [
     "build_model",
     "check_model",
     "check_weights",
+    "is_code",
     "list_models",
     "load_any_weights",
     "load_weights",

@@ -29,7 +29,7 @@ _CLOSE = 5  # torchvision names shown beside our own when a name is unknown
 def build_model(
     name: str,
     *,
-    num_classes: int,
+    num_classes: int | None,
     in_channels: int = 3,
     args: Mapping[str, Any] | None = None,
 ) -> nn.Module:
@@ -39,7 +39,7 @@ def build_model(
         name: one of :data:`MODELS`, a torchvision classifier, ``timm:NAME``,
             ``FILE.py:FACTORY`` or ``PACKAGE.MODULE:FACTORY``. Where torchvision has a network of
             the name of one of ours, ``torchvision:NAME`` is theirs.
-        num_classes: K, the number of logits.
+        num_classes: K, the number of logits; None for a person's own factory that needs none.
         in_channels: C of the images.
         args: further arguments of the model's factory, by name. A person's own factory is given
             ``num_classes`` and ``in_channels`` only if it has parameters of these names.
@@ -54,10 +54,13 @@ def build_model(
     sizes = {"num_classes": num_classes, "in_channels": in_channels}
     given = dict(args or {})
     check_model(name)
+    if is_code(name):
+        known = {key: size for key, size in sizes.items() if size is not None}
+        return build_from_code(name, known, given)
+    if num_classes is None:
+        raise ModelError(f"model {name!r}: wanted num_classes, got none")
     if name.startswith(TIMM_PREFIX):
         return build_timm(name, num_classes, in_channels, given)
-    if _is_code(name):
-        return build_from_code(name, sizes, given)
     if name in MODELS:
         return call_factory(name, MODELS[name], {**sizes, **given})
     bare = name.removeprefix(TORCHVISION_PREFIX)
@@ -72,13 +75,14 @@ def check_model(name: str) -> None:
     """
     if name.startswith(TIMM_PREFIX):
         find_timm(name)
-    elif _is_code(name):
+    elif is_code(name):
         check_reference(name)
     elif name not in MODELS and name.removeprefix(TORCHVISION_PREFIX) not in torchvision_names():
         raise ModelError(_unknown(name))
 
 
-def _is_code(name: str) -> bool:
+def is_code(name: str) -> bool:
+    """Whether a name refers to a person's own factory."""
     return ":" in name and not name.startswith((TIMM_PREFIX, TORCHVISION_PREFIX))
 
 

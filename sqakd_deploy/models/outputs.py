@@ -19,7 +19,9 @@ def count_logits(model: nn.Module, name: str, shape: tuple[int, int, int]) -> in
     Raises:
         ModelError: if it does not take such images, or does not return ``(N, K)`` with K ≥ 2.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = next((p.device for p in model.parameters()), None)
+    if device is None:
+        raise ModelError(f"model {name!r} has no parameters, so there is nothing to train")
     images = torch.zeros(2, *shape, device=device)
     training = model.training
     try:

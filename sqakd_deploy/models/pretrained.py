@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
@@ -30,7 +31,12 @@ _FILE_INSTEAD = "or name a file of the trained model's weights (--weights FILE)"
 
 
 def load_any_weights(
-    model: nn.Module, name: str, weights: str, *, new_classifier: bool = False
+    model: nn.Module,
+    name: str,
+    weights: str,
+    *,
+    new_classifier: bool = False,
+    other_classes: bool = False,
 ) -> int | None:
     """Load the weights that a person names into ``model``, in place, whole or not at all.
 
@@ -41,6 +47,7 @@ def load_any_weights(
             weights: ``DEFAULT``, or for torchvision also ``IMAGENET1K_V1`` and the like.
         new_classifier: where the weights tell another number of classes apart, leave the model's
             last layer as it is, to be trained.
+        other_classes: they do so, whatever their number.
 
     Returns:
         That other number of classes; None where the weights are the whole model's.
@@ -57,23 +64,45 @@ def load_any_weights(
         state, path = _timm(model, name, weights, last)
     else:
         state, path = _torchvision(model, name, weights, last)
-    return load_state(model, state, path, unless_resized=last)
+    return load_state(model, state, path, unless_resized=last, always=other_classes)
 
 
-def check_weights(weights: str) -> None:
-    """Refuse a file of weights that is not there, before anything else is read.
+def check_weights(name: str, weights: str) -> None:
+    """Refuse weights that are not there, before anything else is read; nothing is fetched.
+
+    Args:
+        name: of the model.
+        weights: as for :func:`load_any_weights`.
 
     Raises:
         CheckpointError: if it is neither a file nor a name of published weights.
     """
     path = Path(weights).expanduser()
-    if not path.is_file() and (path.exists() or not _NAME.fullmatch(weights)):
+    if path.is_file():
+        return
+    if path.exists() or not _NAME.fullmatch(weights):
         read_state_dict(path)  # says what is wrong
+    elif not name.startswith(TIMM_PREFIX):
+        _published(name, weights)
 
 
 def _torchvision(
     model: nn.Module, name: str, weights: str, replaced: str | None
 ) -> tuple[dict[str, Tensor], Path]:
+    bare, chosen = name.removeprefix(TORCHVISION_PREFIX), _published(name, weights)
+    if replaced is None:
+        _check_classes(model, f"{weights} of {bare!r}", len(chosen.meta["categories"]))
+    if getattr(model, "transform_input", None) is False:
+        raise CheckpointError(
+            f"weights {weights} of {bare!r} were trained on inputs that the model transforms: "
+            "add --model-arg transform_input=true"
+        )
+    path = _download(chosen.url)
+    return _modern(read_state_dict(path), model), path
+
+
+def _published(name: str, weights: str) -> Any:
+    """What torchvision knows of its weights by that name."""
     bare = name.removeprefix(TORCHVISION_PREFIX)
     if not _is_theirs(name):
         raise CheckpointError(
@@ -87,16 +116,7 @@ def _torchvision(
             f"torchvision has no weights {weights!r} of {bare!r}. There are: {there}; "
             f"choose one, {_FILE_INSTEAD}"
         )
-    chosen = known[weights].value
-    if replaced is None:
-        _check_classes(model, f"{weights} of {bare!r}", len(chosen.meta["categories"]))
-    if getattr(model, "transform_input", None) is False:
-        raise CheckpointError(
-            f"weights {weights} of {bare!r} were trained on inputs that the model transforms: "
-            "add --model-arg transform_input=true"
-        )
-    path = _download(chosen.url)
-    return _modern(read_state_dict(path), model), path
+    return known[weights].value
 
 
 def _is_theirs(name: str) -> bool:

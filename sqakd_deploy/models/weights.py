@@ -78,6 +78,7 @@ def load_state(
     path: Path,
     *,
     unless_resized: str | None = None,
+    always: bool = False,
 ) -> int | None:
     """Load tensors by name into ``model``, as :func:`load_weights` does.
 
@@ -86,6 +87,7 @@ def load_state(
         state: the tensors, perhaps with a wrapper's prefix.
         path: where they are from, for the message.
         unless_resized: a layer that stays as it is where it has another number of outputs.
+        always: it does so with any number.
 
     Returns:
         That other number of outputs; None where all was loaded.
@@ -97,7 +99,7 @@ def load_state(
     found = _unwrapped(dict(state), wanted)
     counters = {key: value for key, value in wanted.items() if key.endswith(_COUNTER)}
     complete = {**counters, **found}
-    outputs = None if unless_resized is None else _resized(unless_resized, complete, wanted)
+    outputs = None if unless_resized is None else _resized(unless_resized, complete, wanted, always)
     if outputs is not None:
         own = (f"{unless_resized}.weight", f"{unless_resized}.bias")
         complete |= {key: wanted[key] for key in own if key in wanted}
@@ -112,13 +114,15 @@ def load_state(
     return outputs
 
 
-def _resized(layer: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> int | None:
+def _resized(
+    layer: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], same_too: bool
+) -> int | None:
     """How many outputs a layer has in a file, if that is all that differs."""
     theirs, ours = found.get(f"{layer}.weight"), wanted.get(f"{layer}.weight")
     if (
         theirs is None
         or ours is None
-        or theirs.shape == ours.shape
+        or (theirs.shape == ours.shape and not same_too)
         or theirs.shape[1:] != ours.shape[1:]
     ):
         return None
@@ -132,10 +136,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         CheckpointError: if the file is missing, damaged or holds no state dict.
     """
     if path.is_dir():
-        raise CheckpointError(
-            f"weights {path}: wanted a file, got a folder; of a run, name the file in it, "
-            f"{path / 'teacher.safetensors'}"
-        )
+        teacher = path / "teacher.safetensors"
+        hint = f"; it is a run: name its {teacher}" if teacher.is_file() else ""
+        raise CheckpointError(f"weights {path}: wanted a file, got a folder{hint}")
     if not path.is_file():
         raise CheckpointError(f"weight file {path} does not exist")
     if path.stat().st_size == 0:
