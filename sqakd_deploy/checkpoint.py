@@ -111,7 +111,7 @@ def create_run(config: RunConfig, folder: Path | None, kind: str = "student") ->
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / CONFIG, config.to_yaml())
         run = Run(path, config)
-        run.update(status="running", kind=kind)
+        run.update(status="running", kind=kind, started_in=str(Path.cwd()))
     except OSError as error:
         raise CheckpointError(
             f"cannot write the run folder {path}: {error.strerror}; choose another with --output"
@@ -144,7 +144,17 @@ def open_run(path: Path) -> Run:
             raise CheckpointError(f"{STATE} holds no facts by name")
     except (SqakdError, ValueError, OSError) as error:
         raise CheckpointError(f"run {path} is damaged: {error}") from error
-    return Run(path, config, facts)
+    return Run(path, _found_again(config, facts), facts)
+
+
+def _found_again(config: RunConfig, facts: dict[str, Any]) -> RunConfig:
+    """A model file that was named from the folder where the run was started, from anywhere else."""
+    source, _, factory = config.model.name.rpartition(":")
+    there = Path(str(facts.get("started_in", "."))) / source
+    if not source.endswith(".py") or Path(source).is_file() or not there.is_file():
+        return config
+    model = config.model.model_copy(update={"name": f"{there}:{factory}"})
+    return config.model_copy(update={"model": model})
 
 
 def newest_run(root: Path = Path("runs")) -> Run:

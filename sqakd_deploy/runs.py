@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import fx, nn
+from torch.nn.parameter import is_lazy
 
 from sqakd_deploy.checkpoint import STUDENT, TEACHER, Run, load_weights
 from sqakd_deploy.config import DataConfig, ModelConfig
@@ -17,6 +18,7 @@ from sqakd_deploy.data.options import Keeping
 from sqakd_deploy.data.splits import spread
 from sqakd_deploy.errors import CheckpointError, SpecError
 from sqakd_deploy.models import build_model, is_code
+from sqakd_deploy.models.outputs import count_logits
 from sqakd_deploy.quantization import quantize
 
 _EVALUATION_BATCH = 256
@@ -116,7 +118,11 @@ def _untrained(run: Run) -> tuple[nn.Module, Preprocessing]:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"run {run.path} is damaged: no data facts in run.json") from error
     classes = facts.get("built_for", facts["num_classes"])
-    return build_float(run.config.model, classes, preprocessing.channels), preprocessing
+    model = build_float(run.config.model, classes, preprocessing.channels)
+    if any(map(is_lazy, model.parameters())):  # one forward pass gives lazy layers their shapes
+        shape = (preprocessing.channels, *preprocessing.input_size)
+        count_logits(model, run.config.model.name, shape)
+    return model, preprocessing
 
 
 def keeping_of(config: DataConfig) -> Keeping:

@@ -620,3 +620,18 @@ def test_a_teacher_that_goes_on_needs_its_first_weights_no_more(
 
 def _stopped(*arguments: object, **options: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_a_runs_model_file_is_found_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "net.py").write_text(_NETWORKS)
+    done = run("teacher", "--model", "code/net.py:lazy", "--epochs", "1", "--output", "own")
+    assert done.exit_code == 0, done.output
+    monkeypatch.chdir(tmp_path / "code")
+    few = ("--weights", "../own/teacher.safetensors", "--epochs", "0", "--output", "student")
+    done = run("train", *few)
+    assert done.exit_code == 0, done.output
+    monkeypatch.chdir(tmp_path / "own")
+    assert scores("../code/student") != []
