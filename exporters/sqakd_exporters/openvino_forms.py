@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-import numpy as np
-
 from sqakd_deploy import graph as g
-from sqakd_exporters.bounding import bounding, real_of, with_reals_bounded
+from sqakd_exporters.openvino_bounds import with_bounds_apart
 from sqakd_exporters.pooling import hangs_over, padded_apart, with_padding_apart
 
 _ONE = (1, 1)
@@ -29,66 +27,6 @@ def for_openvino(graph: g.IntegerGraph) -> g.IntegerGraph:
     """
     pooled = with_zeros_counted(with_floors(with_padding_apart(graph)))
     return with_bounds_apart(with_strides_apart(with_rounding_kept(pooled)))
-
-
-def with_bounds_apart(graph: g.IntegerGraph) -> g.IntegerGraph:
-    """Bound the reals before they are rounded, instead of the codes after it (rule O10).
-
-    OpenVINO computes a float Clip inside the convolution before it, as it does a ReLU, but runs a
-    Clip of codes on its own. Behind average pools bounds may stay on codes (rule O15).
-
-    Args:
-        graph: not changed; its grids are unsigned.
-    """
-    kept = _bounded_as_codes(graph)
-    values = {
-        name: value if name in kept else replace(value, grid=value.grid and _widened(value.grid))
-        for name, value in graph.values.items()
-    }
-
-    def clip(node: g.Quantize, grid: g.Grid) -> g.Clip | None:
-        if grid.fills_dtype or node.output in kept:
-            return None
-        low, high = (real_of(node, code - grid.zero_point) for code in (grid.qmin, grid.qmax))
-        return bounding(node, f"{node.output}/bounded", low, high)
-
-    bounded = with_reals_bounded(graph, clip)
-    return replace(bounded, values={**bounded.values, **values})
-
-
-def _bounded_as_codes(graph: g.IntegerGraph) -> set[str]:
-    """Values rounded right behind an average pool that would round, too, and what shares a grid."""
-    grids = {name: value.grid for name, value in graph.values.items()}
-    pooled = {
-        node.output: grids[node.inputs[0]]
-        for node in graph.nodes
-        if isinstance(node, g.AveragePool) and not node.ceil_mode  # those are in float (rule O4)
-    }
-    kept = {
-        node.output
-        for node in graph.nodes
-        if isinstance(node, g.Quantize) and _shows(pooled.get(node.inputs[0]), node.step)
-    }
-    sharing = [
-        {node.output, *node.inputs}
-        for node in graph.nodes
-        if isinstance(node, (g.Concat, *g.DATA_MOVEMENT)) and grids[node.output]
-    ]
-    while found := [names for names in sharing if kept & names and not names <= kept]:
-        kept.update(*found)
-    return kept
-
-
-def _shows(grid: g.Grid | None, step: np.float32) -> bool:
-    """Whether rounding on the grid that a pool reads may change codes of a step.
-
-    With zero-point 0 averages stay as they are, and bounds lose less than the grid's step.
-    """
-    return grid is not None and (grid.zero_point != 0 or float(grid.scale) > float(step) / 2)
-
-
-def _widened(grid: g.Grid) -> g.Grid:
-    return replace(grid, qmin=0, qmax=255)
 
 
 def with_rounding_kept(graph: g.IntegerGraph) -> g.IntegerGraph:

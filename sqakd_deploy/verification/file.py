@@ -128,6 +128,11 @@ class QdqFile:
         """The node that writes a value."""
         return self._producers.get(name)
 
+    def clip_behind(self, node: NodeProto) -> NodeProto | None:
+        """The Clip on a quantizer's codes, if there is one."""
+        readers = self._readers.get(node.output[0], [])
+        return readers[0] if len(readers) == 1 and readers[0].op_type == "Clip" else None
+
     def reader_count(self, name: str) -> int:
         """How many nodes read a value."""
         return len(self._readers.get(name, []))
@@ -215,7 +220,7 @@ class QdqFile:
         if step is None or step.ndim or str(zero.dtype) not in _INTEGER_TYPES:
             return
         low, limits = c.offset(str(zero.dtype)), np.iinfo(zero.dtype)
-        clip = self._clip(node)
+        clip = self.clip_behind(node)
         lowest, highest = [*(self._tensorwise(clip) if clip else ()), None, None][:2]
         yield c.STEP, step
         yield c.ZERO_POINT, np.array(int(zero) - low)
@@ -230,13 +235,8 @@ class QdqFile:
 
     # -- quantised tensors -------------------------------------------------------------------
 
-    def _clip(self, node: NodeProto) -> NodeProto | None:
-        """The Clip on a quantizer's codes, if there is one."""
-        readers = self._readers.get(node.output[0], [])
-        return readers[0] if len(readers) == 1 and readers[0].op_type == "Clip" else None
-
     def _held(self, node: NodeProto) -> str:
-        clip = self._clip(node)
+        clip = self.clip_behind(node)
         return str((node if clip is None else clip).output[0])
 
     def _dequantizers(self, value: str) -> list[NodeProto]:
