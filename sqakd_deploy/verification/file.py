@@ -124,6 +124,22 @@ class QdqFile:
         """Every named QuantizeLinear, in topological order."""
         return {n.name: n for n in self._nodes if n.name and n.op_type == "QuantizeLinear"}
 
+    @cached_property
+    def unsupported(self) -> dict[str, str]:
+        """What keeps quantizers of other tools from being compared, by the quantizer's name."""
+        found = {name: self._unsupported(node) for name, node in self.quantizers.items()}
+        return {name: reason for name, reason in found.items() if reason is not None}
+
+    def _unsupported(self, node: NodeProto) -> str | None:
+        step, zero = [*self._tensorwise(node), None][:2]
+        if step is None:
+            return "its scale depends on the images; wanted a constant"
+        if step.ndim:
+            return f"it has {step.size} scales, one a channel; wanted one for the tensor"
+        if zero is not None and str(zero.dtype) not in _INTEGER_TYPES:
+            return f"its codes are {zero.dtype}; wanted uint8 or int8"
+        return None
+
     def producer(self, name: str) -> NodeProto | None:
         """The node that writes a value."""
         return self._producers.get(name)
@@ -217,7 +233,7 @@ class QdqFile:
     def _quantizer(self, node: NodeProto) -> Iterator[tuple[str, NDArray[Any]]]:
         step, zero = [*self._tensorwise(node), None][:2]
         zero = np.array(0, np.uint8) if zero is None else zero
-        if step is None or step.ndim or str(zero.dtype) not in _INTEGER_TYPES:
+        if step is None or self._unsupported(node) is not None:
             return
         low, limits = c.offset(str(zero.dtype)), np.iinfo(zero.dtype)
         clip = self.clip_behind(node)
