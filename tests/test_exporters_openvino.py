@@ -309,6 +309,24 @@ def test_bounds_of_codes_are_exact(fill: Callable[[Builder, str], str], tmp_path
     assert OpenVinoRuntime().open(path, threads=1).coverage().fallbacks == ()
 
 
+@pytest.mark.parametrize("factor", [True, False])
+def test_two_roundings_behind_a_concatenation_do_not_crash(factor: bool, tmp_path: Path) -> None:
+    """Rule O16: OpenVINO does not survive compiling them, so a process of its own does it here."""
+    b = Builder()
+    x = b.quantize("image", "x", UINT8, 128)
+    parts = [b.quantize(f"part{z}", b.conv(f"conv{z}", x, 8), UINT8, z) for z in (119, 85)]
+    x = b.quantize("cat_quant", b.append(g.Concat, "cat", *parts, axis=1), UINT8, 82)
+    if factor:
+        x = b.append(g.Scale, "scale", x, constant=np.array(0.7, np.float32))
+    path = write(b.graph(b.quantize("out", x, UINT8, 87)), tmp_path)
+    code = f"""
+        from pathlib import Path
+        from sqakd_exporters.openvino import OpenVinoRuntime
+        OpenVinoRuntime().open(Path({str(path)!r}), threads=1)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
 def test_hanging_windows_are_said_to_be_float(tmp_path: Path) -> None:
     """Rule O4."""
     b = Builder(shape=(3, 7, 7))

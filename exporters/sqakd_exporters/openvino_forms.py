@@ -26,7 +26,8 @@ def for_openvino(graph: g.IntegerGraph) -> g.IntegerGraph:
         ExportError: if a pool has no exact form, naming it.
     """
     pooled = with_zeros_counted(with_floors(with_padding_apart(graph)))
-    return with_bounds_apart(with_strides_apart(with_rounding_kept(pooled)))
+    kept = with_requantising_kept(with_rounding_kept(pooled))
+    return with_bounds_apart(with_strides_apart(kept))
 
 
 def with_rounding_kept(graph: g.IntegerGraph) -> g.IntegerGraph:
@@ -50,7 +51,7 @@ def with_rounding_kept(graph: g.IntegerGraph) -> g.IntegerGraph:
             readers[name] == 1 and isinstance(producers.get(name), g.Conv) for name in node.inputs
         ):
             fences = {
-                name: _fence(name, values)
+                name: _fence(name, values, f"{name}/rounded")
                 for name in dict.fromkeys(node.inputs)
                 if readers[name] == 1 and _rounds_a_convolution(producers.get(name), producers)
             }
@@ -73,10 +74,40 @@ def _rounds_a_convolution(node: g.Node | None, producers: dict[str, g.Node]) -> 
     return isinstance(source, (g.Conv, g.Linear))
 
 
-def _fence(name: str, values: dict[str, g.Value]) -> g.MaxPool:
-    output = f"{name}/rounded"
+def _fence(name: str, values: dict[str, g.Value], output: str) -> g.MaxPool:
     values[output] = replace(values[name], name=output)
     return g.MaxPool(output, (name,), output, _ONE, _ONE, (0, 0, 0, 0), _ONE, ceil_mode=False)
+
+
+def with_requantising_kept(graph: g.IntegerGraph) -> g.IntegerGraph:
+    """Keep a second rounding apart from that of a concatenation of several grids (rule O16).
+
+    OpenVINO crashes over the two where a zero-point is not 0, a factor between them or none.
+
+    Args:
+        graph: not changed.
+    """
+    producers = {node.output: node for node in graph.nodes}
+    values = dict(graph.values)
+    nodes: list[g.Node] = []
+    for node in graph.nodes:
+        again = isinstance(node, (g.Quantize, g.Scale))
+        if again and _rounds_several_grids(producers.get(node.inputs[0]), producers, values):
+            fence = _fence(node.inputs[0], values, f"{node.name}/rounded")
+            nodes.append(fence)
+            node = replace(node, inputs=(fence.output,))
+        nodes.append(node)
+    return replace(graph, nodes=tuple(nodes), values=values)
+
+
+def _rounds_several_grids(
+    node: g.Node | None, producers: dict[str, g.Node], values: dict[str, g.Value]
+) -> bool:
+    joined = producers.get(node.inputs[0]) if isinstance(node, g.Quantize) else None
+    if not isinstance(joined, g.Concat):
+        return False
+    grids = {values[name].grid for name in joined.inputs}
+    return len(grids) > 1 and any(grid is not None and grid.zero_point for grid in grids)
 
 
 def with_strides_apart(graph: g.IntegerGraph) -> g.IntegerGraph:
