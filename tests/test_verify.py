@@ -36,7 +36,7 @@ from sqakd_deploy.verification import verifying
 from sqakd_deploy.verification.constants import compare_constants, constants_of
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolating import isolate
-from sqakd_deploy.verification.layers import compare_layers
+from sqakd_deploy.verification.layers import LayersReport, compare_layers
 from sqakd_deploy.verification.reference import Reference, Tensor
 from sqakd_deploy.verification.stages import Tolerance
 from sqakd_deploy.verification.student import in_float64, record, reference_of, roundings
@@ -226,6 +226,32 @@ def test_a_missing_layer_is_named(reference: Reference, model: Path) -> None:
     assert [str(d) for d in report.constants or ()] == [
         "conv2: layer: no node of the file has its name"
     ]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda scale, zero: (np.repeat(scale, 8), np.repeat(zero, 8)), "it has 8 scales"),
+        (lambda scale, zero: (scale, zero.astype(np.uint16)), "its codes are uint16"),
+    ],
+)
+def test_quantizers_of_other_tools_are_said_to_be_unsupported(
+    change: Callable[..., Any], why: str, reference: Reference, model: Path
+) -> None:
+    """One scale for each channel, or 16 bits: there, under the student's name, and not compared."""
+    proto = onnx.load(model)
+    node = next(n for n in proto.graph.node if n.name == "quant_relu")
+    held = {t.name: t for t in proto.graph.initializer}
+    changed = change(*(numpy_helper.to_array(held[name]) for name in node.input[1:]))
+    for name, array in zip(node.input[1:], changed, strict=True):
+        held[name].CopyFrom(numpy_helper.from_array(array, name))
+    onnx.save(proto, model)
+    file = QdqFile(model)
+    assert reference.constants is not None
+    (difference,) = compare_with_student(file, reference.constants)
+    assert str(difference).startswith(f"quant_relu: layer: {why}")
+    report = LayersReport(1, (), {}, (), unsupported=file.unsupported)
+    assert any(line.startswith(f"not compared: quant_relu: {why}") for line in layers_lines(report))
 
 
 def test_pixels_that_are_codes_need_no_quantizer(reference: Reference, model: Path) -> None:

@@ -21,6 +21,7 @@ from sqakd_deploy.exporting import Artifact, ExportOptions, PlacementRules, Sess
 from sqakd_deploy.spec import QuantSpec
 from sqakd_exporters.floats import repeat_without_shape
 from sqakd_exporters.joining import with_codes_joined
+from sqakd_exporters.openvino_bounds import clip_of_reals_or_codes
 from sqakd_exporters.openvino_forms import for_openvino
 from sqakd_exporters.packing import PACKED_BITS
 from sqakd_exporters.qdq import EMITTERS, build_model
@@ -119,4 +120,6 @@ class OpenVinoRuntime:
         return session
 
 
-_EMITTERS: Emitters = MappingProxyType({**EMITTERS, g.Repeat: repeat_without_shape})
+_EMITTERS: Emitters = MappingProxyType(
+    {**EMITTERS, g.Clip: clip_of_reals_or_codes, g.Repeat: repeat_without_shape}
+)

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-import numpy as np
-
 from sqakd_deploy import graph as g
-from sqakd_exporters.bounding import bounding, real_of, with_reals_bounded
+from sqakd_exporters.openvino_bounds import with_bounds_apart
 from sqakd_exporters.pooling import hangs_over, padded_apart, with_padding_apart
 
 _ONE = (1, 1)
@@ -28,67 +26,8 @@ def for_openvino(graph: g.IntegerGraph) -> g.IntegerGraph:
         ExportError: if a pool has no exact form, naming it.
     """
     pooled = with_zeros_counted(with_floors(with_padding_apart(graph)))
-    return with_bounds_apart(with_strides_apart(with_rounding_kept(pooled)))
-
-
-def with_bounds_apart(graph: g.IntegerGraph) -> g.IntegerGraph:
-    """Bound the reals before they are rounded, instead of the codes after it (rule O10).
-
-    OpenVINO computes a float Clip inside the convolution before it, as it does a ReLU, but runs a
-    Clip of codes on its own. Behind average pools bounds may stay on codes (rule O15).
-
-    Args:
-        graph: not changed; its grids are unsigned.
-    """
-    kept = _bounded_as_codes(graph)
-    values = {
-        name: value if name in kept else replace(value, grid=value.grid and _widened(value.grid))
-        for name, value in graph.values.items()
-    }
-
-    def clip(node: g.Quantize, grid: g.Grid) -> g.Clip | None:
-        if grid.fills_dtype or node.output in kept:
-            return None
-        low, high = (real_of(node, code - grid.zero_point) for code in (grid.qmin, grid.qmax))
-        return bounding(node, f"{node.output}/bounded", low, high)
-
-    bounded = with_reals_bounded(graph, clip)
-    return replace(bounded, values={**bounded.values, **values})
-
-
-def _bounded_as_codes(graph: g.IntegerGraph) -> set[str]:
-    """Values rounded right behind an average pool that would round, too, and what shares a grid."""
-    grids = {name: value.grid for name, value in graph.values.items()}
-    pooled = {
-        node.output: grids[node.inputs[0]]
-        for node in graph.nodes
-        if isinstance(node, g.AveragePool) and not node.ceil_mode  # those are in float (rule O4)
-    }
-    kept = {
-        node.output
-        for node in graph.nodes
-        if isinstance(node, g.Quantize) and _shows(pooled.get(node.inputs[0]), node.step)
-    }
-    sharing = [
-        {node.output, *node.inputs}
-        for node in graph.nodes
-        if isinstance(node, (g.Concat, *g.DATA_MOVEMENT)) and grids[node.output]
-    ]
-    while found := [names for names in sharing if kept & names and not names <= kept]:
-        kept.update(*found)
-    return kept
-
-
-def _shows(grid: g.Grid | None, step: np.float32) -> bool:
-    """Whether rounding on the grid that a pool reads may change codes of a step.
-
-    With zero-point 0 averages stay as they are, and bounds lose less than the grid's step.
-    """
-    return grid is not None and (grid.zero_point != 0 or float(grid.scale) > float(step) / 2)
-
-
-def _widened(grid: g.Grid) -> g.Grid:
-    return replace(grid, qmin=0, qmax=255)
+    kept = with_requantising_kept(with_rounding_kept(pooled))
+    return with_bounds_apart(with_strides_apart(kept))
 
 
 def with_rounding_kept(graph: g.IntegerGraph) -> g.IntegerGraph:
@@ -112,7 +51,7 @@ def with_rounding_kept(graph: g.IntegerGraph) -> g.IntegerGraph:
             readers[name] == 1 and isinstance(producers.get(name), g.Conv) for name in node.inputs
         ):
             fences = {
-                name: _fence(name, values)
+                name: _fence(name, values, f"{name}/rounded")
                 for name in dict.fromkeys(node.inputs)
                 if readers[name] == 1 and _rounds_a_convolution(producers.get(name), producers)
             }
@@ -135,10 +74,40 @@ def _rounds_a_convolution(node: g.Node | None, producers: dict[str, g.Node]) -> 
     return isinstance(source, (g.Conv, g.Linear))
 
 
-def _fence(name: str, values: dict[str, g.Value]) -> g.MaxPool:
-    output = f"{name}/rounded"
+def _fence(name: str, values: dict[str, g.Value], output: str) -> g.MaxPool:
     values[output] = replace(values[name], name=output)
     return g.MaxPool(output, (name,), output, _ONE, _ONE, (0, 0, 0, 0), _ONE, ceil_mode=False)
+
+
+def with_requantising_kept(graph: g.IntegerGraph) -> g.IntegerGraph:
+    """Keep a second rounding apart from that of a concatenation of several grids (rule O16).
+
+    OpenVINO crashes over the two where a zero-point is not 0, a factor between them or none.
+
+    Args:
+        graph: not changed.
+    """
+    producers = {node.output: node for node in graph.nodes}
+    values = dict(graph.values)
+    nodes: list[g.Node] = []
+    for node in graph.nodes:
+        again = isinstance(node, (g.Quantize, g.Scale))
+        if again and _rounds_several_grids(producers.get(node.inputs[0]), producers, values):
+            fence = _fence(node.inputs[0], values, f"{node.name}/rounded")
+            nodes.append(fence)
+            node = replace(node, inputs=(fence.output,))
+        nodes.append(node)
+    return replace(graph, nodes=tuple(nodes), values=values)
+
+
+def _rounds_several_grids(
+    node: g.Node | None, producers: dict[str, g.Node], values: dict[str, g.Value]
+) -> bool:
+    joined = producers.get(node.inputs[0]) if isinstance(node, g.Quantize) else None
+    if not isinstance(joined, g.Concat):
+        return False
+    grids = {values[name].grid for name in joined.inputs}
+    return len(grids) > 1 and any(grid is not None and grid.zero_point for grid in grids)
 
 
 def with_strides_apart(graph: g.IntegerGraph) -> g.IntegerGraph:

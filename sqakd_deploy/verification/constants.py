@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count, takewhile
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -115,19 +116,23 @@ def _layer_facts(
 # -- comparing ---------------------------------------------------------------------------------
 
 
-def compare_constants(expected: Constants, found: Constants) -> list[Difference]:
+def compare_constants(
+    expected: Constants, found: Constants, unsupported: Mapping[str, str] = MappingProxyType({})
+) -> list[Difference]:
     """Every constant of a file that is not what it should be, in topological order.
 
     Args:
         expected: of the student.
         found: of the file; a layer that it lacks is a difference, too. A quantizer behind a
             concatenation may be there once for each part of it, as ``quantizer/0`` and so on.
+        unsupported: why the file's layer cannot be compared, by its name.
     """
     differences: list[Difference] = []
     for layer, facts in expected.items():
         places = [layer] if layer in found else parts_of(layer, found)
         if not places:
-            differences.append(Difference(layer, "layer", 1, 1, "no node of the file has its name"))
+            why = unsupported.get(layer, "no node of the file has its name")
+            differences.append(Difference(layer, "layer", 1, 1, why))
         for place in places:
             for name in [*facts, *(extra for extra in found[place] if extra not in facts)]:
                 differences += _compare(place, name, facts.get(name), found[place].get(name))

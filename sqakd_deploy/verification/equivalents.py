@@ -64,11 +64,15 @@ def in_one_form(
             file, quantizer.input[0]
         ):
             own = max(own[0], int(found[part][c.ZERO_POINT])), own[1]
+        behind = file.clip_behind(quantizer)
+        alone = file.reader_count(quantizer.input[0]) == 1
+        if not clip and behind is not None:  # the student's, on codes
+            clip, alone = behind.name, True
         stated = clip if clip in expected else clip.rpartition("/")[0]  # one for each part
         right = _codes(facts, expected.get(stated, {}))
         adjusted[part] = _with_codes(found[part], own)
         wanted[part] = _with_codes(facts, right)
-        if own == right and stated in expected and file.reader_count(quantizer.input[0]) == 1:
+        if own == right and stated in expected and alone:
             adjusted[clip] = expected[stated]
     return wanted, adjusted
 

@@ -124,9 +124,30 @@ class QdqFile:
         """Every named QuantizeLinear, in topological order."""
         return {n.name: n for n in self._nodes if n.name and n.op_type == "QuantizeLinear"}
 
+    @cached_property
+    def unsupported(self) -> dict[str, str]:
+        """What keeps quantizers of other tools from being compared, by the quantizer's name."""
+        found = {name: self._unsupported(node) for name, node in self.quantizers.items()}
+        return {name: reason for name, reason in found.items() if reason is not None}
+
+    def _unsupported(self, node: NodeProto) -> str | None:
+        step, zero = [*self._tensorwise(node), None][:2]
+        if step is None:
+            return "its scale depends on the images; wanted a constant"
+        if step.ndim:
+            return f"it has {step.size} scales, one a channel; wanted one for the tensor"
+        if zero is not None and str(zero.dtype) not in _INTEGER_TYPES:
+            return f"its codes are {zero.dtype}; wanted uint8 or int8"
+        return None
+
     def producer(self, name: str) -> NodeProto | None:
         """The node that writes a value."""
         return self._producers.get(name)
+
+    def clip_behind(self, node: NodeProto) -> NodeProto | None:
+        """The Clip on a quantizer's codes, if there is one."""
+        readers = self._readers.get(node.output[0], [])
+        return readers[0] if len(readers) == 1 and readers[0].op_type == "Clip" else None
 
     def reader_count(self, name: str) -> int:
         """How many nodes read a value."""
@@ -212,10 +233,10 @@ class QdqFile:
     def _quantizer(self, node: NodeProto) -> Iterator[tuple[str, NDArray[Any]]]:
         step, zero = [*self._tensorwise(node), None][:2]
         zero = np.array(0, np.uint8) if zero is None else zero
-        if step is None or step.ndim or str(zero.dtype) not in _INTEGER_TYPES:
+        if step is None or self._unsupported(node) is not None:
             return
         low, limits = c.offset(str(zero.dtype)), np.iinfo(zero.dtype)
-        clip = self._clip(node)
+        clip = self.clip_behind(node)
         lowest, highest = [*(self._tensorwise(clip) if clip else ()), None, None][:2]
         yield c.STEP, step
         yield c.ZERO_POINT, np.array(int(zero) - low)
@@ -230,13 +251,8 @@ class QdqFile:
 
     # -- quantised tensors -------------------------------------------------------------------
 
-    def _clip(self, node: NodeProto) -> NodeProto | None:
-        """The Clip on a quantizer's codes, if there is one."""
-        readers = self._readers.get(node.output[0], [])
-        return readers[0] if len(readers) == 1 and readers[0].op_type == "Clip" else None
-
     def _held(self, node: NodeProto) -> str:
-        clip = self._clip(node)
+        clip = self.clip_behind(node)
         return str((node if clip is None else clip).output[0])
 
     def _dequantizers(self, value: str) -> list[NodeProto]:

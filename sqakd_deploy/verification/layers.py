@@ -121,6 +121,7 @@ class LayersReport:
         tensors: worst first.
         unseen: quantizers whose tensors cannot be read, by the stage.
         missing: the student's quantizers that the file does not have.
+        unsupported: why tensors that it does have were not compared, by their quantizers.
         isolated: every tensor on the runtime's own codes before it, by the stage, where the student
             is at hand.
     """
@@ -130,6 +131,7 @@ class LayersReport:
     unseen: Mapping[str, tuple[str, ...]]
     missing: tuple[str, ...]
     isolated: Mapping[str, IsolatedReport] = field(default_factory=dict)
+    unsupported: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def begun(self) -> tuple[TensorReport, ...]:
@@ -183,9 +185,10 @@ def compare_layers(
             unseen[stage] = seen.unseen
     comparison = _Comparison(quantized, errors, wrong)
     reports = [_report(name, i, expected[name], comparison) for i, name in enumerate(names)]
-    missing = tuple(name for name in expected if name not in quantized)
+    unsupported = {name: why for name, why in file.unsupported.items() if name in expected}
+    missing = tuple(name for name in expected if name not in quantized and name not in unsupported)
     ordered = tuple(sorted(reports, key=lambda report: report.worst))
-    return LayersReport(len(images), ordered, unseen, missing)
+    return LayersReport(len(images), ordered, unseen, missing, unsupported=unsupported)
 
 
 def _error(

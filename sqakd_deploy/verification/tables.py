@@ -186,6 +186,7 @@ def layers_lines(report: LayersReport) -> list[str]:
         seen = "where differences begin cannot be seen"
         lines = [seen if differ else "no quantised tensor differs from the student's"]
     lines += [f"not in the file under its name: {name}" for name in report.missing]
+    lines += [f"not compared: {name}: {why}" for name, why in report.unsupported.items()]
     for stage, isolated in report.isolated.items():
         lines += _isolated_lines(stage, isolated)
     for stage, names in report.unseen.items():

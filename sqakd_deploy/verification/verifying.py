@@ -165,9 +165,10 @@ def compare_with_student(file: QdqFile, expected: Constants) -> list[Difference]
     expected, constants = in_one_form(file, expected, file.constants)
     first = next((name for name, facts in expected.items() if STEP in facts), None)
     if not file.takes_codes or first is None:
-        return compare_constants(expected, constants)
+        return compare_constants(expected, constants, file.unsupported)
     wanted = {**expected, first: {SCALE: expected[first][SCALE]}}
-    return compare_constants(wanted, {**constants, first: {SCALE: file.input_scales()}})
+    constants = {**constants, first: {SCALE: file.input_scales()}}
+    return compare_constants(wanted, constants, file.unsupported)
 
 
 def _batches(file: QdqFile, reference: Reference) -> list[NDArray[np.float32]]:
