@@ -54,7 +54,7 @@ def test_memory_is_bounded_and_batches_stay_the_same() -> None:
     (text,) = said  # of the test part, 24 MB are kept
     assert text == (
         "2000 images of 448×448 pixels are 1.12 GiB, too much for memory: no worker processes "
-        "resize them in every epoch"
+        "resize them when they are read"
     )
     indices, again = next(batches.indexed())
     eager = fit_images(_small().train.images[indices], 3, SIZE)

@@ -199,6 +199,8 @@ class _Deadly(ImageFiles):
         return None
 
 
+# torch's handler of SIGCHLD may raise once more while the loader is taken down.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_worker_that_dies_is_explained(photos: Path) -> None:
     files = _Deadly(photos, sorted(photos.rglob("*.jpg")), 3, SIZE, workers=1)
     with pytest.raises(DataError, match=r"a process that reads images ended .*--workers 0$"):

@@ -101,7 +101,7 @@ def _losses(graph: g.IntegerGraph) -> dict[str, float]:
     grids = {name: value.grid for name, value in graph.values.items()}
     found = {name: float(grid.scale) for name, grid in grids.items() if grid is not None}
     for node in graph.nodes:
-        loss = found.get(node.inputs[0])
+        loss = found.get(node.inputs[0]) if node.inputs else None  # a constant has none
         if loss is None or node.output in found:
             continue
         read = {grids[name] for name in node.inputs}

@@ -22,6 +22,7 @@ from sqakd_deploy.errors import ExportError
 from sqakd_deploy.onnx_file import read_onnx
 from sqakd_deploy.verification import constants as c
 from sqakd_deploy.verification.computed import computed_constants
+from sqakd_deploy.verification.layout import channels_first, channelwise, unique
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _WITH_CONSTANT = ("Add", "Mul", "Expand")
@@ -170,7 +171,7 @@ class QdqFile:
         """All scales that readers multiply the codes of the graph's input by."""
         readers = self._dequantizers(self.model.graph.input[0].name)
         scales = [self.constant(reader.input[1]) for reader in readers]
-        return _unique(*(scale for scale in scales if scale is not None))
+        return unique(*(scale for scale in scales if scale is not None))
 
     def _facts(self, node: NodeProto) -> Iterator[tuple[str, NDArray[Any]]]:
         if node.op_type == "QuantizeLinear":
@@ -207,14 +208,14 @@ class QdqFile:
         if weight is not None and weight.op_type == "DequantizeLinear":
             codes, scale, zero = [*self._inputs(weight, 0), None][:3]
             if codes is not None and scale is not None:
-                codes = _channels_first(node, codes)
+                codes = channels_first(node, codes)
                 yield c.WEIGHT_CODES, codes
-                yield c.WEIGHT_SCALE, _channelwise(scale, codes)
-                yield c.WEIGHT_ZERO, np.zeros(1, np.int64) if zero is None else _unique(zero)
+                yield c.WEIGHT_SCALE, channelwise(scale, codes)
+                yield c.WEIGHT_ZERO, np.zeros(1, np.int64) if zero is None else unique(zero)
         else:
             floats = self.constant(node.input[1])
             if floats is not None:
-                yield c.WEIGHT, _channels_first(node, floats)
+                yield c.WEIGHT, channels_first(node, floats)
         if len(node.input) > 2 and node.input[2]:
             yield from self._bias(node.input[2])
 
@@ -228,7 +229,7 @@ class QdqFile:
         codes, scale = self._inputs(bias, 0)[:2]
         if codes is not None and scale is not None:
             yield c.BIAS_CODES, codes
-            yield c.BIAS_SCALE, _channelwise(scale, codes)
+            yield c.BIAS_SCALE, channelwise(scale, codes)
 
     def _quantizer(self, node: NodeProto) -> Iterator[tuple[str, NDArray[Any]]]:
         step, zero = [*self._tensorwise(node), None][:2]
@@ -244,10 +245,10 @@ class QdqFile:
         yield c.HIGHEST, np.array((limits.max if highest is None else int(highest)) - low)
         readers = self._dequantizers(self._held(node))
         scales = [self.constant(reader.input[1]) for reader in readers]
-        yield c.SCALE, _unique(*(scale for scale in scales if scale is not None))
+        yield c.SCALE, unique(*(scale for scale in scales if scale is not None))
         zeros = [self.constant(reader.input[2]) for reader in readers if len(reader.input) > 2]
         codes = [zero.astype(np.int64) - low for zero in zeros if zero is not None]
-        yield c.READER_ZERO, _unique(*codes or [np.array(-low)])
+        yield c.READER_ZERO, unique(*codes or [np.array(-low)])
 
     # -- quantised tensors -------------------------------------------------------------------
 
@@ -340,26 +341,3 @@ def _load(path: Path) -> ModelProto:
     if path.suffix == ".xml" and path.is_file():
         raise ExportError(f"{path}: wanted an ONNX file, got OpenVINO IR, which export has proven")
     return read_onnx(path)
-
-
-def _unique(*arrays: NDArray[Any]) -> NDArray[Any]:
-    """All different numbers, sorted."""
-    flat = [np.asarray(array).reshape(-1) for array in arrays]
-    return np.unique(np.concatenate(flat)) if flat else np.zeros(0)
-
-
-def _channelwise(scale: NDArray[Any], codes: NDArray[Any]) -> NDArray[Any]:
-    """A scale for each channel of codes ``(O, …)``, where there may be one for all."""
-    return np.broadcast_to(scale.reshape(-1), len(codes)) if scale.size == 1 else scale
-
-
-def _channels_first(node: NodeProto, weight: NDArray[Any]) -> NDArray[Any]:
-    """A layer's weight with output channels on the first axis, as in the integer graph."""
-    attributes = {a.name: a.i for a in node.attribute}
-    if node.op_type == "ConvTranspose":
-        groups = attributes.get("group", 1)
-        split = weight.reshape(groups, -1, *weight.shape[1:])
-        return np.swapaxes(split, 1, 2).reshape(-1, split.shape[1], *weight.shape[2:])
-    if node.op_type == "MatMul" or (node.op_type == "Gemm" and not attributes.get("transB")):
-        return np.swapaxes(weight, -1, -2)
-    return weight

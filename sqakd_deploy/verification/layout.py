@@ -1,0 +1,32 @@
+"""How the constants of an ONNX layer lie, and as what the integer graph has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto
+
+
+def unique(*arrays: NDArray[Any]) -> NDArray[Any]:
+    """All different numbers, sorted."""
+    flat = [np.asarray(array).reshape(-1) for array in arrays]
+    return np.unique(np.concatenate(flat)) if flat else np.zeros(0)
+
+
+def channelwise(scale: NDArray[Any], codes: NDArray[Any]) -> NDArray[Any]:
+    """A scale for each channel of codes ``(O, …)``, where there may be one for all."""
+    return np.broadcast_to(scale.reshape(-1), len(codes)) if scale.size == 1 else scale
+
+
+def channels_first(node: NodeProto, weight: NDArray[Any]) -> NDArray[Any]:
+    """A layer's weight with output channels on the first axis, as in the integer graph."""
+    attributes = {a.name: a.i for a in node.attribute}
+    if node.op_type == "ConvTranspose":
+        groups = attributes.get("group", 1)
+        split = weight.reshape(groups, -1, *weight.shape[1:])
+        return np.swapaxes(split, 1, 2).reshape(-1, split.shape[1], *weight.shape[2:])
+    if node.op_type == "MatMul" or (node.op_type == "Gemm" and not attributes.get("transB")):
+        return np.swapaxes(weight, -1, -2)
+    return weight
