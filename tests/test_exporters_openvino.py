@@ -444,8 +444,8 @@ def test_activations_on_codes_are_no_wrong_constants(tmp_path: Path) -> None:
 # wrong bound of 4-bit codes moves a tenth of the output by several steps.
 RARELY = 0.05
 
-# A ReLU of 8-bit codes on an 8-bit grid: OpenVINO makes the two roundings one, and 11 % of
-# the codes move by a step. `export` compares answers and says so.
+# Two 8-bit grids in a row whose steps are within half a percent: OpenVINO leaves the second
+# rounding out, and 11 % of the codes move by a step. `export` compares answers and says so.
 MERGED = (106,)
 
 
