@@ -445,7 +445,8 @@ images whose two largest logits are at most a step apart, so that one code decid
 are ONNX Runtime's optimisations, against the student in PyTorch. *float64* is PyTorch against
 itself: the same student with float64 sums (on fewer images), so what float32's rounding alone does
 to its answers: no file can be expected to be nearer to its student than the student is to itself.
-Agreement is the lower the more images are close."""
+Where many images are close, agreement falls although logits
+are off by a tenth of a step."""
 
 TEXT_LAYERS = """\
 The student is run layer by layer on the codes that ONNX Runtime computed, so nothing is handed
