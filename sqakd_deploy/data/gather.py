@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sqakd_deploy.data.fitted import FittedImages
-from sqakd_deploy.data.image_files import ImageFiles
 from sqakd_deploy.data.images import Images
+from sqakd_deploy.data.on_demand import ImagesOnDemand
 from sqakd_deploy.errors import DataError
 
 Indices: TypeAlias = NDArray[np.int64]
@@ -34,7 +33,7 @@ class Gather:
         self._order: list[Indices] = []
         self._busy = False
         self._loader: DataLoader[Tensor | str] | None = None
-        if isinstance(images, ImageFiles | FittedImages) and images.workers > 0:
+        if isinstance(images, ImagesOnDemand) and images.workers > 0:
             self._loader = _loader(images, self._order, pin=pin)
 
     def __call__(self, batches: Sequence[Indices]) -> Iterator[Tensor]:
@@ -75,7 +74,7 @@ class Gather:
 class _Making(Dataset["Tensor | str"]):
     """A batch of images as an item, so that one worker makes the whole of it."""
 
-    def __init__(self, images: ImageFiles | FittedImages) -> None:
+    def __init__(self, images: ImagesOnDemand) -> None:
         self.images = images
 
     def __getitem__(self, indices: Indices) -> Tensor | str:
@@ -85,9 +84,7 @@ class _Making(Dataset["Tensor | str"]):
             return str(error)
 
 
-def _loader(
-    images: ImageFiles | FittedImages, order: list[Indices], *, pin: bool
-) -> DataLoader[Tensor | str]:
+def _loader(images: ImagesOnDemand, order: list[Indices], *, pin: bool) -> DataLoader[Tensor | str]:
     """Workers that stay from epoch to epoch; ``order`` is read anew in each."""
     return DataLoader(
         _Making(images),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sqakd_deploy.data.decode import decode_file
+from sqakd_deploy.data.on_demand import ImagesOnDemand
 
 
-class ImageFiles:
+class ImageFiles(ImagesOnDemand):
     """uint8 ``(N, C, H, W)`` on paper; a batch is decoded when it is indexed.
 
     Names are kept as one array of bytes: a million Python strings would cost each forked worker
@@ -28,9 +28,6 @@ class ImageFiles:
         workers: processes that decode in training; 0 decodes where it is asked.
     """
 
-    dtype = np.dtype(np.uint8)
-    ndim = 4
-
     def __init__(
         self,
         root: Path,
@@ -43,16 +40,6 @@ class ImageFiles:
         start = len(str(root / "_")) - 1  # slicing is 25 times faster than Path.relative_to
         relative = [os.fsencode(str(path)[start:]) for path in paths]
         self.names: NDArray[np.bytes_] = np.array(relative, dtype=np.bytes_)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, C, H, W)."""
-        return (len(self), self.channels, *self.size)
-
-    @property
-    def nbytes(self) -> int:
-        """Size once decoded (bytes)."""
-        return prod(self.shape)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -83,16 +70,13 @@ class ImageFiles:
         same.workers = workers
         return same
 
-    def __getitem__(self, key: Any) -> Any:
-        """Decode the images at indices ``(M,)`` or at one; a slice gives files, not decoded.
+    def made(self, indices: NDArray[np.intp]) -> NDArray[np.uint8]:
+        """The files at indices ``(M,)``, decoded.
 
         Raises:
-            DataError: if a file cannot be decoded, naming it.
+            DataError: if one cannot be decoded, naming it.
         """
-        if isinstance(key, slice):
-            return self.select(key)
-        indices = np.asarray(key)
-        out = np.empty((indices.size, *self.shape[1:]), np.uint8)
-        for pixels, index in zip(out, indices.ravel(), strict=True):
+        out = np.empty((len(indices), *self.shape[1:]), np.uint8)
+        for pixels, index in zip(out, indices, strict=True):
             pixels[...] = decode_file(self.path(int(index)), self.channels, self.size)
-        return out.reshape(*indices.shape, *self.shape[1:])
+        return out
