@@ -40,13 +40,17 @@ TEACHER: tuple[dict[str, Any], ...] = (
     {"epochs": 40, "lr": 0.1, "weight_decay": 5e-4},
 )
 EPOCHS = 10
+# An ablation compares cells with each other, not with a target: the shorter schedule shows it.
+ABLATION_EPOCHS = 3
 METHODS = ("lsq", "ewgs", "dorefa", "pact")
+DEFAULTS = "defaults"  # what an ablation's other cells are compared with
 # Ablated where quantization hurts, so that a difference shows; each changes one default.
 ABLATED = ("ewgs", 2)
 # And of the first method at 4 bits, what is chosen otherwise there.
 AT_4_BITS: dict[str, dict[str, Any]] = {
     "lr 1e-3": {"distillation": {"lr": 1e-3}},
     "T = 1": {"distillation": {"temperature": 1.0}},
+    "BatchNorm by batches": {"distillation": {"freeze_bn_after": 1.0}},
 }
 ABLATIONS: dict[str, dict[str, Any]] = {
     "δ = 0": {"distillation": {"delta": 0.0}},
@@ -56,16 +60,12 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "quantizer lr 1e-3": {"distillation": {"quantizer_lr": 1e-3}},
     "lr 3e-3": {"distillation": {"lr": 3e-3}},
     "per channel": {"quantization": {"weights": {"per_channel": True}}},
+    "BatchNorm frozen after a third": {"distillation": {"freeze_bn_after": 1 / 3}},
 }
 # What may keep the two methods of the widest gap at 2 bits from closing it.
 SHORT: dict[str, tuple[str, dict[str, Any]]] = {
     "pact": ("quantizer lr 1e-3", {"distillation": {"quantizer_lr": 1e-3}}),
     "dorefa": ("lr 3e-3", {"distillation": {"lr": 3e-3}}),
-}
-# By default BatchNorm's statistics freeze from the start at 4 bits and never at fewer.
-FREEZING: dict[int, tuple[str, float]] = {
-    4: ("BatchNorm by batches", 1.0),
-    2: ("BatchNorm frozen after a third", 1 / 3),
 }
 
 
@@ -80,6 +80,7 @@ class Cell:
         placement: ``paper`` or ``target``.
         variant: what differs from the defaults, in words.
         changes: the same as settings.
+        epochs: of training; None leaves it to the command line.
     """
 
     method: str
@@ -88,6 +89,7 @@ class Cell:
     placement: str = "paper"
     variant: str = ""
     changes: dict[str, Any] = field(default_factory=dict)
+    epochs: int | None = None
 
     @property
     def key(self) -> str:
@@ -113,15 +115,13 @@ def grid() -> list[Cell]:
     one_bit = [Cell(method, 1) for method in ("ewgs", "lsq")]
     deployed = [Cell(method, 4, placement="target") for method in ("lsq", "ewgs")]
     supervised = [Cell(c.method, c.bits, "ce") for c in [*label_free, *one_bit]]
-    method, bits = ABLATED
-    ablated = [Cell(method, bits, variant=words, changes=c) for words, c in ABLATIONS.items()]
-    ablated += [Cell(METHODS[0], 4, variant=w, changes=c) for w, c in AT_4_BITS.items()]
-    ablated += [
-        Cell(method, bits, variant=words, changes={"distillation": {"freeze_bn_after": share}})
-        for bits, (words, share) in FREEZING.items()
-        for method in METHODS[:2]
+    compared = [(*ABLATED, ABLATIONS), (METHODS[0], 4, AT_4_BITS)]
+    compared += [(method, 2, dict([change])) for method, change in SHORT.items()]
+    ablated = [
+        Cell(method, bits, variant=words, changes=changes, epochs=ABLATION_EPOCHS)
+        for method, bits, all_changes in compared
+        for words, changes in {DEFAULTS: {}, **all_changes}.items()
     ]
-    ablated += [Cell(m, 2, variant=words, changes=c) for m, (words, c) in SHORT.items()]
     beside = {"distillation": {"feature_weight": 1.0}}
     features = [Cell("ewgs", bits, variant="--features", changes=beside) for bits in (2, 1)]
     return [*label_free, *one_bit, *deployed, *features, *supervised, *ablated]
@@ -193,7 +193,7 @@ def _train(config: RunConfig, path: Path) -> dict[str, Any]:
 def run_cell(cell: Cell, data: str, weights: Path, folder: Path, epochs: int) -> dict[str, Any]:
     """Train one student, or finish the training."""
     start = time.perf_counter()
-    path = folder / cell.key.replace(" ", "-")
+    path, epochs = folder / cell.key.replace(" ", "-"), cell.epochs or epochs
     state = path / "run.json"
     facts = json.loads(state.read_text()) if state.exists() else {}
     if facts.get("status") == "complete":
@@ -279,7 +279,8 @@ def report(results: dict[str, Any]) -> str:
         *_table("Label-free", [c for c in cells if c["loss"] == "kl" and not c["variant"]]),
         *_table("Supervised baseline", [c for c in cells if c["loss"] == "ce"]),
         *_versus(cells),
-        *_table("One setting changed at a time", [c for c in cells if c["variant"]]),
+        *_table("Beside the logits", [c for c in cells if _full(c) and c["variant"]]),
+        *_ablations([c for c in cells if not _full(c)]),
     ]
     if missing:
         lines += ["## Not measured yet", "", *(f"- {key}" for key in missing), ""]
@@ -288,6 +289,17 @@ def report(results: dict[str, Any]) -> str:
 
 def _table(title: str, cells: list[dict[str, Any]]) -> list[str]:
     return [f"## {title}", "", HEAD, *map(row, cells), ""] if cells else []
+
+
+def _full(cell: dict[str, Any]) -> bool:
+    return bool(cell["epochs"] != ABLATION_EPOCHS)
+
+
+def _ablations(cells: list[dict[str, Any]]) -> list[str]:
+    table = _table("One setting changed at a time", cells)
+    if table:
+        table[1:1] = ["", f"{ABLATION_EPOCHS} epochs each, *{DEFAULTS}* too."]
+    return table
 
 
 def _versus(cells: list[dict[str, Any]]) -> list[str]:
