@@ -32,6 +32,8 @@ class PlacementRules:
             spec says.
         smallest_matmul: linear layers with fewer inputs or outputs stay in float.
         integer_products: products of two activations (attention) multiply codes.
+        widest_ends: bits that hold the codes of the first and last layers' weights, at most; odd
+            codes, of a grid without zero, need one more than the layer's own.
     """
 
     quantize_edges: bool = True
@@ -42,6 +44,7 @@ class PlacementRules:
     quantize_output: bool = True
     smallest_matmul: int = 0
     integer_products: bool = True
+    widest_ends: int = 8
 
 
 PAPER_PLACEMENT = PlacementRules(quantize_edges=False, quantize_first_last=False)

@@ -18,6 +18,7 @@ from sqakd_deploy.quantization import spec_of
 from sqakd_deploy.tracing import first_tensor
 from sqakd_deploy.verification.constants import constants_of
 from sqakd_deploy.verification.file import QdqFile
+from sqakd_deploy.verification.saturation import saturation_of
 from sqakd_deploy.verification.sizes import expected_size, float_size, information_size, sizes_of
 from sqakd_deploy.verification.stages import (
     Expected,
@@ -78,8 +79,9 @@ def verify(
     arrays = [batch.float().numpy() for batch in batches]
     runs = run_stages(path, arrays, expected, runtime)
     try:
-        differences = differences_of(QdqFile(path), constants_of(graph))
+        file = QdqFile(path)
+        differences, saturation = differences_of(file, constants_of(graph)), saturation_of(file)
     except ExportError:  # of another format than ONNX; the runtime has opened it
-        differences = None
+        differences, saturation = None, None
     rules = conformance_of(exporter, path)
-    return report_of(path, runs, expected, tolerance, rules, differences)
+    return report_of(path, runs, expected, tolerance, rules, differences, saturation)

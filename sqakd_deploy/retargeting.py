@@ -89,12 +89,20 @@ def _places(graph: IntegerGraph, trained: PlacementRules, wanted: PlacementRules
     if trained.integer_products != wanted.integer_products and products:
         how = "codes" if wanted.integer_products else "reals"
         yield f"{products} products of activations would multiply {how}"
+    yield from _wide_ends(graph, wanted.widest_ends)
     for name, what in (
         ("quantize_edges", "tensors between layers"),
         ("quantize_first_last", "first and last layers"),
     ):
         if getattr(trained, name) != getattr(wanted, name):
             yield f"{what} would be {'quantised' if getattr(wanted, name) else 'in float'}"
+
+
+def _wide_ends(graph: IntegerGraph, wanted: int) -> Iterator[str]:
+    weights = [getattr(node, "weight", None) for node in graph.nodes]
+    bits = [w.bits + w.mid_rise for w in weights if isinstance(w, ir.IntWeight)]
+    if bits and max(bits[0], bits[-1]) > wanted:
+        yield f"the first and last layers' weights would have {wanted} bits at most"
 
 
 def _adds_convolution(node: ir.Add, graph: IntegerGraph, *, rounded: bool) -> bool:

@@ -70,7 +70,8 @@ class QuantSpec(Spec):
     Attributes:
         weights: the inner layers' weights.
         activations: the inner layers' inputs.
-        first_last_bits: weights and inputs of the first and last layers (bits).
+        first_last_bits: weights and inputs of the first and last layers (bits); some targets take
+            fewer for the weights.
         residual_bits: the tensors between layers that are added, concatenated or pooled (bits).
         output_bits: the model's output (bits); ``None`` leaves the logits in float.
         exclude: ``fnmatch`` patterns of layer names that stay in float.

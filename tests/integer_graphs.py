@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from reference_executor import Held, Reader, Scaled, run
@@ -41,6 +41,8 @@ class Case:
 @dataclass
 class Builder:
     """Appends nodes, runs each on a sample and names the values."""
+
+    widest: ClassVar[int] = 8  # bits of weights, for runtimes that are exact with no more
 
     shape: tuple[int, ...] = (3, 8, 8)
     nodes: list[g.Node] = field(default_factory=list)
@@ -121,7 +123,7 @@ class Builder:
         self, shape: tuple[int, ...], source: str, options: Mapping[str, Any]
     ) -> tuple[g.Weight, g.Bias | None]:
         """Random weights and biases: ``bits``, ``mid_rise``, ``bias``, ``floats``."""
-        bits, mid_rise = options.get("bits", 4), options.get("mid_rise", False)
+        bits, mid_rise = min(options.get("bits", 4), self.widest), options.get("mid_rise", False)
         top = 2 ** (bits - 1)
         codes = self.random.integers(1 - top, top, size=shape) if bits > 1 else np.ones(shape)
         if mid_rise:

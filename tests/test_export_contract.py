@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from networks import NETWORKS, SHAPE, images, network
+from networks import NETWORKS, SHAPE, exact_here, images, network
 
 from sqakd_deploy.api import export
 from sqakd_deploy.distillation import distill
@@ -53,7 +53,7 @@ def student_of(name: str, spec: QuantSpec) -> torch.fx.GraphModule:
 def spec_of(method: str, bits: int, target: str, **more: object) -> QuantSpec:
     side = TensorSpec(method=method, bits=bits)
     values = {"weights": side, "activations": side, "target": target, **more}
-    return QuantSpec.parse(values)
+    return exact_here(QuantSpec.parse(values))
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -313,11 +313,61 @@ def test_codes_that_do_not_fill_the_last_byte(bits: int, tmp_path: Path) -> None
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 @pytest.mark.parametrize("mid_rise", [False, True])
 def test_a_file_is_as_small_as_its_bits(bits: int, mid_rise: bool, tmp_path: Path) -> None:
-    """At most 5 % over weights at their bits, scales and biases."""
+    """At most 5 % over weights at their bits, scales and biases; biases here fit into a byte."""
     graph = stack(bits, mid_rise, negated=False, channels=256)
-    assert information_size(graph) > 120_000
+    wanted = information_size(graph)
+    assert wanted > 120_000
     size = write(graph, tmp_path, pack=True).stat().st_size
-    assert information_size(graph) < size <= 1.05 * information_size(graph)
+    assert wanted - 3 * (2 * 256 + 400) < size <= 1.05 * wanted
+
+
+def with_biases(graph: g.IntegerGraph, ends: tuple[int, int]) -> g.IntegerGraph:
+    """Biases of 4-bit layers from one number to another."""
+
+    def changed(node: g.Node) -> g.Node:
+        if node.name not in ("conv", "grouped", "wide"):
+            return node
+        bias = node.bias  # type: ignore[attr-defined]
+        codes = np.linspace(*ends, len(bias.codes)).astype(np.int32)
+        return replace(node, bias=replace(bias, codes=codes))  # type: ignore[call-arg]
+
+    return replace(graph, nodes=tuple(changed(node) for node in graph.nodes))
+
+
+@pytest.mark.parametrize(
+    ("ends", "kind"),
+    [
+        ((-128, 127), np.int8),
+        ((-129, 127), np.int16),
+        ((-128, 128), np.int16),
+        ((-32768, 32767), np.int16),
+        ((-32769, 0), np.int32),
+        ((0, 32768), np.int32),
+    ],
+)
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_biases_take_as_few_bytes_as_hold_them(
+    ends: tuple[int, int], kind: type, per_channel: bool, tmp_path: Path
+) -> None:
+    graph = with_biases(stack(4, mid_rise=False, per_channel=per_channel), ends)
+    paths = [write(graph, tmp_path, pack=pack) for pack in (True, False)]
+    held = [numpy_helper.to_array(t) for t in onnx.load(paths[0]).graph.initializer]
+    widest = np.linspace(*ends, 400).astype(kind)
+    assert [a.dtype for a in held if np.array_equal(a, widest)] == [kind]
+    array = images(4, SHAPE, seed=5)
+    for runtime in (OnnxRuntime(), OpenVinoRuntime()):
+        for optimize in (False, True):
+            packed, plain = (runtime.open(path, optimize=optimize).run(array) for path in paths)
+            np.testing.assert_array_equal(packed, plain)
+    assert OnnxRuntime().open(paths[0]).coverage().unfolded == ()
+
+
+def test_a_scale_that_all_channels_share_is_stored_once(tmp_path: Path) -> None:
+    alike, apart = (stack(4, mid_rise=False, per_channel=c, negated=False) for c in (False, True))
+    scales = information_size(apart) - information_size(alike)
+    assert scales == 4 * (2 * 63 + 399)
+    sizes = [write(graph, tmp_path, pack=True).stat().st_size for graph in (alike, apart)]
+    assert scales - 3 * 80 < sizes[1] - sizes[0] < scales
 
 
 def test_what_was_not_folded_is_reported(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 import reference_executor
 import torch
 import torch.nn.functional as F
-from networks import SHAPE, images, randomise_norms
+from networks import SHAPE, exact_here, images, randomise_norms
 from sqakd_exporters.floats import FLOAT_EMITTERS
 from sqakd_exporters.onnxruntime import OnnxRuntime
 from torch import Tensor, nn
@@ -262,7 +262,7 @@ _REAL = {kind for floats in [*FLOATS.values(), {"BatchNormalization": 0}] for ki
 )
 def test_other_targets_list_what_stays_in_float(target: str, name: str, tmp_path: Path) -> None:
     pytest.importorskip(target)
-    student = student_of(made(name), QuantSpec(target=target))
+    student = student_of(made(name), exact_here(QuantSpec(target=target)))
     artifact = export(student, tmp_path / "model.onnx")
     coverage = verify(artifact, student, images(8)).coverage
     left = Counter(fallback.op_type for fallback in coverage.fallbacks)
@@ -354,7 +354,7 @@ def test_products_in_float_are_told_alike_and_without_names(tmp_path: Path) -> N
 def test_attention_in_other_runtimes(target: str, products: bool, tmp_path: Path) -> None:
     """With an open batch OpenVINO loses a bias where a class token's shape is computed (O14)."""
     pytest.importorskip(target)
-    student = student_of(made("transformer"), QuantSpec(target=target))
+    student = student_of(made("transformer"), exact_here(QuantSpec(target=target)))
     report, coverage = proven(student, tmp_path)
     assert [stage.max_error < RARELY for stage in report.stages] == [True] * len(report.stages)
     assert coverage.integer["Gemm"] >= 5
@@ -663,6 +663,6 @@ class _Branches(nn.Module):
 def test_parts_of_a_concatenation_have_bounds_of_their_own(target: str, tmp_path: Path) -> None:
     pytest.importorskip(target)
     torch.manual_seed(0)
-    student = student_of(_Branches(), QuantSpec(target=target))
+    student = student_of(_Branches(), exact_here(QuantSpec(target=target)))
     artifact = export(student, tmp_path / "model.onnx")
     assert verify(artifact, student, images(8)).constants == ()

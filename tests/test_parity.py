@@ -159,9 +159,10 @@ def test_sizes_count_what_is_stored(student: torch.fx.GraphModule) -> None:
     inner = 8 * 16 * 9 + 16 * 16 * 9  # conv1, conv2 at 4 bits
     ends = 3 * 8 * 9 + 16 * 5  # stem, classifier at 8 bits
     norm, channels = 16, 8 + 16 + 16 + 16 + 5
+    scales = channels - 4  # BatchNorm gives each channel its own; the classifier has one
     assert float_size(graph) == 4 * (inner + ends + norm + channels)
-    assert expected_size(graph) == inner + ends + norm + 8 * channels
-    assert information_size(graph) == inner // 2 + ends + norm + 8 * channels
+    assert expected_size(graph) == inner + ends + norm + 4 * (channels + scales)
+    assert information_size(graph) == inner // 2 + ends + norm + 4 * (channels + scales)
 
 
 def test_the_output_step_is_that_of_the_output(student: torch.fx.GraphModule) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from networks import SHAPE, network
+from networks import SHAPE, exact_here, network
 from numpy.typing import NDArray
 
 from sqakd_deploy.api import export, export_proven
@@ -51,7 +51,7 @@ def pixels(count: int = 48) -> NDArray[np.uint8]:
 def student(
     stats: tuple[tuple[float, ...], tuple[float, ...]], **spec: object
 ) -> torch.fx.GraphModule:
-    made = quantize(network("residual"), QuantSpec.parse(spec), example=SHAPE)
+    made = quantize(network("residual"), exact_here(QuantSpec.parse(spec)), example=SHAPE)
     calibrate(made, [torch.from_numpy(preprocessing(stats).apply(pixels()))])
     return made.eval()
 

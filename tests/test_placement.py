@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import SHAPE, Mixed, PreActivation, Residual
+from networks import SHAPE, Mixed, PreActivation, Residual, images
 from torch import Tensor, nn
 
 from sqakd_deploy.errors import ModelError, SpecError
+from sqakd_deploy.exporting import PlacementRules
+from sqakd_deploy.integer import lower
 from sqakd_deploy.placement import Placement, place
+from sqakd_deploy.quantization import calibrate, quantize
+from sqakd_deploy.retargeting import changes
 from sqakd_deploy.spec import QuantSpec, TensorSpec
 from sqakd_deploy.tracing import trace
 
@@ -194,3 +198,24 @@ class Call(nn.Module):
 def test_forms_without_an_operator_are_refused(call: object, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         planned(Call(call))
+
+
+def test_ends_have_no_more_bits_than_the_target_takes() -> None:
+    """Their weights, that is: inputs have the bits that were asked for."""
+    rules = PlacementRules(widest_ends=7)
+    for method, asked, wanted in (
+        ("lsq", 8, 7), ("lsq", 7, 7), ("lsq", 4, 4), ("ewgs", 8, 6), ("ewgs", 7, 6), ("ewgs", 6, 6)
+    ):  # fmt: skip
+        weights = TensorSpec(method=method, bits=4)
+        spec = W4A2.model_copy(update={"first_last_bits": asked, "weights": weights})
+        plan = place(trace(Residual(), SHAPE), spec, rules)
+        assert plan.layers == {"stem": wanted, "conv1": 4, "conv2": 4, "classifier": wanted}
+        assert ("x", asked) in by_node(plan)
+
+
+@pytest.mark.parametrize(("bits", "said"), [(8, True), (7, False)])
+def test_another_target_may_take_narrower_ends(bits: int, said: bool) -> None:
+    student = quantize(Residual().eval(), QuantSpec(first_last_bits=bits), example=SHAPE)
+    calibrate(student, images(16))
+    found = changes(lower(student), PlacementRules(), PlacementRules(widest_ends=7))
+    assert found == ["the first and last layers' weights would have 7 bits at most"] * said

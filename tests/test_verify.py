@@ -15,7 +15,7 @@ import pytest
 import torch
 from integer_graphs import CASES
 from integer_graphs import images as arrays
-from networks import SHAPE, images, network
+from networks import SHAPE, exact_here, images, network
 from onnx import numpy_helper
 from reference_executor import execute
 from sqakd_exporters.onnxruntime import OnnxRuntime, OnnxRuntimeExporter
@@ -274,7 +274,7 @@ def test_pixels_that_are_codes_need_no_quantizer(reference: Reference, model: Pa
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
 def test_one_number_for_a_tensor_may_have_a_shape(target: str, tmp_path: Path) -> None:
     """Other tools write scales and zero-points of shape (1,)."""
-    made = quantize(network("residual"), QuantSpec(target=target), example=SHAPE)
+    made = quantize(network("residual"), exact_here(QuantSpec(target=target)), example=SHAPE)
     calibrate(made, images(64))
     snap_biases(made)
     path = export(made, tmp_path / "m.onnx", options=ExportOptions(pack=False)).path
@@ -631,7 +631,7 @@ def test_tensors_of_transposed_convolutions_are_the_students(
         nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
     )  # fmt: skip
-    made = quantize(model, QuantSpec(target=target), example=SHAPE)
+    made = quantize(model, exact_here(QuantSpec(target=target)), example=SHAPE)
     calibrate(made, images(64))
     snap_biases(made)
     path = export(made, tmp_path / "m.onnx", options=ExportOptions(pack=pack)).path

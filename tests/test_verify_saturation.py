@@ -6,11 +6,14 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from integer_graphs import CASES, INT8, UINT8, Builder
-from sqakd_exporters.onnxruntime import OnnxRuntimeExporter
+from integer_graphs import CASES, INT8, UINT8, Builder, images
+from reference_executor import logits
+from sqakd_exporters.onnxruntime import OnnxRuntime, OnnxRuntimeExporter
 
 from sqakd_deploy import graph as g
 from sqakd_deploy.exporting import ExportOptions
@@ -22,6 +25,7 @@ from sqakd_deploy.verification.saturation import (
     this_cpu,
     worst_pair,
 )
+from sqakd_deploy.verification.stages import in_one_line
 
 codes = st.lists(st.integers(-128, 127), min_size=1, max_size=5)
 
@@ -122,3 +126,66 @@ def test_what_it_means_here(
 def test_where_nothing_can_saturate_no_cpu_matters() -> None:
     layer = LayerSaturation("conv1", 15, 16, 240, True)
     assert "impossible in all 1 integer layers" in SaturationReport((layer,), "no vnni").summary
+
+
+def error(got: np.ndarray, graph: g.IntegerGraph, array: np.ndarray) -> float:
+    """In steps of the output."""
+    grid = graph.values[graph.output].grid
+    assert grid is not None
+    return float(np.abs(got - logits(graph, array)).max()) / float(grid.scale)
+
+
+@pytest.mark.parametrize("name", ["plain", "signed", "residual", "two_steps", "pools"])
+@pytest.mark.parametrize("widest", [7, 8])
+def test_answers_change_only_where_it_is_said(
+    widest: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime by its defaults and OpenVINO saturate on this CPU if it has no VNNI, and only
+    in files that are not immune; ONNX Runtime as told here never does."""
+    openvino = pytest.importorskip("sqakd_exporters.openvino")
+    monkeypatch.setattr(Builder, "widest", widest)
+    graph = CASES[name]().graph
+    array = images(48, graph.values[graph.input].shape[1:], seed=5)  # type: ignore[arg-type]
+    path = OnnxRuntimeExporter().export(graph, tmp_path / "a.onnx", ExportOptions()).path
+    other = openvino.OpenVinoExporter().export(graph, tmp_path / "b.onnx", ExportOptions()).path
+    report = saturation_of(QdqFile(path))
+    assert bool(report.at_risk) == (widest == 8)
+    defaults = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found = {
+        "defaults": defaults.run(None, {defaults.get_inputs()[0].name: array})[0],
+        "openvino": openvino.OpenVinoRuntime().open(other).run(array),
+        "told": OnnxRuntime().open(path).run(array),
+    }
+    errors = {who: error(got, graph, array) for who, got in found.items()}
+    changed = report.cpu == "no vnni" and widest == 8
+    assert errors["told"] < 1e-3
+    assert (errors["defaults"] > 0.5, errors["openvino"] > 0.5) == (changed, changed)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_wide_layers_share_no_constant(pack: bool, tmp_path: Path) -> None:
+    """ONNX Runtime changes theirs where it must not saturate, and refuses to do it twice."""
+    b = Builder()
+    x = b.quantize("image", "x", UINT8, 128)
+    for name, bits in (("one", 8), ("two", 8), ("three", 4), ("four", 4)):
+        x = b.layer(name, x, 64, bits=bits)
+    path = tmp_path / "a.onnx"
+    OnnxRuntimeExporter().export(b.graph(x), path, ExportOptions(pack=pack))
+    nodes = onnx.load(path).graph.node
+    constants = [node for node in nodes if node.op_type == "DequantizeLinear" and node.attribute]
+    zeros = [node.input[2] for node in constants[::2]]  # of weights; those of biases are between
+    assert len(set(zeros)) == 3
+    assert zeros[2] == zeros[3]
+    OnnxRuntime().open(path).run(images(2))
+
+
+def test_a_failure_names_what_may_be_behind_it() -> None:
+    layer = LayerSaturation("conv1", 255, 200, 51000, False)
+    immune = LayerSaturation("conv2", 15, 200, 3000, True)
+    assert "sums can saturate in conv1 (" in SaturationReport((layer, immune), "no vnni").suspicion
+    assert "--first-last-bits 7" in SaturationReport((layer,), "no vnni").suspicion
+    assert SaturationReport((layer,), "vnni").suspicion == ""
+    assert SaturationReport((immune,), "no vnni").suspicion == ""
+    lines = in_one_line(["a", "b"], SaturationReport((layer,), "no vnni"))
+    assert lines.startswith("a; b; this CPU has no VNNI")
+    assert in_one_line(["a", "b"], SaturationReport((layer,), "vnni")) == "a; b"

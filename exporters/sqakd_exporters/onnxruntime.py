@@ -26,6 +26,11 @@ from sqakd_exporters.unsigned import as_unsigned
 
 _ERRORS_ONLY = 3  # ONNX Runtime's severity scale
 
+# Where the CPU has no VNNI, the kernels for uint8 by int8 saturate (rule 19): with this, layers
+# whose weights could make them do so get uint8 weights and kernels that cannot. Elsewhere, and for
+# weights of few bits, it changes nothing.
+_EXACT = ("session.x64quantprecision", "1")
+
 
 class OnnxRuntimeExporter:
     """QDQ ONNX in the forms that ONNX Runtime's CPU provider fuses into integer kernels."""
@@ -120,6 +125,7 @@ def _options(optimize: bool, threads: int | None) -> ort.SessionOptions:
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry(*_EXACT)
     if threads is not None:
         options.intra_op_num_threads = threads
     return options

@@ -54,7 +54,7 @@ class OpenVinoExporter:
     name = "openvino"
     summary = "QDQ ONNX or IR for OpenVINO on CPUs: sums stay inside convolutions, unrounded"
     runtime = "openvino"
-    placement = PlacementRules(fuse_sums=True, integer_products=False)
+    placement = PlacementRules(fuse_sums=True, integer_products=False, widest_ends=7)
     packs = PACKED_BITS
 
     def __init__(self) -> None:

@@ -21,11 +21,14 @@ from sqakd_deploy.exporting import ExportOptions
 from sqakd_exporters.floats import FLOAT_EMITTERS, opset_needed
 from sqakd_exporters.forms import as_conv, as_float, as_moved
 from sqakd_exporters.packing import plan
-from sqakd_exporters.unpacking import bias_scale, restore
+from sqakd_exporters.unpacking import bias_codes, bias_scale, restore
 from sqakd_exporters.writer import Emitters, Writer
 
 OPSETS = range(13, 26)
 """Opsets that can be asked for; 13 brought DequantizeLinear per channel (rule 13)."""
+
+_NARROW = (-64, 63)
+"""Weights within do not saturate, and ONNX Runtime leaves them alone (rule 19)."""
 
 
 def build_model(
@@ -92,12 +95,23 @@ def opset_for(graph: g.IntegerGraph, options: ExportOptions, opsets: range, *nee
 
 def weight(writer: Writer, node: g.Conv | g.Linear) -> ir.Value:
     """A layer's weights: int8 dequantised per channel, or float as they are."""
-    name = f"{node.name}/weight"
-    if isinstance(node.weight, g.IntWeight):
-        packed = writer.packed.get(node.name)
-        codes = restore(writer, name, packed) if packed else node.weight.codes
-        return writer.per_channel(name, codes, node.weight.scale)
-    return writer.constant(name, node.weight)
+    name, held = f"{node.name}/weight", node.weight
+    if not isinstance(held, g.IntWeight):
+        return writer.constant(name, held)
+    # Where the CPU has no VNNI, ONNX Runtime makes wide weights and their zero-points uint8 (rule
+    # 19), and fails at constants that it has so changed for another layer.
+    wide = bool(held.codes.min() < _NARROW[0] or held.codes.max() > _NARROW[1])
+    packed = writer.packed.get(node.name)
+    if packed:
+        codes = restore(writer, name, packed)
+    else:
+        codes = writer.constant(name, held.codes, shared=not wide)
+    if wide:
+        zeros = np.zeros(len(held.scale), np.int8)
+        zero_point = writer.constant(f"{name}/zero_point", zeros, shared=False)
+    else:
+        zero_point = writer.zeros(len(held.scale), np.int8)
+    return writer.per_channel(name, codes, writer.scales(f"{name}/scale", held.scale), zero_point)
 
 
 def bias(writer: Writer, node: g.Conv | g.Linear) -> list[ir.Value]:
@@ -120,7 +134,9 @@ def bias(writer: Writer, node: g.Conv | g.Linear) -> list[ir.Value]:
             f"node {node.name!r}: the bias scale is not input scale × weight scale in float32"
         )
     scale = bias_scale(writer, node.name, node.weight.scale, f"{node.inputs[0]}/dq", grid)
-    return [writer.per_channel(name, node.bias.codes, scale)]
+    codes = bias_codes(writer, name, node.bias.codes)
+    zeros = writer.zeros(len(node.bias.codes), np.int32)
+    return [writer.per_channel(name, codes, scale, zeros)]
 
 
 # -- one emitter per kind of node ------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from sqakd_deploy import graph as g
 from sqakd_exporters.packing import Packed
 from sqakd_exporters.writer import LEAN_CHANNELS, Writer
+
+_CAST_SIZE = 32  # bytes of a Cast in a packed file, about
+_INTEGERS = (np.int8, np.int16, np.int32)
 
 
 def restore(writer: Writer, name: str, packed: Packed) -> ir.Value:
@@ -28,9 +32,25 @@ def restore(writer: Writer, name: str, packed: Packed) -> ir.Value:
     return reduce(lambda a, b: writer.op("Add", [a, b], f"{name}/sum"), parts)
 
 
+def bias_codes(writer: Writer, name: str, codes: NDArray[np.int32]) -> ir.Value:
+    """A layer's int32 bias: in a packed file in one or two bytes a channel where they hold it.
+
+    Args:
+        writer: of the model.
+        name: of the bias.
+        codes: ``(O,)``.
+    """
+    narrow = next(kind for kind in _INTEGERS if _holds(kind, codes))
+    saved = codes.nbytes - codes.size * np.dtype(narrow).itemsize
+    if not writer.packed or saved <= _CAST_SIZE:
+        return writer.constant(name, codes)
+    held = writer.constant(name, codes.astype(narrow))
+    return writer.op("Cast", [held], name, to=ir.DataType.INT32)
+
+
 def bias_scale(
     writer: Writer, layer: str, weight: NDArray[np.float32], source: str, grid: g.Grid
-) -> ir.Value | NDArray[np.float32]:
+) -> ir.Value:
     """The scale of a layer's int32 bias: in a packed file a product of two that are there anyway.
 
     Args:
@@ -41,10 +61,15 @@ def bias_scale(
         grid: of its input.
     """
     if not writer.packed or len(weight) < LEAN_CHANNELS:
-        return grid.scale * weight
+        return writer.scales(f"{layer}/bias/scale", grid.scale * weight)
     scale, _ = writer.grid_constants(source, grid.scale, grid)
-    factors = [writer.constant(f"{layer}/weight/scale", weight), scale]
+    factors = [writer.scales(f"{layer}/weight/scale", weight), scale]
     return writer.op("Mul", factors, f"{layer}/bias/scale")
+
+
+def _holds(kind: type[np.signedinteger[Any]], codes: NDArray[np.int32]) -> bool:
+    limits = np.iinfo(kind)
+    return bool(limits.min <= codes.min() and codes.max() <= limits.max)
 
 
 def _restore_plane(writer: Writer, name: str, packed: Packed, index: int) -> ir.Value:

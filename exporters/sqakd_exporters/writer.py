@@ -28,6 +28,7 @@ Emitters: TypeAlias = Mapping[type[g.Node], Emitter]
 LEAN_CHANNELS = 8
 """From so many channels on, a node of a packed file is shorter than four bytes for each."""
 
+_EXPAND_SIZE = 80  # bytes of an Expand and its constants in a packed file, about
 _DIGITS, _LETTERS = "0123456789", "0123456789abcdefghijklmnopqrstuvwxyz"
 
 _IR_VERSIONS = {13: 7, 15: 8, 19: 9, 21: 10, 23: 11, 24: 12, 25: 13}
@@ -209,12 +210,13 @@ class Writer:
         self._nodes.append(node)
         return node.outputs[0]
 
-    def constant(self, name: str, array: Array) -> ir.Value:
+    def constant(self, name: str, array: Array, *, shared: bool = True) -> ir.Value:
         """An initializer; a second call with a name returns the one that is there.
 
-        In a packed file a second call with the same numbers does.
+        In a packed file a second call with the same numbers does, unless they are not ``shared``.
         """
-        key = (array.dtype, array.shape, array.tobytes()) if self.packed else name
+        by_content = self.packed and shared
+        key = (array.dtype, array.shape, array.tobytes()) if by_content else name
         if key not in self._constants:
             label = self._free(name)
             tensor = ir.tensor(array, name=label)
@@ -239,33 +241,31 @@ class Writer:
         ]
 
     def per_channel(
-        self, name: str, codes: Array | ir.Value, scale: NDArray[np.float32] | ir.Value
+        self, name: str, codes: ir.Value, scale: ir.Value, zero_point: ir.Value
     ) -> ir.Value:
-        """Constant integers ``(O, …)`` with one scale per output channel, on axis 0 (rule 13).
+        """Constant integers ``(O, …)`` with a scale and zero-point per output channel, on axis 0
+        (rule 13)."""
+        return self.op("DequantizeLinear", [codes, scale, zero_point], f"{name}/real", axis=0)
 
-        Args:
-            name: of the constant.
-            codes: int8 or int32, or the value that restores int8 ones.
-            scale: ``(O,)``; either it or the codes are an array.
-        """
-        sized = scale if isinstance(codes, ir.Value) else codes
-        assert not isinstance(sized, ir.Value)
-        dtype = np.dtype(np.int8) if isinstance(codes, ir.Value) else codes.dtype
-        inputs = [
-            codes if isinstance(codes, ir.Value) else self.constant(name, codes),
-            scale if isinstance(scale, ir.Value) else self.constant(f"{name}/scale", scale),
-            self._zeros(len(sized), dtype),
-        ]
-        return self.op("DequantizeLinear", inputs, f"{name}/real", axis=0)
+    def scales(self, name: str, scale: NDArray[np.float32]) -> ir.Value:
+        """One scale per channel ``(O,)``; in a packed file one for all where all are equal."""
+        alike = bool((scale == scale[0]).all())
+        if not self.packed or not alike or 4 * len(scale) <= _EXPAND_SIZE:
+            return self.constant(name, scale)
+        if name not in self._folded:
+            one = self.constant(name, scale[:1])
+            shape = self.integers(f"shape_{len(scale)}", [len(scale)])
+            self._folded[name] = self.op("Expand", [one, shape], name)
+        return self._folded[name]
 
-    def _zeros(self, count: int, dtype: np.dtype[Any]) -> ir.Value:
+    def zeros(self, count: int, dtype: type[np.int8 | np.int32]) -> ir.Value:
         """Zero-points, shared by all layers of as many channels; int32 ones are four times as big,
         and in a packed file made of the others where that is shorter."""
-        name = f"zeros_{dtype}_{count}"
+        name = f"zeros_{np.dtype(dtype)}_{count}"
         if not self.packed or dtype == np.int8 or count < LEAN_CHANNELS:
             return self.constant(name, np.zeros(count, dtype))
         if name not in self._folded:
-            narrow = self._zeros(count, np.dtype(np.int8))
+            narrow = self.zeros(count, np.int8)
             self._folded[name] = self.op("Cast", [narrow], name, to=ir.DataType.INT32)
         return self._folded[name]
 

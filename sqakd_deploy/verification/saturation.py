@@ -65,9 +65,24 @@ class SaturationReport:
     cpu: Cpu
 
     @property
+    def at_risk(self) -> list[str]:
+        """Layers that are not immune."""
+        return [layer.layer for layer in self.layers if not layer.immune]
+
+    @property
+    def suspicion(self) -> str:
+        """What may be behind answers that differ on this machine, in a line; mostly nothing."""
+        if self.cpu != "no vnni" or not self.at_risk:
+            return ""
+        return (
+            f"this CPU has no VNNI, and sums can saturate in {_some(self.at_risk)} ({_REMEDY}): "
+            "see rule 19 of docs/runtime-rules.md"
+        )
+
+    @property
     def summary(self) -> str:
         """What it means, in a line."""
-        at_risk = [layer.layer for layer in self.layers if not layer.immune]
+        at_risk = self.at_risk
         if not self.layers:
             return "saturation without VNNI: no layer has integer weights and inputs"
         if not at_risk:
@@ -75,11 +90,21 @@ class SaturationReport:
                 f"saturation without VNNI: impossible in all {len(self.layers)} integer layers; "
                 "the answers are the same on every x86 CPU"
             )
-        first = ", ".join(at_risk[:4]) + (", …" if len(at_risk) > 4 else "")
         return (
             f"saturation without VNNI: possible in {len(at_risk)} of {len(self.layers)} integer "
-            f"layers ({first}): x86 CPUs without VNNI may answer otherwise; {_MEANING[self.cpu]}"
+            f"layers ({_some(at_risk)}): x86 CPUs without VNNI may answer otherwise ({_REMEDY}); "
+            f"{_MEANING[self.cpu]}"
         )
+
+
+def _some(layers: list[str]) -> str:
+    return ", ".join(layers[:4]) + (", …" if len(layers) > 4 else "")
+
+
+_REMEDY = (
+    "not so in ONNX Runtime with session.x64quantprecision set to 1, as here, nor with fewer bits: "
+    "--first-last-bits 7, --bits w7a8; 6 with pact, dorefa and ewgs"
+)
 
 
 _MEANING: Mapping[Cpu, str] = {

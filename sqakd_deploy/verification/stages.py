@@ -16,6 +16,7 @@ from sqakd_deploy.files import size_on_disk
 from sqakd_deploy.graph import IntegerGraph
 from sqakd_deploy.verification.constants import Difference
 from sqakd_deploy.verification.measures import Logits, accuracy, agreement
+from sqakd_deploy.verification.saturation import SaturationReport
 from sqakd_deploy.verification.sizes import Sizes
 
 
@@ -80,6 +81,7 @@ class ParityReport:
         conformance: the documented rules of a target whose runtime files are not run in.
         constants: those of the file that are not the student's; None if the student's are not
             known, or the file does not hold them as QDQ files do.
+        saturation: of integer sums on some CPUs, where it was decided.
     """
 
     samples: int
@@ -95,6 +97,7 @@ class ParityReport:
     skipped: Mapping[str, str]
     conformance: Conformance | None = None
     constants: tuple[Difference, ...] | None = None
+    saturation: SaturationReport | None = None
 
     @property
     def failures(self) -> list[str]:
@@ -141,22 +144,27 @@ class ParityReport:
         if self.failures:
             broken = self.conformance is not None and bool(self.conformance.failures)
             what = "breaks rules of its target" if broken else "is not its student"
-            raise ParityError(f"the exported file {what}: {in_one_line(self.failures)}")
+            lines = in_one_line(self.failures, self.saturation)
+            raise ParityError(f"the exported file {what}: {lines}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for json."""
         facts = asdict(self) | {"passed": not self.failures, "failures": self.failures}
         del facts["conformance"]
+        if self.saturation is not None:
+            facts["saturation"]["summary"] = self.saturation.summary
         return facts | conformance_facts(self)
 
 
 _NAMED = 5  # failures in an error's one line; the report has all
 
 
-def in_one_line(failures: Sequence[str]) -> str:
-    """The first few failures, and how many more there are."""
+def in_one_line(failures: Sequence[str], saturation: SaturationReport | None = None) -> str:
+    """The first few failures, how many more there are, and what may be behind them."""
     more = len(failures) - _NAMED
-    return "; ".join([*failures[:_NAMED], *([f"and {more} more"] if more > 0 else [])])
+    cause = saturation.suspicion if saturation else ""
+    rest = [f"and {more} more"] if more > 0 else []
+    return "; ".join([*failures[:_NAMED], *rest, *([cause] if cause else [])])
 
 
 def conformance_facts(report: ParityReport) -> dict[str, Any]:
@@ -259,6 +267,7 @@ def report_of(
     tolerance: Tolerance | None = None,
     conformance: Conformance | None = None,
     constants: Sequence[Difference] | None = None,
+    saturation: SaturationReport | None = None,
 ) -> ParityReport:
     """Compare all answers with the expected ones.
 
@@ -269,6 +278,7 @@ def report_of(
         tolerance: what :attr:`ParityReport.failures` counts as failing.
         conformance: the rules that were checked, where the target has a profile.
         constants: those that differ, where they were compared.
+        saturation: of integer sums, where it was decided.
     """
     outputs, sizes = {expected.name: expected.logits, **runs.outputs}, expected.sizes
     return ParityReport(
@@ -288,6 +298,7 @@ def report_of(
         skipped=runs.skipped,
         conformance=conformance,
         constants=None if constants is None else tuple(constants),
+        saturation=saturation,
     )
 
 

@@ -85,12 +85,13 @@ class Verification:
             ParityError: with the first failures.
         """
         if self.failures:
-            raise ParityError(f"the file is not its student: {in_one_line(self.failures)}")
+            lines = in_one_line(self.failures, self.saturation)
+            raise ParityError(f"the file is not its student: {lines}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for json."""
         facts = asdict(replace(self, reference=None))  # type: ignore[arg-type]
-        del facts["reference"], facts["parity"]["conformance"]
+        del facts["reference"], facts["parity"]["conformance"], facts["parity"]["saturation"]
         facts["constants"] = facts["parity"].pop("constants")
         facts["parity"] |= conformance_facts(self.parity)
         facts["saturation"]["summary"] = self.saturation.summary
