@@ -32,8 +32,7 @@ class PlacementRules:
             spec says.
         smallest_matmul: linear layers with fewer inputs or outputs stay in float.
         integer_products: products of two activations (attention) multiply codes.
-        widest_ends: bits that hold the codes of the first and last layers' weights, at most; odd
-            codes, of a grid without zero, need one more than the layer's own.
+        widest_ends: bits that hold the codes of the first and last layers' weights, at most.
     """
 
     quantize_edges: bool = True
@@ -45,6 +44,15 @@ class PlacementRules:
     smallest_matmul: int = 0
     integer_products: bool = True
     widest_ends: int = 8
+
+    def end_bits(self, asked: int, *, odd: bool) -> int:
+        """Bits of the first and last layers' weights.
+
+        Args:
+            asked: by the spec.
+            odd: codes are odd, those of a grid without zero, which takes one bit more to hold.
+        """
+        return min(asked, self.widest_ends - (odd and self.widest_ends < 8))
 
 
 PAPER_PLACEMENT = PlacementRules(quantize_edges=False, quantize_first_last=False)

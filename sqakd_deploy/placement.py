@@ -207,18 +207,14 @@ class _Planner:
 
     def _weight_bits(self) -> dict[str, int]:
         layers = [n for n in self.graph.nodes if self._is(n, *LAYERS) and not self._is_float(n)]
-        ends = min(self.spec.first_last_bits, self._widest_ends())
+        odd = METHODS[self.spec.weights.method].weight.mid_rise
+        ends = self.rules.end_bits(self.spec.first_last_bits, odd=odd)
         return {
             str(node.target): ends
             if str(node.target) in self.end_layers
             else self.spec.weights.bits
             for node in layers
         }
-
-    def _widest_ends(self) -> int:
-        """Bits of the first and last layers' weights, at most; odd codes take one more to hold."""
-        widest = self.rules.widest_ends
-        return widest - (widest < 8 and METHODS[self.spec.weights.method].weight.mid_rise)
 
     def _bits(self, reader: fx.Node) -> int | None:
         """Bits that a reader needs; None where it reads floats."""

@@ -179,6 +179,23 @@ def test_wide_layers_share_no_constant(pack: bool, tmp_path: Path) -> None:
     OnnxRuntime().open(path).run(images(2))
 
 
+def test_files_whose_wide_layers_share_constants_load_all_the_same(tmp_path: Path) -> None:
+    b = Builder()
+    x = b.quantize("image", "x", UINT8, 128)
+    for name in ("one", "two"):
+        x = b.layer(name, x, 64, bits=8)
+    path = tmp_path / "a.onnx"
+    OnnxRuntimeExporter().export(b.graph(x), path, ExportOptions())
+    model = onnx.load(path)
+    first, _, second, _ = (
+        n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.attribute
+    )
+    second.input[2] = first.input[2]
+    onnx.save(model, path)
+    assert OnnxRuntime().open(path).run(images(2)).shape == (2, 64, 8, 8)
+    assert OnnxRuntime().open(path).coverage().fallbacks == ()
+
+
 def test_a_failure_names_what_may_be_behind_it() -> None:
     layer = LayerSaturation("conv1", 255, 200, 51000, False)
     immune = LayerSaturation("conv2", 15, 200, 3000, True)

@@ -29,7 +29,7 @@ _ERRORS_ONLY = 3  # ONNX Runtime's severity scale
 # Where the CPU has no VNNI, the kernels for uint8 by int8 saturate (rule 19): with this, layers
 # whose weights could make them do so get uint8 weights and kernels that cannot. Elsewhere, and for
 # weights of few bits, it changes nothing.
-_EXACT = ("session.x64quantprecision", "1")
+_EXACT, _YES, _NO = "session.x64quantprecision", "1", "0"
 
 
 class OnnxRuntimeExporter:
@@ -125,14 +125,18 @@ def _options(optimize: bool, threads: int | None) -> ort.SessionOptions:
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     options.log_severity_level = _ERRORS_ONLY
-    options.add_session_config_entry(*_EXACT)
     if threads is not None:
         options.intra_op_num_threads = threads
     return options
 
 
 def _open(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        raise ExportError(f"ONNX Runtime cannot load {path}: {error}") from error
+    problem: Exception | None = None
+    # Layers of others' files may share a zero-point, which cannot be changed for each of them.
+    for exact in (_YES, _NO):
+        options.add_session_config_entry(_EXACT, exact)
+        try:
+            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            problem = error
+    raise ExportError(f"ONNX Runtime cannot load {path}: {problem}") from problem
