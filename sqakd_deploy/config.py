@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from sqakd_deploy.data.preprocessing import Mean, Std
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.spec import DistillConfig, QuantSpec, Spec, read_yaml
+
+
+def _text(value: object) -> object:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+"""A name or a path; in Python a ``Path``, too."""
 
 
 class ModelConfig(Spec):
@@ -25,7 +34,7 @@ class ModelConfig(Spec):
 
     name: str = "resnet20"
     args: dict[str, Any] = Field(default_factory=dict)
-    weights: str | None = None
+    weights: Text | None = None
 
 
 class DataConfig(Spec):
@@ -49,14 +58,14 @@ class DataConfig(Spec):
             enlarged; 0 uses none, None suits the machine.
     """
 
-    source: str = "digits"
+    source: Text = "digits"
     input_size: tuple[int, int] | None = None
     channels: Literal[1, 3] | None = None
     mean: tuple[Mean, ...] | None = None
     std: tuple[Std, ...] | None = None
     skip_bad_images: bool = False
     augmentation: Literal["none", "cifar", "imagenet"] | None = None
-    cache: Literal[False] | str | None = None
+    cache: Literal[False] | Text | None = None
     max_cache_gb: Annotated[float, Field(ge=0)] = 16.0
     workers: Annotated[int, Field(ge=0)] | None = None
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sqakd_deploy.config import RunConfig, load_config, merge
+from sqakd_deploy.config import DataConfig, ModelConfig, RunConfig, load_config, merge
 from sqakd_deploy.errors import SpecError
 
 
@@ -72,3 +72,13 @@ def test_a_run_is_named_after_what_it_is(
 def test_a_rate_that_is_not_finite_is_refused(section: str, value: float) -> None:
     with pytest.raises(SpecError, match=rf"{section}\.lr: Input should be a finite number, got"):
         RunConfig.parse({section: {"lr": value}})
+
+
+def test_in_python_a_path_is_as_good_as_its_text() -> None:
+    weights, folder = Path("t.safetensors"), Path("images")
+    data = DataConfig(source=folder, cache=folder)  # type: ignore[arg-type]
+    config = RunConfig(model=ModelConfig(weights=weights), data=data)  # type: ignore[arg-type]
+    assert (config.model.weights, config.data.source, config.data.cache) == (
+        "t.safetensors", "images", "images",
+    )  # fmt: skip
+    assert RunConfig.parse(yaml.safe_load(config.to_yaml())) == config
