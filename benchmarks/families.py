@@ -47,7 +47,6 @@ from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
 from sqakd_deploy.teacher import train_teacher
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolating import isolate
-from sqakd_deploy.verification.sizes import sizes_of
 from sqakd_deploy.verification.stages import (
     Expected,
     ParityReport,
@@ -59,7 +58,6 @@ from sqakd_deploy.verification.student import in_float64
 
 SIZE, SHORT_SIDE, CLASSES, BATCH = 224, 256, 10, 16  # pixels, pixels, centres, images
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -227,9 +225,7 @@ def measure(
     print(f"  student after {time.perf_counter() - start:.0f} s", flush=True)
     images, graph = batches(count), lower(student)
     logits = predict(student, images)
-    expected = Expected(
-        "PyTorch student", logits, None, output_step(graph, logits), sizes_of(graph)
-    )
+    expected = Expected("PyTorch student", logits, None, output_step(graph, logits))
     runtime = OneThread(get_runtime("onnxruntime"))
     with tempfile.TemporaryDirectory() as folder:
         path = export(student, Path(folder) / f"{name}.onnx").path
@@ -258,9 +254,6 @@ def measure(
         "float64": self_difference(student, images, min(options.float64, count), step),
         "isolated": isolated,
         **coverage_facts(report),
-        "size": report.size,
-        "information_size": report.information_size,
-        "float_size": report.float_size,
         "seconds": round(time.perf_counter() - start),
     }
 
@@ -330,7 +323,7 @@ LAYERS = (
     "| model | bits | images | tensors | codes | differ off | differ on | by at most | "
     "outside off | outside on |"
 )
-COVERED = "| model | in integers | in float | MiB | at the bits | fp32 MiB |"
+COVERED = "| model | in integers | in float |"
 
 
 def ruled(head: str) -> list[str]:
@@ -366,16 +359,12 @@ def layer_row(row: dict[str, Any]) -> str:
 
 
 def covered_row(row: dict[str, Any]) -> str:
-    """Operators and sizes."""
+    """Operators."""
     counts = ", ".join(
         f"{row['integer'].get(op, 0)} of {total} {op}" for op, total in sorted(row["total"].items())
     )
     left = sum(item["count"] for item in row["float"])
-    return (
-        f"| {row['model']} W{row['bits']}A{row['bits']} | {counts} | {left or '–'} | "
-        f"{row['size'] / MIB:.2f} | {row['information_size'] / MIB:.2f} | "
-        f"{row['float_size'] / MIB:.1f} |"
-    )
+    return f"| {row['model']} W{row['bits']}A{row['bits']} | {counts} | {left or '–'} |"
 
 
 def float_lines(rows: list[dict[str, Any]]) -> list[str]:
@@ -417,7 +406,9 @@ def report(result: dict[str, Any]) -> str:
         *ruled(LAYERS),
         *map(layer_row, rows),
         "",
-        "## What runs in integers, and sizes",
+        "## What runs in integers",
+        "",
+        "How large the files are: [sizes.md](sizes.md).",
         "",
         *ruled(COVERED),
         *map(covered_row, narrow),
