@@ -27,6 +27,7 @@ from sqakd_deploy.errors import SpecError, SqakdError
 from sqakd_deploy.listening import Listener, Watch
 from sqakd_deploy.models.outputs import count_logits
 from sqakd_deploy.origin import origin_in, origin_of
+from sqakd_deploy.placed import FACT, check_rules, rules_of
 from sqakd_deploy.preparing import (
     build,
     check_there,
@@ -68,6 +69,8 @@ def reopen(folder: Path, kind: str) -> Run:
             f"resume: {folder} trains a {run.kind}; go on with "
             f"'sqakd-deploy {command} --resume {folder}'"
         )
+    if not teaches:
+        check_rules(run)
     return run
 
 
@@ -126,7 +129,8 @@ class Job:
         """The run folder, the same in every process, with what is known about the images."""
         run = self._from_main(open_folder)
         run.writable = self.main
-        run.update(status="running", kind=run.kind, data=self._facts)
+        facts = {} if run.kind == "teacher" else {FACT: rules_of(self.config.quantization)}
+        run.update(status="running", kind=run.kind, data=self._facts, **facts)
         return run
 
     @contextmanager

@@ -18,7 +18,7 @@ from sqakd_deploy.quantization import spec_of
 from sqakd_deploy.tracing import first_tensor
 from sqakd_deploy.verification.constants import constants_of
 from sqakd_deploy.verification.file import QdqFile
-from sqakd_deploy.verification.saturation import saturation_of
+from sqakd_deploy.verification.saturation import saturation_in, sums_exactly
 from sqakd_deploy.verification.sizes import expected_size, float_size, information_size, sizes_of
 from sqakd_deploy.verification.stages import (
     Expected,
@@ -79,9 +79,9 @@ def verify(
     arrays = [batch.float().numpy() for batch in batches]
     runs = run_stages(path, arrays, expected, runtime)
     try:
-        file = QdqFile(path)
-        differences, saturation = differences_of(file, constants_of(graph)), saturation_of(file)
+        differences = differences_of(QdqFile(path), constants_of(graph))
     except ExportError:  # of another format than ONNX; the runtime has opened it
-        differences, saturation = None, None
+        differences = None
+    saturation = None if sums_exactly(runtime) else saturation_in(graph)
     rules = conformance_of(exporter, path)
     return report_of(path, runs, expected, tolerance, rules, differences, saturation)

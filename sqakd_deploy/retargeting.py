@@ -89,7 +89,7 @@ def _places(graph: IntegerGraph, trained: PlacementRules, wanted: PlacementRules
     if trained.integer_products != wanted.integer_products and products:
         how = "codes" if wanted.integer_products else "reals"
         yield f"{products} products of activations would multiply {how}"
-    yield from _wide_ends(graph, wanted.widest_ends)
+    yield from _wide_ends(graph, trained.widest_ends, wanted.widest_ends)
     for name, what in (
         ("quantize_edges", "tensors between layers"),
         ("quantize_first_last", "first and last layers"),
@@ -98,11 +98,18 @@ def _places(graph: IntegerGraph, trained: PlacementRules, wanted: PlacementRules
             yield f"{what} would be {'quantised' if getattr(wanted, name) else 'in float'}"
 
 
-def _wide_ends(graph: IntegerGraph, wanted: int) -> Iterator[str]:
-    weights = [getattr(node, "weight", None) for node in graph.nodes]
-    bits = [w.bits + w.mid_rise for w in weights if isinstance(w, ir.IntWeight)]
-    if bits and max(bits[0], bits[-1]) > wanted:
+def _wide_ends(graph: IntegerGraph, trained: int, wanted: int) -> Iterator[str]:
+    """Of the first and last layers; a BatchNorm that stands alone is only written as one."""
+    layers = [node for node in graph.nodes if isinstance(node, (ir.Conv, ir.Linear))]
+    weights = [node.weight for node in layers if not _is_factor(node)]
+    ends = [w for w in (weights[:1] + weights[-1:]) if isinstance(w, ir.IntWeight)]
+    if trained > wanted and any(w.bits + w.mid_rise > wanted for w in ends):
         yield f"the first and last layers' weights would have {wanted} bits at most"
+
+
+def _is_factor(node: ir.Conv | ir.Linear) -> bool:
+    weight = node.weight.codes if isinstance(node.weight, ir.IntWeight) else node.weight
+    return isinstance(node, ir.Conv) and node.groups > 1 and weight[0].size == 1
 
 
 def _adds_convolution(node: ir.Add, graph: IntegerGraph, *, rounded: bool) -> bool:

@@ -19,6 +19,7 @@ from sqakd_deploy.data.splits import spread
 from sqakd_deploy.errors import CheckpointError, SpecError
 from sqakd_deploy.models import build_model, is_code
 from sqakd_deploy.models.outputs import count_logits
+from sqakd_deploy.placed import check_rules
 from sqakd_deploy.quantization import quantize
 
 _EVALUATION_BATCH = 256
@@ -89,8 +90,9 @@ def load_student(run: Run) -> Loaded:
     """Rebuild the student of a run.
 
     Raises:
-        CheckpointError: if the folder is incomplete or damaged.
+        CheckpointError: if the folder is incomplete or damaged, or placed by other rules.
     """
+    check_rules(run)
     model, preprocessing = _untrained(run)
     shape = (preprocessing.channels, *preprocessing.input_size)
     student = quantize(model, run.config.quantization, example=shape)

@@ -311,6 +311,26 @@ def test_a_damaged_run_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "model.onnx").exists()
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_student_placed_by_other_rules_is_refused(resumed: bool, tmp_path: Path) -> None:
+    """Of before rules were kept, or of another version: it would be read as another student."""
+    pytest.importorskip("openvino")
+    done = run("train", "--target", "openvino", "--epochs", "0", "--teacher-epochs", "1",
+               "--output", "r")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    facts = json.loads(Path("r/run.json").read_text())
+    assert facts["placement"]["widest_ends"] == 7
+    command = ("train", "--resume", "r") if resumed else ("export", "m.onnx", "--run", "r")
+    status = {"status": "running"} if resumed else {}
+    for placement in ({}, {"placement": {**facts["placement"], "widest_ends": 8}}):
+        old = {k: v for k, v in facts.items() if k != "placement"} | placement | status
+        Path("r/run.json").write_text(json.dumps(old))
+        refused = run(*command)
+        assert refused.exit_code == 5
+        assert "placed by other rules of target 'openvino' (widest_ends 8, now 7)" in refused.stderr
+    assert not Path("m.onnx").exists()
+
+
 def test_a_failed_proof_leaves_no_file(tmp_path: Path) -> None:
     assert run("train", *QUICK, "--epochs", "0", "--output", "r").exit_code == 0
     result = run("export", "model.onnx", "--run", "r", "--min-agreement", "100.5")

@@ -8,8 +8,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import SHAPE, images, network
 from onnx import numpy_helper
+from torch import nn
 
 from sqakd_deploy.api import export, export_proven
 from sqakd_deploy.errors import ExportError, ParityError
@@ -25,6 +27,8 @@ from sqakd_deploy.parity import (
     verify,
 )
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
+from sqakd_deploy.spec import QuantSpec
+from sqakd_deploy.verification.sizes import sizes_of
 
 
 @pytest.fixture
@@ -163,6 +167,24 @@ def test_sizes_count_what_is_stored(student: torch.fx.GraphModule) -> None:
     assert float_size(graph) == 4 * (inner + ends + norm + channels)
     assert expected_size(graph) == inner + ends + norm + 4 * (channels + scales)
     assert information_size(graph) == inner // 2 + ends + norm + 4 * (channels + scales)
+
+
+def test_a_layer_that_is_called_twice_is_counted_once() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.relu(self.inner(F.relu(self.inner(x)))).mean((2, 3))
+
+    made = quantize(Twice(), QuantSpec(first_last_bits=4), example=SHAPE)
+    calibrate(made, images(16))
+    graph = lower(made)
+    assert sum(hasattr(node, "weight") for node in graph.nodes) == 2
+    assert float_size(graph) == 4 * (3 * 3 * 9 + 3)
+    assert information_size(graph) == 3 * 3 * 9 * 4 // 8 + 4 * (3 + 1)
+    assert sizes_of(graph).narrow_layers == 2
 
 
 def test_the_output_step_is_that_of_the_output(student: torch.fx.GraphModule) -> None:

@@ -213,9 +213,23 @@ def test_ends_have_no_more_bits_than_the_target_takes() -> None:
         assert ("x", asked) in by_node(plan)
 
 
-@pytest.mark.parametrize(("bits", "said"), [(8, True), (7, False)])
-def test_another_target_may_take_narrower_ends(bits: int, said: bool) -> None:
-    student = quantize(Residual().eval(), QuantSpec(first_last_bits=bits), example=SHAPE)
+FOR_OPENVINO = PlacementRules(widest_ends=7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, True),
+        ({"first_last_bits": 7}, False),
+        ({"first_last_bits": 7, "weights": TensorSpec(method="ewgs")}, True),
+        ({"first_last_bits": 6, "weights": TensorSpec(method="ewgs")}, False),
+        ({"weights": TensorSpec(bits=8), "exclude": ("stem", "classifier")}, False),
+        ({"weights": TensorSpec(bits=8), "placement": "paper"}, False),
+    ],
+)
+def test_another_target_may_take_narrower_ends(settings: dict[str, object], said: bool) -> None:
+    student = quantize(Residual().eval(), QuantSpec.parse(settings), example=SHAPE)
     calibrate(student, images(16))
-    found = changes(lower(student), PlacementRules(), PlacementRules(widest_ends=7))
+    found = changes(lower(student), PlacementRules(), FOR_OPENVINO)
     assert found == ["the first and last layers' weights would have 7 bits at most"] * said
+    assert changes(lower(student), FOR_OPENVINO, FOR_OPENVINO) == []

@@ -21,6 +21,7 @@ from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.saturation import (
     LayerSaturation,
     SaturationReport,
+    saturation_in,
     saturation_of,
     this_cpu,
     worst_pair,
@@ -160,6 +161,14 @@ def test_answers_change_only_where_it_is_said(
     changed = report.cpu == "no vnni" and widest == 8
     assert errors["told"] < 1e-3
     assert (errors["defaults"] > 0.5, errors["openvino"] > 0.5) == (changed, changed)
+
+
+@pytest.mark.parametrize("name", ["plain", "signed", "residual", "branches", "joined", "floats"])
+def test_a_file_and_its_student_say_the_same(name: str, tmp_path: Path) -> None:
+    """Files of other formats than ONNX have the student's word alone."""
+    graph = CASES[name]().graph
+    path = OnnxRuntimeExporter().export(graph, tmp_path / "a.onnx", ExportOptions()).path
+    assert saturation_in(graph).at_risk == saturation_of(QdqFile(path)).at_risk
 
 
 @pytest.mark.parametrize("pack", [True, False])

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import Counter
 
 import onnx
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
 from sqakd_deploy.exporting import Coverage, FloatFallback
 from sqakd_exporters.reasons import reason
-from sqakd_exporters.view import GraphView
+from sqakd_exporters.view import GraphView, attribute
 
 FLOAT_LAYERS = {
     "Conv": "Conv",
@@ -111,7 +111,11 @@ def measure(
 def _packed(file: GraphView) -> int:
     """Weights that are computed from smaller constants before they are dequantised; a bias that was
     stored in fewer bytes is but cast."""
-    restoring = [node for node in file.constant_nodes() if node.op_type != "Cast"]
+    restoring = [
+        node
+        for node in file.constant_nodes()
+        if node.op_type != "Cast" or attribute(node, "to", 0) != TensorProto.INT32
+    ]
     computed = {name for node in restoring for name in node.output}
     return sum(
         node.op_type == "DequantizeLinear" and node.input[0] in computed for node in file.nodes

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,13 @@ from sqakd_exporters.qdq import build_model
 from sqakd_exporters.saving import save_checked
 from sqakd_exporters.unsigned import as_unsigned
 
-_ERRORS_ONLY = 3  # ONNX Runtime's severity scale
+_ERRORS_ONLY, _FATAL_ONLY = 3, 4  # ONNX Runtime's severity scale
 
 # Where the CPU has no VNNI, the kernels for uint8 by int8 saturate (rule 19): with this, layers
 # whose weights could make them do so get uint8 weights and kernels that cannot. Elsewhere, and for
 # weights of few bits, it changes nothing.
-_EXACT, _YES, _NO = "session.x64quantprecision", "1", "0"
+_EXACT = ("session.x64quantprecision", "1")
+_SHARED = "Attempt to replace"  # what it says of constants that two such layers share
 
 
 class OnnxRuntimeExporter:
@@ -60,6 +63,7 @@ class OnnxRuntime:
     """Opens ONNX files with ONNX Runtime's CPU provider."""
 
     name = "onnxruntime"
+    exact_sums = True
 
     def open(
         self, path: Path, *, optimize: bool = True, threads: int | None = None
@@ -83,7 +87,7 @@ class OnnxRuntimeSession:
     def __init__(self, path: Path, *, optimize: bool, threads: int | None) -> None:
         self.path = path
         self._optimize = optimize
-        self._session = _open(path, _options(optimize, threads))
+        self._session = _open(path, partial(_options, optimize, threads))
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if (len(inputs), len(outputs)) != (1, 1):
             raise ExportError(
@@ -114,8 +118,12 @@ class OnnxRuntimeSession:
         """Which layers run in integers, read from the graph that ONNX Runtime made of the file."""
         with tempfile.TemporaryDirectory() as folder:
             optimised = Path(folder) / "optimised.onnx"
-            options = _options(self._optimize, threads=1)
-            options.optimized_model_filepath = str(optimised)
+
+            def options() -> ort.SessionOptions:
+                made = _options(self._optimize, threads=1)
+                made.optimized_model_filepath = str(optimised)
+                return made
+
             _open(self.path, options)
             return measure(onnx.load(self.path), onnx.load(optimised), fusing=self._optimize)
 
@@ -130,13 +138,22 @@ def _options(optimize: bool, threads: int | None) -> ort.SessionOptions:
     return options
 
 
-def _open(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
-    problem: Exception | None = None
-    # Layers of others' files may share a zero-point, which cannot be changed for each of them.
-    for exact in (_YES, _NO):
-        options.add_session_config_entry(_EXACT, exact)
-        try:
-            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-            problem = error
+def _open(path: Path, make: Callable[[], ort.SessionOptions]) -> ort.InferenceSession:
+    """Open a file so that it sums exactly; others' whose layers share zero-points as they are."""
+    exact = make()
+    exact.add_session_config_entry(*_EXACT)
+    exact.log_severity_level = _FATAL_ONLY  # what is an error is raised
+    try:
+        return _session(path, exact)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        problem = error
+    try:
+        if _SHARED in str(problem):
+            return _session(path, make())
+    except Exception as error:
+        problem = error
     raise ExportError(f"ONNX Runtime cannot load {path}: {problem}") from problem
+
+
+def _session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -22,6 +22,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from sqakd_deploy.graph import IntegerGraph, IntWeight
 from sqakd_deploy.verification import constants as c
 from sqakd_deploy.verification.file import QdqFile
 
@@ -71,12 +72,12 @@ class SaturationReport:
 
     @property
     def suspicion(self) -> str:
-        """What may be behind answers that differ on this machine, in a line; mostly nothing."""
+        """What may be behind answers that differ here in a runtime that saturates; or nothing."""
         if self.cpu != "no vnni" or not self.at_risk:
             return ""
         return (
-            f"this CPU has no VNNI, and sums can saturate in {_some(self.at_risk)} ({_REMEDY}): "
-            "see rule 19 of docs/runtime-rules.md"
+            f"this CPU has no VNNI, and sums can saturate in {_some(self.at_risk)} (rule 19 of "
+            f"docs/runtime-rules.md): {_FEWER_BITS}"
         )
 
     @property
@@ -92,8 +93,8 @@ class SaturationReport:
             )
         return (
             f"saturation without VNNI: possible in {len(at_risk)} of {len(self.layers)} integer "
-            f"layers ({_some(at_risk)}): x86 CPUs without VNNI may answer otherwise ({_REMEDY}); "
-            f"{_MEANING[self.cpu]}"
+            f"layers ({_some(at_risk)}), but in ONNX Runtime with session.x64quantprecision set to "
+            f"1, as this package sets it; {_FEWER_BITS}; {_MEANING[self.cpu]}"
         )
 
 
@@ -101,15 +102,14 @@ def _some(layers: list[str]) -> str:
     return ", ".join(layers[:4]) + (", …" if len(layers) > 4 else "")
 
 
-_REMEDY = (
-    "not so in ONNX Runtime with session.x64quantprecision set to 1, as here, nor with fewer bits: "
-    "--first-last-bits 7, --bits w7a8; 6 with pact, dorefa and ewgs"
+_FEWER_BITS = (
+    "weights of fewer bits cannot (--first-last-bits 7; of inner layers --bits w7a8, or w6a8 with "
+    "pact, dorefa and ewgs)"
 )
-
 
 _MEANING: Mapping[Cpu, str] = {
     "vnni": "this CPU has VNNI and does not saturate",
-    "no vnni": "this CPU has no VNNI, so this holds here",
+    "no vnni": "this CPU has no VNNI, so this matters here",
     "unknown": "whether this CPU has VNNI cannot be told",
     "not x86": "not applicable to this CPU, which is not x86",
 }
@@ -136,6 +136,22 @@ def saturation_of(file: QdqFile, cpu: Cpu | None = None) -> SaturationReport:
             continue
         layers.append(_layer(name, numbers[c.WEIGHT_CODES], highest))
     return SaturationReport(tuple(layers), this_cpu() if cpu is None else cpu)
+
+
+def saturation_in(graph: IntegerGraph) -> SaturationReport:
+    """The same of a student's integers, whatever the format of its file."""
+    layers = []
+    for node in graph.nodes:
+        weight = getattr(node, "weight", None)
+        grid = graph.values[node.inputs[0]].grid if node.inputs else None
+        if isinstance(weight, IntWeight) and grid is not None:
+            layers.append(_layer(node.name, weight.codes, grid.qmax - c.offset(grid.dtype)))
+    return SaturationReport(tuple(layers), this_cpu())
+
+
+def sums_exactly(runtime: object) -> bool:
+    """Whether a runtime's plugin says that its sums saturate nowhere (``exact_sums``)."""
+    return bool(getattr(runtime, "exact_sums", False))
 
 
 def _parts(quantizer: str, facts: Container[str]) -> list[str]:

@@ -27,55 +27,64 @@ class Sizes:
 
 def sizes_of(graph: IntegerGraph) -> Sizes:
     """All sizes of a graph."""
-    narrow = sum(bits < 8 for _, bits in _weights(graph))
+    weights = [getattr(node, "weight", None) for node in graph.nodes]
+    narrow = sum(isinstance(weight, IntWeight) and weight.bits < 8 for weight in weights)
     return Sizes(float_size(graph), information_size(graph), narrow)
 
 
 def float_size(graph: IntegerGraph) -> int:
     """Bytes of all parameters in float32, BatchNorm folded."""
-    weights = sum(4 * count for count, _ in _weights(graph))
-    return weights + 4 * _biases(graph) + _float_parameters(graph)
+    layers = _layers(graph)
+    weights = sum(4 * count for count, _ in map(_weights, layers))
+    return weights + 4 * sum(map(_biases, layers)) + _float_parameters(graph)
 
 
 def expected_size(graph: IntegerGraph) -> int:
     """Bytes of weights (one each, four if float) in an exported file, and what is beside them."""
-    stored = sum(count * (4 if bits == 32 else 1) for count, bits in _weights(graph))
-    return stored + _beside(graph)
+    weights = map(_weights, _layers(graph))
+    return sum(count * (4 if bits == 32 else 1) for count, bits in weights) + _beside(graph)
 
 
 def information_size(graph: IntegerGraph) -> int:
     """Bytes of the weights at their own bits; biases, scales and float parameters have 32."""
-    return sum(count * bits for count, bits in _weights(graph)) // 8 + _beside(graph)
+    weights = map(_weights, _layers(graph))
+    return sum(count * bits for count, bits in weights) // 8 + _beside(graph)
 
 
 def _beside(graph: IntegerGraph) -> int:
-    return 4 * (_biases(graph) + _scales(graph)) + _float_parameters(graph)
+    numbers = sum(_biases(layer) + _scales(layer) for layer in _layers(graph))
+    return 4 * numbers + _float_parameters(graph)
 
 
-def _weights(graph: IntegerGraph) -> list[tuple[int, int]]:
-    """(weights, bits each) of every layer with integer weights or float ones."""
-    return [
-        (w.codes.size, w.bits) if isinstance(w, IntWeight) else (w.size, 32)
-        for w in _all(graph, "weight")
-    ]
+def _layers(graph: IntegerGraph) -> list[Any]:
+    """Nodes with weights; of a layer that is called several times, one."""
+    found: dict[object, Any] = {}
+    for node in graph.nodes:
+        weight = getattr(node, "weight", None)
+        if weight is not None:
+            numbers = weight.codes if isinstance(weight, IntWeight) else weight
+            found.setdefault((numbers.shape, numbers.tobytes()), node)
+    return list(found.values())
 
 
-def _biases(graph: IntegerGraph) -> int:
-    return sum(len(b.codes if isinstance(b, IntBias) else b) for b in _all(graph, "bias"))
+def _weights(layer: Any) -> tuple[int, int]:
+    """Count, and bits each."""
+    weight = layer.weight
+    return (weight.codes.size, weight.bits) if isinstance(weight, IntWeight) else (weight.size, 32)
 
 
-def _scales(graph: IntegerGraph) -> int:
+def _biases(layer: Any) -> int:
+    bias = layer.bias
+    return 0 if bias is None else len(bias.codes if isinstance(bias, IntBias) else bias)
+
+
+def _scales(layer: Any) -> int:
     """Scales that differ: a layer that no BatchNorm scaled channel by channel has one."""
-    weights = _all(graph, "weight")
-    return sum(len(np.unique(w.scale)) for w in weights if isinstance(w, IntWeight))
+    weight = layer.weight
+    return len(np.unique(weight.scale)) if isinstance(weight, IntWeight) else 0
 
 
 def _float_parameters(graph: IntegerGraph) -> int:
     """Bytes of what no layer with weights has: a LayerNorm's gains, positions."""
     nodes = [node for node in graph.nodes if not hasattr(node, "weight")]
     return sum(v.nbytes for node in nodes for v in vars(node).values() if isinstance(v, np.ndarray))
-
-
-def _all(graph: IntegerGraph, field: str) -> list[Any]:
-    found = (getattr(node, field, None) for node in graph.nodes)
-    return [value for value in found if value is not None]

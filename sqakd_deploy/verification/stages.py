@@ -81,7 +81,7 @@ class ParityReport:
         conformance: the documented rules of a target whose runtime files are not run in.
         constants: those of the file that are not the student's; None if the student's are not
             known, or the file does not hold them as QDQ files do.
-        saturation: of integer sums on some CPUs, where it was decided.
+        saturation: of integer sums; None where every runtime that decides sums exactly.
     """
 
     samples: int
@@ -278,7 +278,7 @@ def report_of(
         tolerance: what :attr:`ParityReport.failures` counts as failing.
         conformance: the rules that were checked, where the target has a profile.
         constants: those that differ, where they were compared.
-        saturation: of integer sums, where it was decided.
+        saturation: of integer sums, unless every runtime that decides sums exactly.
     """
     outputs, sizes = {expected.name: expected.logits, **runs.outputs}, expected.sizes
     return ParityReport(

@@ -25,7 +25,7 @@ from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolated import Isolator
 from sqakd_deploy.verification.layers import LayersReport, compare_layers
 from sqakd_deploy.verification.reference import Reference, Tensor
-from sqakd_deploy.verification.saturation import SaturationReport, saturation_of
+from sqakd_deploy.verification.saturation import SaturationReport, saturation_of, sums_exactly
 from sqakd_deploy.verification.stages import (
     ParityReport,
     Runs,
@@ -85,7 +85,7 @@ class Verification:
             ParityError: with the first failures.
         """
         if self.failures:
-            lines = in_one_line(self.failures, self.saturation)
+            lines = in_one_line(self.failures, self.parity.saturation)
             raise ParityError(f"the file is not its student: {lines}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -148,8 +148,12 @@ def verify_file(
         layers = _layers(file, reference, layer_samples, runtime, able, wrong)
         if isolator is not None:
             layers = _isolated(layers, isolator, file, runtime, reference)
-    parity = report_of(path, runs, expected, tolerance, _conformance(file), differences)
-    return Verification(parity, layers, saturation_of(file), reference)
+    saturation = saturation_of(file)
+    deciding = [runtime, *(others.values() if named else ())]
+    suspect = None if all(map(sums_exactly, deciding)) else saturation
+    rules = _conformance(file)
+    parity = report_of(path, runs, expected, tolerance, rules, differences, suspect)
+    return Verification(parity, layers, saturation, reference)
 
 
 def differences_of(file: QdqFile, expected: Constants) -> list[Difference] | None:
