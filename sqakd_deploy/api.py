@@ -128,6 +128,16 @@ def export_proven(
     return artifact, report
 
 
+def check_folder(path: Path) -> None:
+    """Refuse a file whose folder is not there.
+
+    Raises:
+        ExportError: if so.
+    """
+    if not path.parent.is_dir():
+        raise ExportError(f"the folder {path.parent} does not exist; make it, or choose another")
+
+
 def _trial(final: Path) -> Path:
     return final.with_name(f".{final.stem}.unproven{final.suffix}")
 
@@ -142,8 +152,7 @@ def _write(
     metadata: Mapping[str, str] | None,
 ) -> Artifact:
     """Write the file at ``path``, of which ``final`` is what errors call it."""
-    if not final.parent.is_dir():
-        raise ExportError(f"the folder {final.parent} does not exist; make it, or choose another")
+    check_folder(final)
     spec, options = spec_of(student), options or ExportOptions()
     exporter = get_exporter(target or spec.target)
     if options.pack and not packs_of(exporter):

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from rich.console import Console
 
 import sqakd_deploy.training as training
-from sqakd_deploy.api import export_proven, would_change
+from sqakd_deploy.api import check_folder, export_proven, would_change
 from sqakd_deploy.checkpoint import Run, newest_run, open_run
 from sqakd_deploy.config import DataConfig, load_config, merge
 from sqakd_deploy.data import DATASETS
@@ -19,7 +19,7 @@ from sqakd_deploy.errors import SpecError
 from sqakd_deploy.exporting import ExportOptions
 from sqakd_deploy.models import MADE_FOR, list_models
 from sqakd_deploy.parity import Tolerance
-from sqakd_deploy.plugins import exporters
+from sqakd_deploy.plugins import exporters, get_exporter
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.report import (
     conformance_table,
@@ -187,6 +187,11 @@ def export(
 ) -> None:
     """Export a run, print the proof, fail if there is none."""
     out, progress = _consoles()
+    for file in filter(None, (path, save_reference)):  # before anything takes time
+        check_folder(file)
+    if target is not None:
+        get_exporter(target)
+    how = ExportOptions(**options)
     loaded = load_student(open_run(run) if run else newest_run())
     listener_for(progress).message(f"exporting {loaded.run.path} ({loaded.run.status})")
     images, split = held_out(loaded, data, samples)
@@ -201,7 +206,7 @@ def export(
         tolerance=Tolerance(min_agreement, max_accuracy_gap, max_mean_error),
         target=target,
         anyway=anyway,
-        options=ExportOptions(**options),
+        options=how,
         metadata=loaded.metadata,
     )
     if as_json:

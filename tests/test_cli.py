@@ -287,6 +287,22 @@ def test_an_empty_folder_is_named(tmp_path: Path) -> None:
     assert "empty" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("gone/m.onnx",), 7, "the folder gone does not exist"),
+        (("m.onnx", "--save-reference", "gone/r.npz"), 7, "the folder gone does not exist"),
+        (("m.onnx", "--target", "toaster"), 2, "'toaster'"),
+    ],
+)
+def test_a_wrong_export_is_refused_before_a_run_is_read(
+    arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    """There is no run here, which would be the error of any that is looked for."""
+    result = run("export", *arguments)
+    assert (result.exit_code, message in result.stderr) == (code, True), result.stderr
+
+
 def test_nothing_to_export(tmp_path: Path) -> None:
     result = run("export", "model.onnx")
     assert result.exit_code == 5
