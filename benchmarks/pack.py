@@ -33,10 +33,13 @@ MIB = 2**20
 HEADINGS = "| bits | method | packed MiB | unpacked | fp32 | sum of bits | ratio | load ms | unpacked | latency ms | ratio | same |"  # noqa: E501
 
 
-def session(path: Path, threads: int, *, optimize: bool = True) -> ort.InferenceSession:
-    """Open a file, at all optimisations or none."""
+def session(
+    path: Path, threads: int, *, optimize: bool = True, exact: bool = False
+) -> ort.InferenceSession:
+    """Open a file, at all optimisations or none; ``exact`` sums saturate on no CPU."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.x64quantprecision", str(int(exact)))
     options.intra_op_num_threads = threads
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -24,6 +24,7 @@ import onnxruntime as ort
 import torch
 from families import BATCH, photographs, spread
 from numpy.typing import NDArray
+from pack import session
 from torch import Tensor
 
 from sqakd_deploy.api import export
@@ -46,15 +47,6 @@ HEAD = (
     "| student | layers at risk | agreement | error: max, mean | exact: agreement | "
     "error: max, mean | ms | exact ms | ratio |"
 )
-
-
-def session(path: Path, *, exact: bool, optimize: bool = True) -> ort.InferenceSession:
-    """Open a file on one thread."""
-    options, levels = ort.SessionOptions(), ort.GraphOptimizationLevel
-    options.log_severity_level, options.intra_op_num_threads = 3, 1
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.x64quantprecision", str(int(exact)))
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def run(opened: ort.InferenceSession, batches: list[Tensor]) -> NDArray[np.float32]:
@@ -95,8 +87,8 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         path = export(student, Path(folder) / "model.onnx").path
         risk = saturation_of(QdqFile(path))
-        wanted = run(session(path, exact=False, optimize=False), batches)
-        opened = [session(path, exact=exact) for exact in (False, True)]
+        wanted = run(session(path, 1, optimize=False), batches)
+        opened = [session(path, 1, exact=exact) for exact in (False, True)]
         found = [run(one, batches) for one in opened]
         times = latencies(opened, batches[0][:1], rounds)
     errors = [np.abs(logits - wanted) / step for logits in found]

@@ -344,6 +344,9 @@ def test_a_student_placed_by_other_rules_is_refused(resumed: bool, tmp_path: Pat
         refused = run(*command)
         assert refused.exit_code == 5
         assert "placed by other rules of target 'openvino' (widest_ends 8, now 7)" in refused.stderr
+    damaged = {**facts, "placement": 5, **status}
+    Path("r/run.json").write_text(json.dumps(damaged))
+    assert "placement in run.json holds no rules" in run(*command).stderr
     assert not Path("m.onnx").exists()
 
 

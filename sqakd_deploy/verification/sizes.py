@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from sqakd_deploy.graph import IntBias, IntegerGraph, IntWeight
+from sqakd_deploy.graph import Conv, IntBias, IntegerGraph, IntWeight, Linear
 
 
 @dataclass(frozen=True)
@@ -56,29 +55,28 @@ def _beside(graph: IntegerGraph) -> int:
     return 4 * numbers + _float_parameters(graph)
 
 
-def _layers(graph: IntegerGraph) -> list[Any]:
-    """Nodes with weights; of a layer that is called several times, one."""
-    found: dict[object, Any] = {}
+def _layers(graph: IntegerGraph) -> list[Conv | Linear]:
+    """Layers with weights; one that is called several times counts once."""
+    found: dict[object, Conv | Linear] = {}
     for node in graph.nodes:
-        weight = getattr(node, "weight", None)
-        if weight is not None:
-            numbers = weight.codes if isinstance(weight, IntWeight) else weight
+        if isinstance(node, (Conv, Linear)):
+            numbers = node.weight.codes if isinstance(node.weight, IntWeight) else node.weight
             found.setdefault((numbers.shape, numbers.tobytes()), node)
     return list(found.values())
 
 
-def _weights(layer: Any) -> tuple[int, int]:
+def _weights(layer: Conv | Linear) -> tuple[int, int]:
     """Count, and bits each."""
     weight = layer.weight
     return (weight.codes.size, weight.bits) if isinstance(weight, IntWeight) else (weight.size, 32)
 
 
-def _biases(layer: Any) -> int:
+def _biases(layer: Conv | Linear) -> int:
     bias = layer.bias
     return 0 if bias is None else len(bias.codes if isinstance(bias, IntBias) else bias)
 
 
-def _scales(layer: Any) -> int:
+def _scales(layer: Conv | Linear) -> int:
     """Scales that differ: a layer that no BatchNorm scaled channel by channel has one."""
     weight = layer.weight
     return len(np.unique(weight.scale)) if isinstance(weight, IntWeight) else 0
@@ -86,5 +84,5 @@ def _scales(layer: Any) -> int:
 
 def _float_parameters(graph: IntegerGraph) -> int:
     """Bytes of what no layer with weights has: a LayerNorm's gains, positions."""
-    nodes = [node for node in graph.nodes if not hasattr(node, "weight")]
+    nodes = [node for node in graph.nodes if not isinstance(node, (Conv, Linear))]
     return sum(v.nbytes for node in nodes for v in vars(node).values() if isinstance(v, np.ndarray))
