@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sqakd_deploy.acceleration import decide
@@ -24,7 +23,7 @@ from sqakd_deploy.features import answers, feature_loss, with_codes
 from sqakd_deploy.fitting import Epoch, Fit, Loader, Step, warm_cosine
 from sqakd_deploy.hessian import update_deltas
 from sqakd_deploy.integer import snap_biases
-from sqakd_deploy.losses import distillation_loss
+from sqakd_deploy.losses import LABELS, distillation_loss, label_loss
 from sqakd_deploy.processes import separate_batch_norm, start, synchronised_batch_norm
 from sqakd_deploy.quantization import (
     activation_quantizers,
@@ -279,12 +278,13 @@ class _Distillation:
 
         with synchronised_batch_norm(self.student, self.accelerator):
             student, teacher = self.networks
+            supervised = self.config.loss == "ce"
             compiled = self.how.compiled(student, whole=True)
             self._student = self.accelerator.prepare_model(compiled)
             self._teacher = self.how.compiled(teacher, whole=False)
             return Fit(
                 model=self.student,
-                objective=self._objective,
+                objective=self._supervised if supervised else self._objective,
                 optimizer=build_optimizer(self.student, self.config),
                 schedule=self.schedule,
                 batches=self.batches,
@@ -296,6 +296,7 @@ class _Distillation:
                 frozen=lambda epoch: self.norms if epoch >= self.first_frozen else (),
                 on_step=on_step,
                 on_epoch=on_epoch,
+                target=LABELS if supervised else "agreement",
             ).run()
 
     def _objective(self, batch: Any) -> tuple[Tensor, Tensor]:
@@ -309,14 +310,19 @@ class _Distillation:
             loss = loss + self.config.feature_weight * feature_loss(*codes, *wanted)
         return loss, batch_agreement(logits.detach(), target)
 
+    def _supervised(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Labels alone: a teacher's pass is a quarter of a step, and nobody would read it."""
+        images = self.how.images(first_tensor(batch).to(self.device))
+        with self.how.autocast(self.device):
+            logits = self._student(images)
+        return label_loss(logits, batch[1].to(self.device))
+
     def _loss(self, logits: Tensor, target: Tensor, batch: Any) -> Tensor:
-        if self.config.loss == "ce":
-            return F.cross_entropy(logits, batch[1].to(logits.device))
         divergence = distillation_loss(logits, target, self.config.temperature)
         weighted = self.config.kl_weight * divergence
         if self.config.loss == "kl":
             return weighted
-        return F.cross_entropy(logits, batch[1].to(logits.device)) + weighted
+        return label_loss(logits, batch[1].to(logits.device))[0] + weighted
 
     def _refresh_delta(self, epoch: int) -> None:
         if self.estimates_delta and epoch and epoch % self.config.delta_every == 0:

@@ -45,7 +45,7 @@ class Step:
         steps: in an epoch.
         loss: running mean over the epoch.
         agreement: with the target on the training batches, running mean in percent; the target
-            is the teacher's answer, or the label while a teacher is trained.
+            is the teacher's answer, or the label where only labels are trained on.
         lr: learning rate of the model's parameters.
         images_per_second: since the first step ended, which compiles, over all processes; of the
             first step its own.

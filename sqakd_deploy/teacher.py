@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sqakd_deploy.acceleration import decide
 from sqakd_deploy.config import TeacherConfig
 from sqakd_deploy.fitting import Epoch, Fit, Loader, Step, cosine, one_cycle
+from sqakd_deploy.losses import LABELS, label_loss
 from sqakd_deploy.processes import start, synchronised_batch_norm
 from sqakd_deploy.saves import Saves
 from sqakd_deploy.spec import DistillConfig
@@ -65,9 +65,8 @@ def train_teacher(
         def objective(batch: Any) -> tuple[Tensor, Tensor]:
             images, labels = how.images(batch[0].to(device)), batch[1].to(device)
             with how.autocast(device):
-                logits = ready(images).float()
-            hits = (logits.detach().argmax(dim=1) == labels).float().mean()
-            return F.cross_entropy(logits, labels), hits
+                logits = ready(images)
+            return label_loss(logits, labels)
 
         Fit(
             model=model,
@@ -80,6 +79,6 @@ def train_teacher(
             saves=saves,
             on_step=on_step,
             on_epoch=on_epoch,
-            target="top-1",
+            target=LABELS,
         ).run()
     model.eval()

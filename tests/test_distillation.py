@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ from sqakd_deploy.distillation import TensorBatches, build_optimizer, distill, p
 from sqakd_deploy.errors import DataError, SpecError, TrainingError
 from sqakd_deploy.fitting import Epoch, Step, cosine, warm_cosine
 from sqakd_deploy.hessian import update_deltas
-from sqakd_deploy.losses import distillation_loss
+from sqakd_deploy.losses import distillation_loss, label_loss
 from sqakd_deploy.quantization import (
     activation_quantizers,
     calibrate,
@@ -93,6 +94,28 @@ def test_the_supervised_baseline_does_use_them() -> None:
     first = trained(images(64), config, labelled=Labelled(labels))
     second = trained(images(64), config, labelled=Labelled(labels.flip(0)))
     assert not same(first, second)
+
+
+@pytest.mark.parametrize(("loss", "runs"), [("ce", 0), ("kl+ce", 4)])
+def test_labels_alone_need_no_teacher_in_the_loop(loss: str, runs: int) -> None:
+    teacher, sizes = network("residual"), []
+    teacher.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    student = quantize(teacher, spec("lsq"), example=SHAPE)
+    config, steps = SHORT.model_copy(update={"loss": loss, "epochs": 1}), list[Step]()
+    labels = torch.zeros(64, dtype=torch.long)
+    sizes.clear()
+    distill(student, images(64), teacher=teacher, config=config, labelled=Labelled(labels),
+            on_step=steps.append)  # fmt: skip
+    assert len([size for size in sizes if size > 1]) == runs
+    assert steps[-1].target == ("top-1" if loss == "ce" else "agreement")
+
+
+def test_hits_of_labels_are_counted() -> None:
+    logits = torch.tensor([[0.0, 2.0], [3.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    loss, hits = label_loss(logits.bfloat16(), torch.tensor([1, 0, 1, 1]))
+    assert (loss.dtype, hits.item()) == (torch.float32, 0.75)
+    losses = [math.log1p(math.exp(-gap)) for gap in (2.0, 3.0, -1.0, 1.0)]
+    assert loss.item() == pytest.approx(sum(losses) / 4)
 
 
 def test_labels_and_losses_must_go_together() -> None:
