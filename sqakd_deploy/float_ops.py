@@ -97,6 +97,11 @@ def _gelu(node: fx.Node, module: nn.Module | None) -> Op:
     return Op(ir.Activation, {"function": "gelu" if approximate == "none" else "gelu_tanh"})
 
 
+def _leaky_relu(node: fx.Node, module: nn.Module | None) -> Op:
+    slope = float(setting(node, module, "negative_slope", 1, 0.01))
+    return Op(ir.Activation, {"function": "leaky_relu", "slope": slope})
+
+
 def _layer_norm(node: fx.Node, module: nn.Module | None) -> Op:
     axes = setting(node, module, "normalized_shape", 1, None)
     sizes = tuple(axes) if isinstance(axes, (tuple, list, torch.Size)) else (axes,)
@@ -155,6 +160,7 @@ MODULES: Mapping[type[nn.Module], Reader] = {
     nn.Sigmoid: _activation("sigmoid"),
     nn.SiLU: _activation("silu"),
     nn.GELU: _gelu,
+    nn.LeakyReLU: _leaky_relu,
     nn.LayerNorm: _layer_norm,
     nn.Softmax: _softmax,
 }
@@ -170,6 +176,7 @@ FUNCTIONS: Mapping[Callable[..., Any], Reader] = {
     torch.sigmoid: _activation("sigmoid"),
     F.silu: _activation("silu"),
     F.gelu: _gelu,
+    F.leaky_relu: _leaky_relu,
     F.layer_norm: _layer_norm,
     F.softmax: _softmax,
     torch.softmax: _softmax,

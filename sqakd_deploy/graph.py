@@ -282,16 +282,16 @@ class FloatNode(Node):
     """Base of nodes without an integer kernel: computed in float, quantised only if need be."""
 
 
-Function: TypeAlias = Literal["sigmoid", "hard_sigmoid", "hard_swish", "silu", "gelu", "gelu_tanh"]
+_Gates: TypeAlias = Literal["sigmoid", "hard_sigmoid", "hard_swish", "silu"]
+Function: TypeAlias = _Gates | Literal["gelu", "gelu_tanh", "leaky_relu"]
 
 
 @dataclass(frozen=True)
 class Activation(FloatNode):
-    """An elementwise function: ``hard_sigmoid(x) = clip(x/6 + 1/2, 0, 1)``, ``hard_swish(x) = x ·
-    hard_sigmoid(x)``, ``silu(x) = x · sigmoid(x)``, GELU exact or by its tanh approximation.
-    """
+    """``hard_sigmoid(x) = clip(x/6 + 1/2, 0, 1)``; ``leaky_relu(x) = max(x, slope · x)``."""
 
     function: Function
+    slope: float = 0.0
 
 
 @dataclass(frozen=True)

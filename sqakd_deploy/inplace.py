@@ -21,6 +21,7 @@ _FUNCTIONS: Mapping[Any, Any] = {
     torch.relu_: torch.relu,
     torch.clamp_: torch.clamp,
     F.hardtanh_: F.hardtanh,
+    F.leaky_relu_: F.leaky_relu,
 }
 _METHODS = {"add_": "add", "mul_": "mul", "relu_": "relu", "clamp_": "clamp"}
 

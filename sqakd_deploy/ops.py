@@ -131,7 +131,7 @@ def _add(node: fx.Node, module: nn.Module | None) -> Op:
 
 def _pad(node: fx.Node, module: nn.Module | None) -> Op:
     amounts: Any = setting(node, None, "pad", 1, None) if module is None else module.padding
-    filled = setting(node, None, "value", 3, None)
+    filled = setting(node, module, "value", 3, None)
     if setting(node, None, "mode", 2, "constant") != "constant" or filled:
         raise ModelError(f"{describe(node)}: only padding with zeros can be exported")
     if min(amounts) < 0:
@@ -265,7 +265,7 @@ _MODULES: dict[type[nn.Module], Reader] = {
     nn.AvgPool2d: _average_pool,
     nn.AdaptiveAvgPool2d: _adaptive_pool,
     nn.Flatten: _RESHAPE,
-    nn.ZeroPad2d: _pad,
+    nn.ConstantPad2d: _pad,
     nn.Identity: _IDENTITY,
     nn.Dropout: _IDENTITY,
     nn.Dropout2d: _IDENTITY,

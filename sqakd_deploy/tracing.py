@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
+from sqakd_deploy import sized_tracer
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.inplace import write_out_of_place
+from sqakd_deploy.lifting import lift_constants, lift_layers
+from sqakd_deploy.rewriting import rewrite
+from sqakd_deploy.shapes import noted_shape
 
 BATCH = 2
 """Batch size of the example that shapes are read from; reports call that axis dynamic."""
 
-_LIBRARIES = tuple(str(Path(module.__file__).parent) for module in (torch,) if module.__file__)
+_LIBRARIES = (str(Path(torch.__file__).parent), sized_tracer.__file__)
 _SIZE = "size"  # in a node's meta: its value, where that is no tensor
 _SAME = 1e-4  # of the largest logit: operators are the same, so that a float32's noise is enough
-
-
-class _Tracer(fx.Tracer):
-    record_stack_traces = True
 
 
 def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
@@ -42,7 +42,8 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
     """
     model.eval()
     images = _example(model, input_shape)
-    tracer = _Tracer()
+    wanted = _answer(model, images)
+    tracer = sized_tracer.SizedTracer(images)
     try:
         graph = tracer.trace(model)
     except Exception as error:  # whatever the model's own code raises under tracing
@@ -52,11 +53,18 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
         ) from error
     traced = fx.GraphModule(tracer.root, graph, type(model).__name__)
     _check_inputs(traced)
-    _check_modes(traced)
-    wanted = _answer(model, images)
     write_out_of_place(traced)
+    lift_constants(traced)
     traced.graph.eliminate_dead_code()
+    _check_modes(traced)
     traced.recompile()
+    _propagate(traced, images, wanted)
+    lift_layers(traced)
+    rewrite(traced)
+    lift_constants(traced)
+    traced.graph.eliminate_dead_code()
+    # Anew, without the parameters that nothing reads any more.
+    traced = fx.GraphModule(traced, traced.graph, type(model).__name__)
     _propagate(traced, images, wanted)
     return traced
 
@@ -185,7 +193,7 @@ def shape(node: fx.Node) -> tuple[int | None, ...]:
 
 def is_tensor(node: fx.Node) -> bool:
     """Whether the node's value is one tensor (not a size or a tuple)."""
-    return isinstance(node.meta.get("tensor_meta"), TensorMetadata)
+    return noted_shape(node) is not None
 
 
 def describe(node: fx.Node) -> str:

@@ -231,7 +231,10 @@ _FUNCTIONS = {
 
 @run.register
 def _(node: g.Activation, reader: Reader) -> Held:
-    return _FUNCTIONS[node.function](reader.real(node.inputs[0]))
+    x = reader.real(node.inputs[0])
+    if node.function == "leaky_relu":
+        return np.maximum(x, 0) + node.slope * np.minimum(x, 0)
+    return _FUNCTIONS[node.function](x)
 
 
 @run.register

@@ -139,6 +139,7 @@ UNITS: dict[str, Callable[[], nn.Module]] = {
     "silu": lambda: Unit(nn.SiLU(inplace=True)),
     "gelu": lambda: Unit(nn.GELU()),
     "gelu_tanh": lambda: Unit(nn.GELU("tanh")),
+    "leaky_relu": lambda: Unit(nn.LeakyReLU(0.1, inplace=True)),
     "product": lambda: Unit(Call(lambda x: x * F.relu(x))),
     "square": lambda: Unit(Call(lambda x: x * x)),
     "factor": lambda: Unit(Call(lambda x: F.hardswish(x) * 0.5)),

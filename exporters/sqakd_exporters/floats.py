@@ -19,6 +19,7 @@ _OPERATORS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "hard_sigmoid": ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}),
     "gelu": ("Gelu", {"approximate": "none"}),
     "gelu_tanh": ("Gelu", {"approximate": "tanh"}),
+    "leaky_relu": ("LeakyRelu", {}),
 }
 
 WITHOUT_KERNEL = ("HardSigmoid", "Gelu", "LayerNormalization")
@@ -70,7 +71,8 @@ def activation(writer: Writer, node: g.Activation) -> None:
     gate = _GATES.get(node.function)
     if gate is None:
         operator, attributes = _OPERATORS[node.function]
-        as_float(writer, node, operator, **attributes)
+        slope = {"alpha": node.slope} if node.function == "leaky_relu" else {}
+        as_float(writer, node, operator, **attributes, **slope)
         return
     operator, attributes = _OPERATORS[gate]
     (source,) = writer.real(node)

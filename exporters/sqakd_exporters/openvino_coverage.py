@@ -31,6 +31,7 @@ LAYERS = {
     "Sigmoid": "Sigmoid",
     "HardSigmoid": "HardSigmoid",
     "Gelu": "Gelu",
+    "PRelu": "LeakyRelu",
     "Softmax": "Softmax",
     "MVN": "LayerNormalization",
 }

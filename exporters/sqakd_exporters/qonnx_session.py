@@ -28,6 +28,7 @@ _REAL = (
     "Gelu",
     "HardSigmoid",
     "LayerNormalization",
+    "LeakyRelu",
     "Sigmoid",
     "Softmax",
 )

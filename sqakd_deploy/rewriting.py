@@ -1,0 +1,193 @@
+"""Operators that are others in a row, written as those: the table of meanings stays short.
+
+Shapes must be known. Each rewriting computes the same numbers; a product with a reciprocal stands
+for a quotient in student and file alike.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from sqakd_deploy.shapes import noted_shape
+
+
+def rewrite(traced: fx.GraphModule) -> None:
+    """Write attention, unbound tensors, quotients and the like in simpler operators.
+
+    Args:
+        traced: with the shapes of its tensors; changed in place. New nodes have none.
+    """
+    for node in list(traced.graph.nodes):
+        rewriter = _FUNCTIONS.get(node.target) if node.op == "call_function" else None
+        if node.op == "call_method":
+            rewriter = _METHODS.get(str(node.target))
+        if node.op == "call_module" and type(_module(node)) is nn.GroupNorm:
+            rewriter = _group_norm_layer
+        if rewriter is None:
+            continue
+        with traced.graph.inserting_before(node):
+            found = rewriter(node)
+        if found is not None:
+            found.meta = {"tensor_meta": node.meta["tensor_meta"]}
+            node.replace_all_uses_with(found)
+
+
+def _module(node: fx.Node) -> nn.Module:
+    owner = node.graph.owning_module
+    assert owner is not None  # a traced model's graph
+    return owner.get_submodule(str(node.target))
+
+
+def _call(like: fx.Node, target: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> fx.Node:
+    """A new call at the same line of the model's code."""
+    graph = like.graph
+    make = graph.call_method if isinstance(target, str) else graph.call_function
+    node = make(target, args, kwargs)  # type: ignore[arg-type]
+    node.stack_trace = like.stack_trace
+    return node
+
+
+def _argument(node: fx.Node, at: int, name: str, default: Any) -> Any:
+    return node.args[at] if len(node.args) > at else node.kwargs.get(name, default)
+
+
+def _attention(node: fx.Node) -> fx.Node | None:
+    """``softmax(q·kᵀ·scale + mask)·v`` (Vaswani et al., 2017, eq. 1)."""
+    query, key, value = (
+        _argument(node, i, n, None) for i, n in enumerate(("query", "key", "value"))
+    )
+    mask = _argument(node, 3, "attn_mask", None)
+    chances = _argument(node, 4, "dropout_p", 0.0), _argument(node, 5, "is_causal", False)
+    width = (noted_shape(query) or (0,))[-1]
+    if any(chances) or node.kwargs.get("enable_gqa") or not width:
+        return None
+    scale = node.kwargs.get("scale")
+    scores = _call(node, torch.matmul, query, _call(node, "transpose", key, -2, -1))
+    # The factor comes after the product, so that codes are multiplied, not scaled codes.
+    scores = _call(node, operator.mul, scores, width**-0.5 if scale is None else scale)
+    if mask is not None:
+        scores = _call(node, operator.add, scores, mask)
+    return _call(node, torch.matmul, _call(node, F.softmax, scores, dim=-1), value)
+
+
+def _taken(node: fx.Node) -> fx.Node | None:
+    """One of the tensors along an axis, which need not be that of the batch any more.
+
+    As in ``q, k, v = qkv.reshape(n, t, 3, heads, d).permute(2, 0, 3, 1, 4)``: the axis is cut where
+    the batch is still the first one, and the rest permuted.
+    """
+    source: Any = node.args[0]
+    index: Any = node.args[1]
+    if not isinstance(source, fx.Node) or not isinstance(index, int):
+        return None
+    axis = 0
+    if source.target in (torch.unbind, "unbind"):
+        axis = _argument(source, 1, "dim", 0)
+        source = source.args[0]
+    dims = noted_shape(source)
+    if dims is None or not isinstance(axis, int):
+        return None
+    axis %= len(dims)
+    order = _order(source, len(dims))
+    if order is not None and order[0] != 0:
+        source = source.args[0]
+    else:
+        order = list(range(len(dims)))
+    cut = order.pop(axis)
+    if cut == 0:
+        return None  # an image of the batch
+    index %= dims[axis]
+    ranges = (*(slice(None),) * cut, slice(index, index + 1))
+    piece = _call(node, "squeeze", _call(node, operator.getitem, source, ranges), cut)
+    order = [at - (at > cut) for at in order]
+    return piece if order == sorted(order) else _call(node, "permute", piece, *order)
+
+
+def _order(node: fx.Node, rank: int) -> list[int] | None:
+    """The order of a permutation; None for any other node."""
+    if node.target not in (torch.permute, "permute"):
+        return None
+    given: Any = node.kwargs.get("dims", node.args[1:])
+    axes = given[0] if len(given) == 1 and not isinstance(given[0], int) else given
+    return [axis % rank for axis in axes]
+
+
+def _quotient(node: fx.Node) -> fx.Node | None:
+    by = _argument(node, 1, "other", None)
+    plain = isinstance(by, (int, float)) and by and not node.kwargs.get("rounding_mode")
+    if not plain or noted_shape(node) is None:
+        return None
+    return _call(node, operator.mul, node.args[0], 1 / by)
+
+
+def _difference(node: fx.Node) -> fx.Node | None:
+    first, second = node.args[0], _argument(node, 1, "other", None)
+    dims = noted_shape(first)
+    if dims is None or dims != noted_shape(second) or node.kwargs.get("alpha", 1) != 1:
+        return None
+    return _call(node, operator.add, first, _call(node, operator.mul, second, -1.0))
+
+
+def _group_norm(node: fx.Node) -> fx.Node | None:
+    names = ("input", "num_groups", "weight", "bias", "eps")
+    found = [_argument(node, at, name, None) for at, name in enumerate(names)]
+    *known, epsilon = found
+    return _grouped(node, *known, epsilon=1e-5 if epsilon is None else epsilon)
+
+
+def _group_norm_layer(node: fx.Node) -> fx.Node | None:
+    layer: Any = _module(node)
+    affine = [
+        None if value is None else node.graph.get_attr(f"{node.target}.{name}")
+        for name, value in (("weight", layer.weight), ("bias", layer.bias))
+    ]
+    return _grouped(node, node.args[0], layer.num_groups, *affine, epsilon=layer.eps)
+
+
+def _grouped(
+    node: fx.Node, source: Any, groups: int, weight: Any, bias: Any, *, epsilon: float
+) -> fx.Node | None:
+    """LayerNorm of each group of channels, then a factor and a term for each channel."""
+    dims = noted_shape(source)
+    if dims is None:
+        return None
+    channels, pixels = dims[1], math.prod(dims[2:])
+    width = channels // groups * pixels
+    x = _call(node, "reshape", source, -1, groups, width)
+    x = _call(node, F.layer_norm, x, (width,), None, None, epsilon)
+    x = _call(node, "reshape", x, -1, channels, pixels)
+    for function, values in ((operator.mul, weight), (operator.add, bias)):
+        if values is not None:
+            x = _call(node, function, x, _call(node, "reshape", values, 1, channels, 1))
+    return _call(node, "reshape", x, -1, *dims[1:])
+
+
+def _reshape_as(node: fx.Node) -> fx.Node | None:
+    dims = noted_shape(node)
+    return None if dims is None else _call(node, "reshape", node.args[0], -1, *dims[1:])
+
+
+Rewriter = Callable[[fx.Node], "fx.Node | None"]
+
+_FUNCTIONS: Mapping[Any, Rewriter] = {
+    F.scaled_dot_product_attention: _attention,
+    operator.getitem: _taken,
+    operator.truediv: _quotient,
+    torch.div: _quotient,
+    operator.sub: _difference,
+    torch.sub: _difference,
+    F.group_norm: _group_norm,
+}
+_METHODS: Mapping[str, Rewriter] = {
+    "div": _quotient,
+    "sub": _difference,
+    "reshape_as": _reshape_as,
+    "view_as": _reshape_as,
+}

@@ -1,0 +1,150 @@
+"""Tracing with the sizes of an image known, so that code may compute and branch with them.
+
+Only the batch stays open. Code that pads to a multiple (``math.ceil(x.shape[-1] / stride)``),
+checks its input (``assert h % 4 == 0``) or loops over channels is common, and needs no image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+# A prime that no image's or layer's size is a multiple of: an axis that is counts images.
+_BATCH = 10_007
+
+
+class SizedTracer(fx.Tracer):
+    """A tracer whose proxies know their sizes; the values are never computed.
+
+    Args:
+        images: an example ``(N, C, H, W)``, for its sizes and type.
+    """
+
+    record_stack_traces = True
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        with self._fake:
+            self._images = torch.empty(
+                _BATCH, *images.shape[1:], dtype=images.dtype, device=images.device
+            )
+        self._values: dict[fx.Node, Any] = {}
+        self._computing = False
+
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any
+    ) -> Any:
+        """As the base does, and what the node gives is noted where that can be known.
+
+        Arguments of the model that have a default have that value.
+        """
+        if kind == "placeholder" and args:
+            return args[0]
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        self._note(proxy.node)
+        return proxy
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """One that knows its sizes."""
+        return _SizedProxy(node, self)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """The parts of a tuple, or of a tensor whose first axis is not the batch."""
+        count = self.length(obj.node)
+        return super().iter(obj) if count is None else iter([obj[i] for i in range(count)])  # type: ignore[index]
+
+    def length(self, node: fx.Node) -> int | None:
+        """Of its value, where it is known and has one."""
+        value = self._values.get(node)
+        if isinstance(value, Tensor):
+            sizes = self.sizes(node)
+            return sizes[0] if sizes else None
+        return len(value) if isinstance(value, (tuple, list)) else None
+
+    def sizes(self, node: fx.Node) -> tuple[int | None, ...] | None:
+        """Of its tensor, None for an axis that counts images; None if it is no known tensor."""
+        value = self._values.get(node)
+        if not isinstance(value, Tensor):
+            return None
+        return tuple(None if size % _BATCH == 0 and size else int(size) for size in value.shape)
+
+    def _note(self, node: fx.Node) -> None:
+        for source in node.all_input_nodes:
+            if source.op == "get_attr" and source not in self._values:
+                self._note(source)  # the base makes buffers' nodes itself
+            if source not in self._values:
+                return
+        self._computing = True
+        try:
+            with self._fake, torch.no_grad():
+                self._values[node] = self._value(node)
+        except Exception:  # whatever an operator raises that cannot do without values
+            return
+        finally:
+            self._computing = False
+
+    def _value(self, node: fx.Node) -> Any:
+        args = fx.node.map_arg(node.args, self._values.__getitem__)
+        kwargs = fx.node.map_arg(node.kwargs, self._values.__getitem__)
+        target: Any = node.target
+        if node.op == "placeholder":
+            return self._images
+        if node.op == "get_attr":
+            parent, _, name = target.rpartition(".")
+            return getattr(self.root.get_submodule(parent), name)
+        if node.op == "call_module":
+            return self.root.get_submodule(target)(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        return target(*args, **kwargs)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """As the base does, but modules run as they are while a value is computed."""
+        if self._computing:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """As the base does, but parameters are no proxies while a value is computed."""
+        if self._computing:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+class _SizedProxy(fx.Proxy):
+    """A proxy that answers with numbers where they do not depend on the batch."""
+
+    tracer: SizedTracer
+
+    @property
+    def shape(self) -> Any:
+        return self.size()
+
+    @property
+    def ndim(self) -> Any:
+        return self.dim()
+
+    def dim(self) -> Any:
+        sizes = self.tracer.sizes(self.node)
+        return self._plain("dim") if sizes is None else len(sizes)
+
+    def size(self, dim: int | None = None) -> Any:
+        sizes = self.tracer.sizes(self.node)
+        if sizes is None:
+            return self._plain("size", *(() if dim is None else (dim,)))
+        found = tuple(
+            self._plain("size", axis) if size is None else size for axis, size in enumerate(sizes)
+        )
+        return found if dim is None else found[dim]
+
+    def __len__(self) -> int:
+        length = self.tracer.length(self.node)
+        return super().__len__() if length is None else length
+
+    def _plain(self, method: str, *args: int) -> fx.Proxy:
+        return self.tracer.create_proxy("call_method", method, (self, *args), {})
