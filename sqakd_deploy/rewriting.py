@@ -28,8 +28,8 @@ def rewrite(traced: fx.GraphModule) -> None:
         rewriter = _FUNCTIONS.get(node.target) if node.op == "call_function" else None
         if node.op == "call_method":
             rewriter = _METHODS.get(str(node.target))
-        if node.op == "call_module" and type(_module(node)) is nn.GroupNorm:
-            rewriter = _group_norm_layer
+        if node.op == "call_module":
+            rewriter = _MODULES.get(type(_module(node)))
         if rewriter is None:
             continue
         with traced.graph.inserting_before(node):
@@ -169,6 +169,27 @@ def _grouped(
     return _call(node, "reshape", x, -1, *dims[1:])
 
 
+def _enlarged(node: fx.Node) -> fx.Node | None:
+    """Each pixel a whole number of times, by concatenations along an axis behind its own."""
+    mode = _module(node).mode if node.op == "call_module" else _argument(node, 3, "mode", "nearest")
+    x: Any = node.args[0]
+    before, after = noted_shape(x), noted_shape(node)
+    if mode != "nearest" or before is None or after is None or len(before) != 4:
+        return None
+    factors = [new / old for old, new in zip(before[2:], after[2:], strict=True)]
+    if any(factor % 1 for factor in factors):
+        return None
+    sizes = list(before[1:])
+    for axis, factor in enumerate(map(int, factors), 2):
+        if factor == 1:
+            continue
+        x = _call(node, "reshape", x, -1, *sizes[:axis], 1, *sizes[axis:])
+        x = _call(node, torch.cat, [x] * factor, axis + 1)
+        sizes[axis - 1] *= factor
+        x = _call(node, "reshape", x, -1, *sizes)
+    return x if isinstance(x, fx.Node) else None
+
+
 def _reshape_as(node: fx.Node) -> fx.Node | None:
     dims = noted_shape(node)
     return None if dims is None else _call(node, "reshape", node.args[0], -1, *dims[1:])
@@ -184,6 +205,12 @@ _FUNCTIONS: Mapping[Any, Rewriter] = {
     operator.sub: _difference,
     torch.sub: _difference,
     F.group_norm: _group_norm,
+    F.interpolate: _enlarged,
+}
+_MODULES: Mapping[type[nn.Module], Rewriter] = {
+    nn.GroupNorm: _group_norm_layer,
+    nn.Upsample: _enlarged,
+    nn.UpsamplingNearest2d: _enlarged,
 }
 _METHODS: Mapping[str, Rewriter] = {
     "div": _quotient,

@@ -172,6 +172,7 @@ UNITS: dict[str, Callable[[], nn.Module]] = {
     "spelt": lambda: Net(Tokens(Attention("spelt", biased=True))),
     "biased": lambda: Net(Tokens(Attention("fused", biased=True))),
     "difference": lambda: Net(Difference(), nn.ReLU()),
+    "enlarged": lambda: Net(Enlarged(), nn.Conv2d(8, 8, 3), nn.ReLU()),
     "group_norm": lambda: Net(nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8), nn.ReLU()),
     "group_norm_of_all": lambda: Net(nn.GroupNorm(1, 8), nn.Conv2d(8, 8, 3), nn.ReLU()),
 }
@@ -182,6 +183,18 @@ class Difference(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + (F.avg_pool2d(x, 3, 1, 1, count_include_pad=False) - x) * 2.0
+
+
+class Enlarged(nn.Module):
+    """A small map beside a large one (HRNet; Wang et al., 2020)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(8, 8, 4, stride=4)
+        self.up = nn.Upsample(scale_factor=2, mode="nearest")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + F.interpolate(self.up(self.down(x)), size=x.shape[-2:]))
 
 
 FLOATS: dict[str, set[str]] = {
