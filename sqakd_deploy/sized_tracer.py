@@ -21,18 +21,19 @@ class SizedTracer(fx.Tracer):
     """A tracer whose proxies know their sizes; the values are never computed.
 
     Args:
-        images: an example ``(N, C, H, W)``, for its sizes and type.
+        images: an example ``(N, C, H, W)``, for its sizes and type. Without one no size is known,
+            as when a pickled graph is traced again, which needs none.
     """
 
     record_stack_traces = True
 
-    def __init__(self, images: Tensor) -> None:
+    def __init__(self, images: Tensor | None = None) -> None:
         super().__init__()
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
-        with self._fake:
-            self._images = torch.empty(
-                _BATCH, *images.shape[1:], dtype=images.dtype, device=images.device
-            )
+        self._images: Tensor | None = None
+        if images is not None:
+            with self._fake:
+                self._images = images.new_empty(_BATCH, *images.shape[1:])
         self._values: dict[fx.Node, Any] = {}
         self._computing = False
 
@@ -74,6 +75,8 @@ class SizedTracer(fx.Tracer):
         return tuple(None if size % _BATCH == 0 and size else int(size) for size in value.shape)
 
     def _note(self, node: fx.Node) -> None:
+        if self._images is None:
+            return
         for source in node.all_input_nodes:
             if source.op == "get_attr" and source not in self._values:
                 self._note(source)  # the base makes buffers' nodes itself

@@ -115,10 +115,14 @@ def test_several_results_are_refused() -> None:
         trace(Through(lambda x: (x, x)), SHAPE)
 
 
-def test_sizes_are_known() -> None:
-    traced = trace(Through(lambda x: F.avg_pool2d(x, x.size()[2:])), SHAPE)
-    (pool,) = [node for node in traced.graph.nodes if node.name == "avg_pool2d"]
-    assert isinstance(pool.args[1], torch.fx.Node)
-    assert known(pool.args[1]) == (6, 6)
-    assert is_size(pool.args[1])
-    assert not is_size(pool)
+def test_sizes_are_known_and_the_batch_stays_open() -> None:
+    traced = trace(
+        Through(lambda x: F.avg_pool2d(x, x.size()[2:]).view(x.size(0), x.shape[1])), SHAPE
+    )
+    named = {node.name: node for node in traced.graph.nodes}
+    assert named["avg_pool2d"].args[1] == (6, 6)
+    batch, channels = named["view"].args[1:]
+    assert isinstance(batch, torch.fx.Node)
+    assert (known(batch), channels) == (2, 4)
+    assert is_size(batch)
+    assert not is_size(named["view"])
