@@ -36,7 +36,7 @@ def lift_constants(traced: fx.GraphModule) -> None:
         used = any(user not in values for user in node.users)
         if node.op == "get_attr" or not used or not isinstance(value, Tensor):
             continue
-        name = _free(traced, f"{node.name}_constant")
+        name = free_name(traced, f"{node.name}_constant")
         _register(traced, name, value)
         with traced.graph.inserting_before(node):
             read = traced.graph.get_attr(name)
@@ -80,7 +80,7 @@ def _register(traced: fx.GraphModule, name: str, value: Tensor) -> None:
         traced.register_buffer(name, own)
 
 
-def _free(traced: nn.Module, path: str) -> str:
+def free_name(traced: nn.Module, path: str) -> str:
     """The path, or the next one with a number, that names nothing yet."""
     parent, _, name = path.rpartition(".")
     try:
@@ -119,7 +119,7 @@ def lift_layers(traced: fx.GraphModule) -> None:
         module = build(read, len(dims))
         if module is None:
             continue
-        path = _free(traced, f"{_owner(node)}{node.target.__name__}")
+        path = free_name(traced, f"{_owner(node)}{node.target.__name__}")
         traced.add_submodule(path, module.eval())
         with traced.graph.inserting_before(node):
             call = traced.graph.call_module(path, (source,))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from torch import Tensor, fx, nn
 from sqakd_deploy.attention import open_attention
 from sqakd_deploy.errors import DataError, ModelError
 from sqakd_deploy.geometry import conv_arguments
+from sqakd_deploy.lifting import free_name
 from sqakd_deploy.placement import Placed, place
 from sqakd_deploy.plugins import get_exporter
 from sqakd_deploy.quantizers import METHODS, ActivationQuantizer, WeightQuantizer
@@ -22,6 +22,7 @@ from sqakd_deploy.quantizers.injectors import act_quant, weight_quant
 from sqakd_deploy.spec import QuantSpec
 from sqakd_deploy.tracing import describe, first_tensor, separate_calls, trace
 from sqakd_deploy.transposed import QuantTransposed2d, as_convolution
+from sqakd_deploy.unwrapping import unwrapped
 
 _SPEC, _INPUT_SHAPE = "sqakd_deploy.spec", "sqakd_deploy.input_shape"
 
@@ -32,7 +33,8 @@ def quantize(
     """Build a student that computes what the target's runtime will compute.
 
     Args:
-        model: a trained float classifier of one image tensor; copied, not changed.
+        model: a trained float classifier of one image tensor; copied, not changed. The student is
+            on its device.
         spec: methods, bit-widths, target; the default is LSQ W4A4 for ONNX Runtime.
         example: preprocessed images ``(N, C, H, W)``, for their shape, or the shape ``(C, H, W)``.
 
@@ -50,19 +52,25 @@ def quantize(
     exporter = get_exporter(spec.target)
     exporter.check(spec)
     input_shape = tuple(example.shape[1:]) if isinstance(example, Tensor) else tuple(example)
-    opened = copy.deepcopy(model)
+    opened = unwrapped(model)
     open_attention(opened)
     student = trace(opened, input_shape)
     separate_calls(student)
     placement = place(student, spec, exporter.placement)
-    for path, bits in placement.layers.items():
-        _replace_layer(student, path, spec, bits)
-    for placed in placement.activations:
-        _insert(student, placed, spec, symmetric=exporter.placement.symmetric)
+    with _device(student):  # quantizers are made where the model is
+        for path, bits in placement.layers.items():
+            _replace_layer(student, path, spec, bits)
+        for placed in placement.activations:
+            _insert(student, placed, spec, symmetric=exporter.placement.symmetric)
     student.graph.lint()
     student.recompile()
     student.meta[_SPEC], student.meta[_INPUT_SHAPE] = spec, input_shape
     return student.eval()
+
+
+def _device(model: nn.Module) -> torch.device:
+    weight = next(model.parameters(), None)
+    return torch.device("cpu") if weight is None else weight.device
 
 
 def spec_of(student: nn.Module) -> QuantSpec:
@@ -96,6 +104,11 @@ def _meta(student: nn.Module) -> tuple[QuantSpec, tuple[int, ...]]:
 
 def _replace_layer(student: fx.GraphModule, path: str, spec: QuantSpec, bits: int) -> None:
     old: Any = student.get_submodule(path)
+    if old._forward_hooks or old._forward_pre_hooks:
+        raise ModelError(
+            f"layer {path!r}: it has forward hooks, which a file cannot have; remove them (what "
+            "register_forward_hook returned has .remove()), or write what they do into the model"
+        )
     if not isinstance(getattr(old, "weight", None), nn.Parameter):
         raise ModelError(
             f"layer {path!r}: its weight is computed (weight_norm, spectral_norm); make it plain "
@@ -133,6 +146,7 @@ def _quant_conv(old: nn.Conv2d, quant: type, path: str) -> QuantConv2d:
 def _insert(student: fx.GraphModule, placed: Placed, spec: QuantSpec, *, symmetric: bool) -> None:
     edge = placed.after.name
     name = f"requant_{edge}_{placed.bits}" if placed.readers else f"quant_{edge}"
+    name = free_name(student, name)
     injector = act_quant(
         spec.activations.method, placed.bits, placed.signed, placed.limit, symmetric
     )

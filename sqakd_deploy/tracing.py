@@ -14,7 +14,7 @@ from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from sqakd_deploy import sized_tracer
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.inplace import write_out_of_place
-from sqakd_deploy.lifting import lift_constants, lift_layers
+from sqakd_deploy.lifting import free_name, lift_constants, lift_layers
 from sqakd_deploy.rewriting import rewrite
 from sqakd_deploy.shapes import noted_shape
 
@@ -42,7 +42,6 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
     """
     model.eval()
     images = _example(model, input_shape)
-    wanted = _answer(model, images)
     tracer = sized_tracer.SizedTracer(images)
     try:
         graph = tracer.trace(model)
@@ -53,6 +52,7 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
         ) from error
     traced = fx.GraphModule(tracer.root, graph, type(model).__name__)
     _check_inputs(traced)
+    wanted = _answer(model, images)
     write_out_of_place(traced)
     lift_constants(traced)
     traced.graph.eliminate_dead_code()
@@ -89,19 +89,10 @@ def separate_calls(traced: fx.GraphModule) -> None:
             own = copy.deepcopy(module)
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 own.weight = module.weight
-            node.target = _free_name(traced, path)
+            node.target = free_name(traced, path)
             traced.add_submodule(node.target, own)
         called.add(path)
     traced.recompile()
-
-
-def _free_name(traced: fx.GraphModule, path: str) -> str:
-    """A path beside ``path`` that no module, parameter or buffer has."""
-    parent, _, name = path.rpartition(".")
-    owner, number = traced.get_submodule(parent), 2
-    while hasattr(owner, f"{name}_{number}"):
-        number += 1
-    return f"{path}_{number}"
 
 
 def _example(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
@@ -160,13 +151,17 @@ class _Shapes(ShapeProp):
 def _propagate(traced: fx.GraphModule, images: Tensor, wanted: Tensor) -> None:
     """Note shapes, and compare the answer with that of the model as it was written."""
     found = _Shapes(traced).propagate(images)
-    bound = _SAME * float(wanted.abs().max())
-    if not torch.allclose(found, wanted, rtol=0, atol=bound, equal_nan=True):
+    if _differs(found, wanted):
         raise ModelError(
             "the model's graph does not answer as the model does. It may change a tensor in place "
             "through another name of it (a view, a slice), or draw random numbers when evaluated; "
             "write such operators out of place, without randomness"
         )
+
+
+def _differs(found: Tensor, wanted: Tensor) -> bool:
+    bound = _SAME * float(wanted.abs().max())
+    return not torch.allclose(found, wanted, rtol=0, atol=bound, equal_nan=True)
 
 
 def is_size(node: fx.Node) -> bool:

@@ -150,14 +150,33 @@ def test_an_all_zero_row_gets_a_positive_step_and_leaves_the_others_alone() -> N
     assert torch.equal(found[[0, 2]], alone[[0, 2]])
 
 
-@given(size=st.integers(1, 300), limit=st.integers(1, 100))
-def test_thinning_keeps_at_most_the_limit_evenly(size: int, limit: int) -> None:
-    x = torch.arange(float(size)).reshape(1, -1)
+@given(count=st.integers(1, 40), size=st.integers(1, 300), limit=st.integers(1, 100))
+def test_thinning_keeps_at_most_the_limit_evenly(count: int, size: int, limit: int) -> None:
+    x = torch.arange(float(count * size)).reshape(count, size)
     thin = thin_out(x, limit)
     assert 1 <= thin.numel() <= limit
-    assert thin.numel() > limit / 2 or thin.numel() == size
+    # The next number without a common factor is 11 for twice 3·5·7.
+    assert thin.numel() > limit * 2 / 11 - 1 or thin.numel() == x.numel()
     gaps = thin.diff()
     assert (gaps == gaps[:1]).all()
+
+
+@pytest.mark.parametrize("shape", [(256, 16, 32, 32), (64, 512, 7, 7), (16, 64, 112, 112)])
+def test_thinning_visits_every_row_column_and_channel_alike(shape: tuple[int, ...]) -> None:
+    """A spacing that the width divides took the left border alone."""
+    for axis in (1, 2, 3):
+        sizes = [1] * 4
+        sizes[axis] = shape[axis]
+        places = torch.arange(shape[axis]).reshape(sizes).expand(shape)
+        counts = torch.bincount(thin_out(places), minlength=shape[axis])
+        assert counts.min() > 0.9 * counts.max()
+
+
+def test_an_empty_border_does_not_decide_a_range() -> None:
+    x = torch.zeros(64, 16, 32, 32)
+    x[:, :, 4:-4, 4:-4] = torch.rand(64, 16, 24, 24) * 20
+    _, upper = search_range(x, 8, signed=False)
+    assert float(upper) > 19
 
 
 def test_a_large_tensor_is_searched_by_its_sample() -> None:
