@@ -169,6 +169,27 @@ def _grouped(
     return _call(node, "reshape", x, -1, *dims[1:])
 
 
+def _sum_of_product(node: fx.Node) -> fx.Node:
+    term, first, second = node.args[0], *node.args[1:3]
+    factors = _call(node, operator.mul, first, second)
+    value = node.kwargs.get("value", 1)
+    scaled = factors if value == 1 else _call(node, operator.mul, factors, value)
+    return _call(node, operator.add, term, scaled)
+
+
+def _mean_of_tokens(node: fx.Node) -> fx.Node | None:
+    """The mean over tokens ``(N, T, C)`` as that over the pixels of ``(N, C, T, 1)``."""
+    source, axis = node.args[0], _argument(node, 1, "dim", None)
+    dims = noted_shape(source)
+    if dims is None or len(dims) != 3 or axis not in (1, -2, (1,), [1]):
+        return None
+    tokens = _call(node, "permute", source, 0, 2, 1)
+    pixels = _call(node, "reshape", tokens, -1, dims[2], dims[1], 1)
+    mean = _call(node, "mean", pixels, (2, 3))
+    kept = _argument(node, 2, "keepdim", False)
+    return _call(node, "reshape", mean, -1, 1, dims[2]) if kept else mean
+
+
 def _enlarged(node: fx.Node) -> fx.Node | None:
     """Each pixel a whole number of times, by concatenations along an axis behind its own."""
     mode = _module(node).mode if node.op == "call_module" else _argument(node, 3, "mode", "nearest")
@@ -205,6 +226,8 @@ _FUNCTIONS: Mapping[Any, Rewriter] = {
     operator.sub: _difference,
     torch.sub: _difference,
     F.group_norm: _group_norm,
+    torch.addcmul: _sum_of_product,
+    torch.mean: _mean_of_tokens,
     F.interpolate: _enlarged,
 }
 _MODULES: Mapping[type[nn.Module], Rewriter] = {
@@ -215,6 +238,8 @@ _MODULES: Mapping[type[nn.Module], Rewriter] = {
 _METHODS: Mapping[str, Rewriter] = {
     "div": _quotient,
     "sub": _difference,
+    "addcmul": _sum_of_product,
+    "mean": _mean_of_tokens,
     "reshape_as": _reshape_as,
     "view_as": _reshape_as,
 }

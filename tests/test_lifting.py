@@ -172,6 +172,7 @@ UNITS: dict[str, Callable[[], nn.Module]] = {
     "spelt": lambda: Net(Tokens(Attention("spelt", biased=True))),
     "biased": lambda: Net(Tokens(Attention("fused", biased=True))),
     "difference": lambda: Net(Difference(), nn.ReLU()),
+    "tokens": lambda: Net(Scaled()),
     "enlarged": lambda: Net(Enlarged(), nn.Conv2d(8, 8, 3), nn.ReLU()),
     "group_norm": lambda: Net(nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8), nn.ReLU()),
     "group_norm_of_all": lambda: Net(nn.GroupNorm(1, 8), nn.Conv2d(8, 8, 3), nn.ReLU()),
@@ -183,6 +184,22 @@ class Difference(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + (F.avg_pool2d(x, 3, 1, 1, count_include_pad=False) - x) * 2.0
+
+
+class Scaled(nn.Module):
+    """Tokens scaled and shifted (ResMLP; Touvron et al., 2021), then their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.shift = (
+            nn.Parameter(torch.rand(1, 1, 8) + 0.5),
+            nn.Parameter(torch.randn(8)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        mean = torch.addcmul(self.shift, self.scale, tokens).mean(dim=1, keepdim=True)
+        return mean.transpose(1, 2).unsqueeze(-1)
 
 
 class Enlarged(nn.Module):
@@ -203,6 +220,7 @@ FLOATS: dict[str, set[str]] = {
     "spelt": {"Add", "Mul", "Softmax"},
     "biased": {"Add", "Mul", "Softmax"},
     "difference": {"Mul"},
+    "tokens": {"Add", "Mul"},
     "group_norm": {"Add", "LayerNormalization", "Mul"},
     "group_norm_of_all": {"Add", "LayerNormalization", "Mul"},
 }

@@ -115,6 +115,6 @@ def test_a_quantizer_takes_the_name_of_no_layer() -> None:
 def test_a_student_is_where_its_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device without values, no answers can be compared and no steps be searched."""
     monkeypatch.setattr("sqakd_deploy.tracing._differs", lambda found, wanted: False)
-    monkeypatch.setattr(WeightQuantizer, "initialise", lambda self, weight: None)
+    monkeypatch.setattr(WeightQuantizer, "search", lambda self, weight: self.step)
     student = quantize(Residual().to("meta"), example=SHAPE)
     assert {tensor.device.type for tensor in student.state_dict().values()} == {"meta"}
