@@ -1,0 +1,162 @@
+"""Which models of others are placed: built without weights, quantised, exported, compared.
+
+timm's names by default, the smallest of each family; any that ``--model`` takes can be given.
+
+    python benchmarks/models.py --json docs/models.json --report docs/models.md
+    python benchmarks/models.py --models timm:resnet18 regnet_x_400mf --json models.json
+
+Models that the json file has are kept; remove one to try it again. ``--quick`` only places them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sqakd_deploy.api import export, verify
+from sqakd_deploy.distillation import distill
+from sqakd_deploy.errors import SqakdError
+from sqakd_deploy.files import write_text
+from sqakd_deploy.models import build_model
+from sqakd_deploy.quantization import quantize, reestimate_batch_norm
+from sqakd_deploy.spec import DistillConfig
+
+CLASSES, CALIBRATED, COMPARED = 10, 24, 16  # images
+
+# timm's, by the size of images: what a network's windows need, else small ones.
+SMALL = 64
+TIMM = {
+    SMALL: """
+        bat_resnext26ts cait_xxs24_224 coat_tiny convmixer_768_32 convnext_atto
+        convnextv2_atto cspdarknet53 cspresnet50 darknet53 deit_tiny_patch16_224 dla34
+        dm_nfnet_f0 dpn48b eca_nfnet_l0 eca_resnext26ts edgenext_xx_small efficientnet_lite0
+        ese_vovnet19b_dw fastvit_t8 fbnetc_100 fbnetv3_b gcresnext26ts gernet_s ghostnet_100
+        ghostnetv2_100 ghostnetv3_100 hardcorenas_a hrnet_w18_small inception_next_atto
+        lcnet_050 mnasnet_small mobilenetv4_conv_small mobilenetv4_hybrid_medium
+        mobileone_s0 mobilevit_xxs mobilevitv2_050 nf_regnet_b0 nf_resnet50 poolformer_s12
+        poolformerv2_s12 regnetv_040 regnetx_002 regnety_002 regnetz_b16 repvgg_a0
+        repvit_m0_9 res2net50_26w_4s res2next50 resnest14d resnet10t resnetv2_50x1_bit
+        rexnet_100 rexnetr_100 selecsls42 semnasnet_075 seresnext26ts skresnet18
+        spnasnet_100 tf_mobilenetv3_small_100 tinynet_e tresnet_m vit_tiny_patch16_224
+        vovnet39a xcit_nano_12_p16_224
+    """,
+    96: """
+        inception_resnet_v2 inception_v3 inception_v4 legacy_xception xception41 xception65p
+    """,
+    224: """
+        efficientformer_l1 efficientformerv2_s0 gmlp_ti16_224 levit_128s mixer_s32_224
+        pit_ti_224 resmlp_12_224
+    """,
+}
+SIZES = {f"timm:{name}": size for size, names in TIMM.items() for name in names.split()}
+
+
+def pictures(count: int, size: int, seed: int) -> Tensor:
+    """Smooth noise ``(N, 3, size, size)``: neighbours are alike, as in photographs."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, 3, 6, 6, generator=generator)
+    smooth = F.interpolate(coarse, size=(size, size), mode="bilinear")
+    return smooth + 0.3 * torch.randn(count, 3, size, size, generator=generator)
+
+
+def built(name: str, size: int) -> torch.nn.Module:
+    """The model, for that size where its factory asks for one."""
+    torch.manual_seed(0)
+    asked = {"img_size": size} if name.startswith("timm:") else {"image_size": size}
+    try:
+        return build_model(name, num_classes=CLASSES, args=asked).eval()
+    except SqakdError:
+        return build_model(name, num_classes=CLASSES).eval()
+
+
+def tried(name: str, *, quick: bool) -> dict[str, Any]:
+    """What became of a model."""
+    start = time.perf_counter()
+    size = SIZES.get(name, SMALL)
+    facts: dict[str, Any] = {"size": size}
+    try:
+        facts |= _placed(name, size, quick=quick)
+    except SqakdError as error:
+        facts |= {"refused": str(error).split(" Exclude it")[0]}
+    return facts | {"seconds": round(time.perf_counter() - start)}
+
+
+def _placed(name: str, size: int, *, quick: bool) -> dict[str, Any]:
+    model, images = built(name, size), pictures(CALIBRATED, size, seed=0)
+    reestimate_batch_norm(model, images)
+    student = quantize(model, example=images)
+    if quick:
+        return {"placed": True}
+    config = DistillConfig(epochs=0, calibration_images=CALIBRATED, bn_images=CALIBRATED)
+    distill(student, images, teacher=model, config=config)
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = export(student, Path(folder) / "model.onnx")
+        report = verify(artifact, student, pictures(COMPARED, size, seed=5))
+    errors = {s.name.split()[-1]: [s.max_error, s.mean_error] for s in report.stages[1:]}
+    covered = report.coverage
+    return {
+        "placed": True,
+        "errors": errors,
+        "integer": dict(covered.integer),
+        "total": dict(covered.total),
+    }
+
+
+def page(found: dict[str, Any]) -> list[str]:
+    """The table."""
+    placed = {name: facts for name, facts in found.items() if facts.get("placed")}
+    refused = {name: facts for name, facts in found.items() if "refused" in facts}
+    lines = [
+        "# Models of others",
+        "",
+        f"{len(placed)} of {len(found)} models, one of each family, are placed for ONNX Runtime at "
+        "4 bits: `python benchmarks/models.py --json docs/models.json --report docs/models.md`. "
+        "Weights are random, so that errors (logits against the student's, in steps of the 8-bit "
+        "output, optimisations off / on: largest, mean) are those of networks that amplify each "
+        "difference; nothing here says how accurate one is.",
+        "",
+        "| model | pixels | in integers | off: max, mean | on: max, mean |",
+        "|---|---:|---|---:|---:|",
+    ]
+    for name, facts in placed.items():
+        total, integer = facts.get("total", {}), facts.get("integer", {})
+        counts = ", ".join(f"{integer.get(kind, 0)}/{n} {kind}" for kind, n in total.items())
+        errors = [
+            f"{largest:.0f}, {mean:.2f}" for largest, mean in facts.get("errors", {}).values()
+        ]
+        cells = [name, str(facts["size"]), counts or "–", *(errors or ["–", "–"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Refused, each with the operator and line that has no form here:", ""]
+    lines += [f"- `{name}`: {facts['refused']}" for name, facts in refused.items()]
+    return [*lines, ""]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=list(SIZES))
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--report", type=Path)
+    parser.add_argument("--quick", action="store_true", help="place only: no file, no comparison")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found = json.loads(options.json.read_text("utf-8")) if options.json.exists() else {}
+    for name in options.models:
+        if name not in found:
+            found[name] = tried(name, quick=options.quick)
+            print(name, found[name], flush=True)
+            write_text(options.json, json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+    if options.report:
+        write_text(options.report, "\n".join(page(dict(sorted(found.items())))))
+
+
+if __name__ == "__main__":
+    main()
