@@ -6,6 +6,9 @@ there.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -83,6 +86,76 @@ class OpenAttention(nn.Module):
         return tokens.reshape(batch, length, self.heads, width // self.heads).transpose(1, 2)
 
 
+class OpenEncoderLayer(nn.Module):
+    """A block of attention and two linear layers, as torch's encoder layer computes it.
+
+    Args:
+        closed: its modules are taken.
+    """
+
+    norm1: nn.Module
+    norm2: nn.Module
+    dropout: nn.Module
+    dropout1: nn.Module
+    dropout2: nn.Module
+    linear1: nn.Module
+    linear2: nn.Module
+    self_attn: nn.Module
+
+    def __init__(self, closed: nn.TransformerEncoderLayer) -> None:
+        super().__init__()
+        for name, module in closed.named_children():
+            self.add_module(name, module)
+        self.norm_first = closed.norm_first
+        self.function: Callable[[Tensor], Tensor] = closed.activation
+
+    def forward(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """``(N, L, E)`` to ``(N, L, E)``, normed before each part or after it.
+
+        Raises:
+            ModelError: if there is a mask.
+        """
+        masks = {"attn_mask": src_mask, "key_padding_mask": src_key_padding_mask}
+        if self.norm_first:
+            src = src + self._attend(self.norm1(src), is_causal=is_causal, **masks)
+            return src + self._feed(self.norm2(src))
+        src = self.norm1(src + self._attend(src, is_causal=is_causal, **masks))
+        result: Tensor = self.norm2(src + self._feed(src))
+        return result
+
+    def _attend(self, x: Tensor, **masks: Any) -> Tensor:
+        result: Tensor = self.dropout1(self.self_attn(x, x, x, need_weights=False, **masks)[0])
+        return result
+
+    def _feed(self, x: Tensor) -> Tensor:
+        result: Tensor = self.dropout2(self.linear2(self.dropout(self.function(self.linear1(x)))))
+        return result
+
+
+class OpenEncoder(nn.Module):
+    """Encoder layers in a row, and a norm if there is one.
+
+    Args:
+        closed: its modules are taken.
+    """
+
+    def __init__(self, closed: nn.TransformerEncoder) -> None:
+        super().__init__()
+        self.layers, self.norm = closed.layers, closed.norm
+
+    def forward(self, src: Tensor, *masks: Tensor | None, **more: Tensor | None) -> Tensor:
+        """``(N, L, E)`` to ``(N, L, E)``; masks are each layer's."""
+        for layer in self.layers:
+            src = layer(src, *masks, **more)
+        return src if self.norm is None else self.norm(src)
+
+
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device=weight.device)
     layer.weight = nn.Parameter(weight.detach().clone())
@@ -92,7 +165,7 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def open_attention(model: nn.Module) -> None:
-    """Replace every :class:`~torch.nn.MultiheadAttention` by its parts.
+    """Replace :class:`~torch.nn.MultiheadAttention` and torch's encoder around it by their parts.
 
     Args:
         model: changed in place.
@@ -103,9 +176,17 @@ def open_attention(model: nn.Module) -> None:
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.MultiheadAttention):
             _check(path, module)
+        opener = _OPENERS.get(type(module))
+        if opener is not None and path:
             parent, _, name = path.rpartition(".")
-            opened = OpenAttention(module).train(module.training)
-            setattr(model.get_submodule(parent), name, opened)
+            setattr(model.get_submodule(parent), name, opener(module).train(module.training))
+
+
+_OPENERS: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = {
+    nn.MultiheadAttention: OpenAttention,
+    nn.TransformerEncoderLayer: OpenEncoderLayer,
+    nn.TransformerEncoder: OpenEncoder,
+}
 
 
 def _check(path: str, module: nn.MultiheadAttention) -> None:

@@ -72,13 +72,14 @@ def _product_of_tensors(node: fx.Node, sources: list[ir.Shape]) -> Op:
 
 
 def shifted(node: fx.Node) -> Op | None:
-    """A sum with a bare parameter (a position embedding); None for any other sum."""
+    """A sum with a bare parameter (a position embedding) or a number; None for any other sum."""
     computed, others = _terms(node)
-    if len(computed) != 1 or not others or not is_parameter(others[0]):
+    constant = _constant(others[0]) if len(computed) == len(others) == 1 else None
+    if constant is None or not constant.any() or node.kwargs.get("alpha", 1) != 1:
         return None
     if shape(node) != shape(computed[0]):
         raise ModelError(f"{describe(node)}: a constant term that changes the tensor's shape")
-    return Op(ir.Shift, {"constant": parameter(others[0])})
+    return Op(ir.Shift, {"constant": constant})
 
 
 def _repeated(node: fx.Node, module: nn.Module | None) -> Op | None:

@@ -36,7 +36,7 @@ from sqakd_deploy.ops import read
 from sqakd_deploy.quantization import BATCH_NORMS, input_shape_of, spec_of
 from sqakd_deploy.quantizers import ActivationQuantizer
 from sqakd_deploy.subpixel import Subpixel, as_pixels, subpixel
-from sqakd_deploy.tracing import describe, is_tensor, shape, tensor_inputs
+from sqakd_deploy.tracing import describe, is_tensor, reads, shape, tensor_inputs
 from sqakd_deploy.transposed import QuantTransposed2d
 
 
@@ -193,9 +193,7 @@ class _Lowering:
         self._as_traced(node, value)
 
     def _operator(self, node: fx.Node, op: Op) -> None:
-        read_from: list[fx.Node] = []  # with repetitions, as in x + x
-        fx.node.map_arg((node.args, node.kwargs), read_from.append)
-        known = [n for n in read_from if n in self.value_of]
+        known = [n for n in reads(node) if n in self.value_of]
         elementwise = op.kind is ir.Clip
         sources = [self.value_of[n] if elementwise else self._traced(n) for n in known]
         attributes = self._limits(node, op) if op.kind is ir.Clip else op.attributes
@@ -265,6 +263,11 @@ class _Lowering:
         weight: ir.Weight,
         bias: ir.Bias | None,
     ) -> None:
+        if module.padding_mode != "zeros":
+            raise ExportError(
+                f"layer {node.target!r}: padding_mode {module.padding_mode!r} has no operator in "
+                "the file; train the model with 'zeros'"
+            )
         dims, geometry = shape(node), conv_geometry(module)
         if isinstance(module, (nn.ConvTranspose2d, QuantTransposed2d)):
             made = subpixel(module, weight, bias, source.shape[2:], dims[2:])

@@ -40,7 +40,7 @@ from sqakd_deploy.meaning import Identity, Op, Scalar
 from sqakd_deploy.ops import read
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.spec import QuantSpec
-from sqakd_deploy.tracing import describe, layer_name, tensor_inputs
+from sqakd_deploy.tracing import describe, layer_name, reads, tensor_inputs, tensor_inputs_through
 
 LAYERS = (ir.Conv, ir.Linear)
 _POOLS = (ir.AveragePool, ir.GlobalAveragePool)
@@ -233,14 +233,20 @@ class _Planner:
         """Ends that a concatenation alone reads, where that is so of all its inputs.
 
         Not where it takes a ReLU's output together with negative values: no runtime fuses a ReLU
-        with a grid whose zero-point is not its lowest code (rule 2).
+        with a grid whose zero-point is not its lowest code (rule 2). Nor where an input comes twice
+        or is a concatenation itself.
         """
         ends = set(self.ends.values())
         for node in self.graph.nodes:
             if not self._is(node, ir.Concat):
                 continue
-            parts = node.all_input_nodes
-            alone = all(part in ends and list(part.users) == [node] for part in parts)
+            parts = reads(node)
+            alone = len(parts) == len(set(parts)) and all(
+                list(part.users) == [node]
+                and part in ends
+                and not self._is(self.starts[part], ir.Concat)
+                for part in parts
+            )
             mixed = self._signed(node) and any(self._is(part, ir.Clip) for part in parts)
             quantised = any(self._bits(reader) for _, reader in self._readers(node))
             if alone and quantised and not mixed:
@@ -341,11 +347,6 @@ def _bounded(op: Op) -> bool:
     """Its values lie between 0 and 1."""
     sigmoids = ("sigmoid", "hard_sigmoid")
     return issubclass(op.kind, ir.Softmax) or op.attributes.get("function") in sigmoids
-
-
-def tensor_inputs_through(node: fx.Node) -> list[fx.Node]:
-    """Inputs that are tensors or tuples of tensors (a split's pieces read the split)."""
-    return tensor_inputs(node) or list(node.all_input_nodes)
 
 
 def _excluded(graph: fx.Graph, patterns: tuple[str, ...]) -> set[fx.Node]:

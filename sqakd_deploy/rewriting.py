@@ -129,10 +129,21 @@ def _quotient(node: fx.Node) -> fx.Node | None:
 
 def _difference(node: fx.Node) -> fx.Node | None:
     first, second = node.args[0], _argument(node, 1, "other", None)
-    dims = noted_shape(first)
-    if dims is None or dims != noted_shape(second) or node.kwargs.get("alpha", 1) != 1:
+    if noted_shape(node) is None or node.kwargs.get("alpha", 1) != 1:
         return None
+    if isinstance(second, (int, float)):
+        return _call(node, operator.add, first, -second)
     return _call(node, operator.add, first, _call(node, operator.mul, second, -1.0))
+
+
+def _negative(node: fx.Node) -> fx.Node | None:
+    number = noted_shape(node) is None
+    return None if number else _call(node, operator.mul, node.args[0], -1.0)
+
+
+def _power(node: fx.Node) -> fx.Node | None:
+    square = _argument(node, 1, "exponent", 2) == 2 and noted_shape(node) is not None
+    return _call(node, operator.mul, node.args[0], node.args[0]) if square else None
 
 
 def _group_norm(node: fx.Node) -> fx.Node | None:
@@ -225,6 +236,11 @@ _FUNCTIONS: Mapping[Any, Rewriter] = {
     torch.div: _quotient,
     operator.sub: _difference,
     torch.sub: _difference,
+    operator.neg: _negative,
+    torch.neg: _negative,
+    operator.pow: _power,
+    torch.pow: _power,
+    torch.square: _power,
     F.group_norm: _group_norm,
     torch.addcmul: _sum_of_product,
     torch.mean: _mean_of_tokens,
@@ -238,6 +254,9 @@ _MODULES: Mapping[type[nn.Module], Rewriter] = {
 _METHODS: Mapping[str, Rewriter] = {
     "div": _quotient,
     "sub": _difference,
+    "neg": _negative,
+    "pow": _power,
+    "square": _power,
     "addcmul": _sum_of_product,
     "mean": _mean_of_tokens,
     "reshape_as": _reshape_as,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import traceback
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from sqakd_deploy.shapes import noted_shape
 BATCH = 2
 """Batch size of the example that shapes are read from; reports call that axis dynamic."""
 
-_LIBRARIES = (str(Path(torch.__file__).parent), sized_tracer.__file__)
+_LIBRARIES = (str(Path(torch.__file__).parent) + os.sep, sized_tracer.__file__)
 _SIZE = "size"  # in a node's meta: its value, where that is no tensor
 _SAME = 1e-4  # of the largest logit: operators are the same, so that a float32's noise is enough
 
@@ -235,9 +236,21 @@ def is_parameter(value: object) -> bool:
     return isinstance(value, fx.Node) and value.op == "get_attr"
 
 
+def reads(node: fx.Node) -> list[fx.Node]:
+    """The nodes it reads, with repetitions, as in ``x + x``."""
+    found: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), found.append)
+    return found
+
+
 def tensor_inputs(node: fx.Node) -> list[fx.Node]:
     """The nodes it reads whose values are computed tensors."""
     return [n for n in node.all_input_nodes if is_tensor(n) and not is_parameter(n)]
+
+
+def tensor_inputs_through(node: fx.Node) -> list[fx.Node]:
+    """Inputs that are tensors or tuples of tensors (a split's pieces read the split)."""
+    return tensor_inputs(node) or list(node.all_input_nodes)
 
 
 def first_tensor(batch: object) -> Tensor:

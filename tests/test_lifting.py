@@ -173,6 +173,18 @@ UNITS: dict[str, Callable[[], nn.Module]] = {
     "biased": lambda: Net(Tokens(Attention("fused", biased=True))),
     "difference": lambda: Net(Difference(), nn.ReLU()),
     "tokens": lambda: Net(Scaled()),
+    "numbers": lambda: Net(Numbers(), nn.ReLU()),
+    "encoder": lambda: Net(Tokens(encoder())),
+    "encoder_norm_first": lambda: Net(
+        Tokens(
+            nn.TransformerEncoder(
+                encoder(norm_first=True, activation="gelu"),
+                2,
+                nn.LayerNorm(8),
+                enable_nested_tensor=False,
+            )
+        )
+    ),
     "enlarged": lambda: Net(Enlarged(), nn.Conv2d(8, 8, 3), nn.ReLU()),
     "group_norm": lambda: Net(nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8), nn.ReLU()),
     "group_norm_of_all": lambda: Net(nn.GroupNorm(1, 8), nn.Conv2d(8, 8, 3), nn.ReLU()),
@@ -184,6 +196,21 @@ class Difference(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + (F.avg_pool2d(x, 3, 1, 1, count_include_pad=False) - x) * 2.0
+
+
+class Numbers(nn.Module):
+    """Sums, differences and negatives of numbers and parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.randn(1, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) + 3 - 2.5 + (1.0 + -x) * 0.5
+
+
+def encoder(**settings: Any) -> nn.TransformerEncoderLayer:
+    return nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, **settings)
 
 
 class Scaled(nn.Module):
@@ -221,6 +248,9 @@ FLOATS: dict[str, set[str]] = {
     "biased": {"Add", "Mul", "Softmax"},
     "difference": {"Mul"},
     "tokens": {"Add", "Mul"},
+    "numbers": {"Add", "Mul"},
+    "encoder": {"LayerNormalization", "Mul", "Softmax"},
+    "encoder_norm_first": {"Gelu", "LayerNormalization", "Mul", "Softmax"},
     "group_norm": {"Add", "LayerNormalization", "Mul"},
     "group_norm_of_all": {"Add", "LayerNormalization", "Mul"},
 }

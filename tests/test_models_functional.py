@@ -197,6 +197,16 @@ PATTERNS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "nn.Dropout": lambda net, x, y: net.dropout(y.contiguous()),
     # modules
     "blocks of a list": _blocks,
+    # concatenations of concatenations
+    "torch.cat of a torch.cat": lambda net, x, y: torch.cat(
+        [torch.cat([net.shared(x), F.relu(y)], 1), F.relu(net.conv(x))], 1
+    ),
+    "torch.cat of one activation twice": lambda net, x, y: torch.cat([F.relu(y), F.relu(y)], 1),
+    "torch.cat of a tensor and itself": lambda net, x, y: torch.cat([z := F.relu(y), z], 1),
+    "torch.concatenate": lambda net, x, y: torch.concatenate([y, x], 1),
+    "x.swapaxes": lambda net, x, y: y.swapaxes(2, 3),
+    "x.clamp_min": lambda net, x, y: y.float().clamp_min(0.0),
+    "x.square": lambda net, x, y: y.relu() ** 2,
 }
 
 
@@ -273,7 +283,6 @@ def test_a_clip_of_both_signs_is_right_but_may_stay_in_float(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("pattern", "operation"),
     [
-        (lambda net, x, y: x - 2.0, "sub"),
         (lambda net, x, y: y.div_(2.0), "div_"),
         (lambda net, x, y: x / y, "truediv"),
         (lambda net, x, y: torch.stack([x, y], 1).flatten(1, 2), "stack"),
