@@ -233,18 +233,15 @@ class _Planner:
         """Ends that a concatenation alone reads, where that is so of all its inputs.
 
         Not where it takes a ReLU's output together with negative values: no runtime fuses a ReLU
-        with a grid whose zero-point is not its lowest code (rule 2). Nor where an input comes twice
-        or is a concatenation itself.
+        with a grid whose zero-point is not its lowest code (rule 2). Nor an input that comes twice,
+        nor a concatenation.
         """
-        ends = set(self.ends.values())
         for node in self.graph.nodes:
             if not self._is(node, ir.Concat):
                 continue
             parts = reads(node)
             alone = len(parts) == len(set(parts)) and all(
-                list(part.users) == [node]
-                and part in ends
-                and not self._is(self.starts[part], ir.Concat)
+                list(part.users) == [node] and not self._is(self.starts.get(part, node), ir.Concat)
                 for part in parts
             )
             mixed = self._signed(node) and any(self._is(part, ir.Clip) for part in parts)
