@@ -24,6 +24,7 @@ from sqakd_deploy.fitting import Epoch, Fit, Loader, Step, warm_cosine
 from sqakd_deploy.hessian import update_deltas
 from sqakd_deploy.integer import snap_biases
 from sqakd_deploy.losses import LABELS, distillation_loss, label_loss
+from sqakd_deploy.lowerable import without_form
 from sqakd_deploy.processes import separate_batch_norm, start, synchronised_batch_norm
 from sqakd_deploy.quantization import (
     activation_quantizers,
@@ -94,7 +95,7 @@ def distill(
 
     Args:
         student: from :func:`~sqakd_deploy.quantization.quantize`; **changed in place**: calibrated,
-            BatchNorm re-estimated, trained, biases moved onto the integer grid.
+            BatchNorm re-estimated, trained, biases moved onto the integer grid (where it has one).
         images: preprocessed images ``(N, C, H, W)``, or batches of them, gone through once an
             epoch. Of a batch that is a tuple only the first element is used.
         teacher: the float model; used in evaluation mode, not changed.
@@ -116,17 +117,23 @@ def distill(
         DataError: if there are too few images to train or to normalise by.
         TrainingError: if the loss is not finite.
     """
-    config = config or DistillConfig()
+    config, say = config or DistillConfig(), message or (lambda text: None)
     if (config.loss == "kl") != (labelled is None):
         wanted = "no labels" if config.loss == "kl" else "labelled batches"
         raise SpecError(f"loss {config.loss!r} wants {wanted}; give the other or change the loss")
     batches = labelled if labelled is not None else _as_loader(images, config)
+    formless = without_form(student)
+    if formless is not None:
+        say(
+            f"{formless} has no integer form: the student cannot be exported, and its biases "
+            "stay as trained"
+        )
     still = calibration if calibration is not None else batches
     calibrate(student, _first_images(still, config.calibration_images))
     records = []
     reestimate = partial(_reestimate, student, still, config)
     if config.epochs:
-        run = _Distillation(student, teacher, config, batches, message or (lambda text: None))
+        run = _Distillation(student, teacher, config, batches, say)
         records = run.fit(saves, on_step, on_epoch, reestimate)
     if not frozen_epochs(student, config):
         reestimate()
