@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sqakd_deploy.acceleration import decide
-from sqakd_deploy.data.batches import batch_bounds, mixed_seed
+from sqakd_deploy.data.batches import mixed_seed
 from sqakd_deploy.errors import DataError, SpecError
 from sqakd_deploy.evaluate import batch_agreement
 from sqakd_deploy.features import answers, feature_loss, with_codes
@@ -35,13 +35,13 @@ from sqakd_deploy.quantization import (
     scaling_quantizers,
     weight_quantizers,
 )
+from sqakd_deploy.sampling import sample
 from sqakd_deploy.saves import Saves
 from sqakd_deploy.spec import DistillConfig
 from sqakd_deploy.tracing import first_tensor
 
 _ENOUGH_BITS = 4  # to freeze BatchNorm from the start and to learn slowly (docs/decisions.md)
 _LR, _FEW_BITS_LR = 3e-4, 1e-3
-_AT_ONCE = 512  # images of a tensor that are run together
 _DELTA_BATCHES = 3  # as EWGS averages its trace (Lee et al., 2021, §4.1)
 
 
@@ -100,7 +100,8 @@ def distill(
             epoch. Of a batch that is a tuple only the first element is used.
         teacher: the float model; used in evaluation mode, not changed.
         config: how; ``epochs=0`` only calibrates.
-        calibration: images that set ranges and BatchNorm; by default the first ones of ``images``.
+        calibration: images that set ranges and BatchNorm, by default some of ``images``. Of a
+            tensor evenly spread ones are taken, of batches the first: shuffle those of a loader.
         labelled: batches ``(images, labels)``, needed by the baselines ``ce`` and ``kl+ce`` alone;
             they replace ``images``.
         saves: where training states are saved, and resumed from if there is one.
@@ -129,7 +130,7 @@ def distill(
             "stay as trained"
         )
     still = calibration if calibration is not None else batches
-    calibrate(student, _first_images(still, config.calibration_images))
+    calibrate(student, sample(still, config.calibration_images))
     records = []
     reestimate = partial(_reestimate, student, still, config)
     if config.epochs:
@@ -145,31 +146,13 @@ def distill(
 def _reestimate(
     student: nn.Module, images: Tensor | Iterable[object], config: DistillConfig
 ) -> None:
-    reestimate_batch_norm(student, _first_images(images, config.bn_images))
+    reestimate_batch_norm(student, sample(images, config.bn_images))
 
 
 def _as_loader(images: Tensor | Loader, config: DistillConfig) -> Loader:
     if isinstance(images, Tensor):
         return TensorBatches(images, config.batch_size, config.seed)
     return images
-
-
-def _first_images(images: Tensor | Iterable[object], count: int) -> Iterator[Tensor]:
-    """Batches until ``count`` images were seen, without a last one of a single image: BatchNorm
-    cannot normalise by it."""
-    if isinstance(images, Tensor):
-        some = images[:count]
-        for start, stop in batch_bounds(len(some), _AT_ONCE, drop_last=False):
-            yield some[start:stop]
-        return
-    seen = 0
-    for batch in images:
-        tensor = first_tensor(batch)[: count - seen]
-        if len(tensor) > 1 or not seen:
-            yield tensor
-        seen += len(tensor)
-        if seen >= count:
-            return
 
 
 def frozen_epochs(student: nn.Module, config: DistillConfig) -> int:

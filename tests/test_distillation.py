@@ -328,15 +328,30 @@ def test_one_image_is_no_batch_to_normalise_by() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [15, 64])
-def test_a_last_image_of_its_own_is_left_out(batch_size: int) -> None:
+def test_a_last_image_of_its_own_is_no_batch(batch_size: int) -> None:
     teacher = norm_over_a_vector()
-    student = quantize(teacher, example=SHAPE)
     config = DistillConfig(epochs=0, batch_size=batch_size, calibration_images=46, bn_images=46)
-    distill(student, images(64), teacher=teacher, config=config)
     more = config.model_copy(update={"calibration_images": 513, "bn_images": 513})
     many = images(64).repeat(9, 1, 1, 1)
-    distill(student, many, teacher=teacher, config=more)
-    distill(student, many, teacher=teacher, config=more, calibration=many)
+    for some, how, calibration in (
+        (images(64), config, None),
+        (many, more, None),
+        (many, more, many),
+    ):
+        student = quantize(teacher, example=SHAPE)
+        distill(student, some, teacher=teacher, config=how, calibration=calibration)
+
+
+def test_images_that_come_one_by_one_set_ranges_as_together() -> None:
+    def ranges(batches: list[Tensor]) -> list[Tensor]:
+        student = quantize(network("residual"), spec("lsq"), example=SHAPE)
+        config = DistillConfig(epochs=0)
+        distill(student, batches, teacher=network("residual"), config=config)
+        return list(student.state_dict().values())
+
+    together = ranges([images(24)])
+    alone = ranges(list(images(24).split(1)))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
 def test_calibration_leaves_batch_norm_as_it_was() -> None:
