@@ -115,14 +115,16 @@ def distill(
     Raises:
         SpecError: if a loss with labels gets none, or labels come with one that needs none, or the
             warm-up is as long as the run.
-        DataError: if there are too few images to train or to normalise by.
+        DataError: if there are too few images to train or to normalise by, or batches without a
+            length or that can be gone through only once.
         TrainingError: if the loss is not finite.
     """
     config, say = config or DistillConfig(), message or (lambda text: None)
     if (config.loss == "kl") != (labelled is None):
         wanted = "no labels" if config.loss == "kl" else "labelled batches"
         raise SpecError(f"loss {config.loss!r} wants {wanted}; give the other or change the loss")
-    batches = labelled if labelled is not None else _as_loader(images, config)
+    batches = _as_loader(images if labelled is None else labelled, config)
+    _check_repeatable(calibration)
     formless = without_form(student)
     if formless is not None:
         say(
@@ -152,7 +154,25 @@ def _reestimate(
 def _as_loader(images: Tensor | Loader, config: DistillConfig) -> Loader:
     if isinstance(images, Tensor):
         return TensorBatches(images, config.batch_size, config.seed)
+    try:
+        count = len(images)
+    except TypeError as error:
+        raise DataError(
+            "images: wanted a tensor, or batches whose number is known and that can be gone "
+            f"through in every epoch, got a {type(images).__name__} ({error}); give a list of "
+            "batches, or a DataLoader of a data set with a length"
+        ) from error
+    if not count:
+        raise DataError("images: wanted batches to train on, got none")
     return images
+
+
+def _check_repeatable(calibration: Tensor | Iterable[object] | None) -> None:
+    if isinstance(calibration, Iterator):
+        raise DataError(
+            "calibration: wanted a tensor, or batches that can be gone through several times, got "
+            f"a {type(calibration).__name__}; give a list of them"
+        )
 
 
 def frozen_epochs(student: nn.Module, config: DistillConfig) -> int:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from networks import CLASSES, SHAPE, images, network
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from sqakd_deploy.distillation import TensorBatches, build_optimizer, distill, parameter_groups
 from sqakd_deploy.errors import DataError, SpecError, TrainingError
@@ -301,6 +302,38 @@ def test_a_hessian_that_is_never_estimated_is_said() -> None:
 def test_too_few_images_to_train_on(count: int) -> None:
     with pytest.raises(DataError, match=f"at least 2 images to train on, got {count}"):
         trained(images(64)[:count])
+
+
+class Stream(IterableDataset[Tensor]):
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(images(64))
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        (iter([images(16)]), r"got a list_iterator \(.* has no len\(\)\); give a list of batches"),
+        ((batch for batch in [images(16)]), "whose number is known .* got a generator"),
+        (DataLoader(Stream(), 16), r"got a DataLoader \(object of type 'Stream' has no len\(\)\)"),
+        ([], "wanted batches to train on, got none"),
+    ],
+)
+def test_batches_that_end_once_are_refused_before_any_work(batches: object, message: str) -> None:
+    with pytest.raises(DataError, match=f"images: .*{message}"):
+        trained(batches, calibration=Unread())
+    config = SHORT.model_copy(update={"loss": "ce"})
+    with pytest.raises(DataError, match=message):
+        trained(images(64), config, labelled=batches, calibration=Unread())
+
+
+class Unread:
+    def __iter__(self) -> Iterator[Tensor]:
+        raise AssertionError("images were read")
+
+
+def test_images_to_calibrate_by_are_needed_more_than_once() -> None:
+    with pytest.raises(DataError, match=r"calibration: .* several times, got a generator; give a"):
+        trained(images(64), calibration=(batch for batch in images(64).split(16)))
 
 
 def norm_over_a_vector() -> nn.Module:
