@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from sqakd_deploy.acceleration import decide
-from sqakd_deploy.data.batches import mixed_seed
-from sqakd_deploy.errors import DataError, SpecError
+from sqakd_deploy.batching import as_loader, check_repeatable
+from sqakd_deploy.errors import SpecError
 from sqakd_deploy.evaluate import batch_agreement
 from sqakd_deploy.features import answers, feature_loss, with_codes
 from sqakd_deploy.fitting import Epoch, Fit, Loader, Step, warm_cosine
@@ -43,39 +43,6 @@ from sqakd_deploy.tracing import first_tensor
 _ENOUGH_BITS = 4  # to freeze BatchNorm from the start and to learn slowly (docs/decisions.md)
 _LR, _FEW_BITS_LR = 3e-4, 1e-3
 _DELTA_BATCHES = 3  # as EWGS averages its trace (Lee et al., 2021, §4.1)
-
-
-class TensorBatches:
-    """Shuffled batches of a tensor of preprocessed images ``(N, C, H, W)``.
-
-    The order depends on the seed and the epoch alone. The last batch is dropped if it is smaller
-    than half of the others: BatchNorm needs a batch.
-
-    Raises:
-        DataError: if there are fewer than two images.
-    """
-
-    def __init__(self, images: Tensor, batch_size: int, seed: int) -> None:
-        if len(images) < 2:
-            raise DataError(f"wanted at least 2 images to train on, got {len(images)}")
-        self.images = images
-        self.batch_size = min(batch_size, len(images))
-        self.seed = seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        full, rest = divmod(len(self.images), self.batch_size)
-        return full + (rest * 2 >= self.batch_size)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch))
-        order = torch.randperm(len(self.images), generator=generator)
-        for indices in itertools.islice(order.split(self.batch_size), len(self)):
-            yield self.images[indices]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch (from 0) whose order the next iteration uses."""
-        self.epoch = epoch
 
 
 def distill(
@@ -123,8 +90,8 @@ def distill(
     if (config.loss == "kl") != (labelled is None):
         wanted = "no labels" if config.loss == "kl" else "labelled batches"
         raise SpecError(f"loss {config.loss!r} wants {wanted}; give the other or change the loss")
-    batches = _as_loader(images if labelled is None else labelled, config)
-    _check_repeatable(calibration)
+    batches = as_loader(images if labelled is None else labelled, config)
+    check_repeatable(calibration)
     formless = without_form(student)
     if formless is not None:
         say(
@@ -149,30 +116,6 @@ def _reestimate(
     student: nn.Module, images: Tensor | Iterable[object], config: DistillConfig
 ) -> None:
     reestimate_batch_norm(student, sample(images, config.bn_images))
-
-
-def _as_loader(images: Tensor | Loader, config: DistillConfig) -> Loader:
-    if isinstance(images, Tensor):
-        return TensorBatches(images, config.batch_size, config.seed)
-    try:
-        count = len(images)
-    except TypeError as error:
-        raise DataError(
-            "images: wanted a tensor, or batches whose number is known and that can be gone "
-            f"through in every epoch, got a {type(images).__name__} ({error}); give a list of "
-            "batches, or a DataLoader of a data set with a length"
-        ) from error
-    if not count:
-        raise DataError("images: wanted batches to train on, got none")
-    return images
-
-
-def _check_repeatable(calibration: Tensor | Iterable[object] | None) -> None:
-    if isinstance(calibration, Iterator):
-        raise DataError(
-            "calibration: wanted a tensor, or batches that can be gone through several times, got "
-            f"a {type(calibration).__name__}; give a list of them"
-        )
 
 
 def frozen_epochs(student: nn.Module, config: DistillConfig) -> int:

@@ -9,7 +9,8 @@ from networks import CLASSES, SHAPE, images, network
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from sqakd_deploy.distillation import TensorBatches, build_optimizer, distill, parameter_groups
+from sqakd_deploy.batching import TensorBatches
+from sqakd_deploy.distillation import build_optimizer, distill, parameter_groups
 from sqakd_deploy.errors import DataError, SpecError, TrainingError
 from sqakd_deploy.fitting import Epoch, Step, cosine, warm_cosine
 from sqakd_deploy.hessian import update_deltas
