@@ -31,6 +31,7 @@ from sqakd_deploy.quantization import (
     batch_norms,
     calibrate,
     count_quantizers,
+    is_calibrated,
     reestimate_batch_norm,
     scaling_quantizers,
     weight_quantizers,
@@ -61,14 +62,16 @@ def distill(
     """Train a student to answer like its teacher, without labels.
 
     Args:
-        student: from :func:`~sqakd_deploy.quantization.quantize`; **changed in place**: calibrated,
+        student: from :func:`~sqakd_deploy.quantization.quantize`; **changed in place**: calibrated
+            (unless it is: a student that was trained or calibrated before goes on with its ranges),
             BatchNorm re-estimated, trained, biases moved onto the integer grid (where it has one).
         images: preprocessed images ``(N, C, H, W)``, or batches of them, gone through once an
             epoch. Of a batch that is a tuple only the first element is used.
         teacher: the float model; used in evaluation mode, not changed.
-        config: how; ``epochs=0`` only calibrates.
+        config: how; ``epochs=0`` trains nothing and does all the rest.
         calibration: images that set ranges and BatchNorm, by default some of ``images``. Of a
             tensor evenly spread ones are taken, of batches the first: shuffle those of a loader.
+            Where it is given, ranges are set by it, also those of a student that has some.
         labelled: batches ``(images, labels)``, needed by the baselines ``ce`` and ``kl+ce`` alone;
             they replace ``images``.
         saves: where training states are saved, and resumed from if there is one.
@@ -99,7 +102,8 @@ def distill(
             "stay as trained"
         )
     still = calibration if calibration is not None else batches
-    calibrate(student, sample(still, config.calibration_images))
+    if calibration is not None or not is_calibrated(student):
+        calibrate(student, sample(still, config.calibration_images))
     records = []
     reestimate = partial(_reestimate, student, still, config)
     if config.epochs:

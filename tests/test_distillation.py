@@ -165,6 +165,41 @@ def test_no_epochs_only_calibrate() -> None:
     assert all(q.calibrated for q in activation_quantizers(student).values())
 
 
+def ranges(student: nn.Module) -> list[Tensor]:
+    quantizers = activation_quantizers(student).values()
+    return [value.clone() for q in quantizers for value in q.state_dict().values()]
+
+
+def alike(first: list[Tensor], second: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_second_run_goes_on_with_what_the_first_learned() -> None:
+    teacher, untrained = network("residual"), SHORT.model_copy(update={"epochs": 0})
+    student = trained(images(64), SHORT.model_copy(update={"quantizer_lr": 0.05}))
+    learned = ranges(student)
+    for calibration, kept in ((None, True), (images(16, seed=9), False)):
+        options = {"teacher": teacher, "config": untrained, "calibration": calibration}
+        distill(student, images(64), **options)  # type: ignore[arg-type]
+        assert alike(ranges(student), learned) == kept
+
+
+def test_ranges_set_by_hand_are_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = network("residual")
+    student = quantize(teacher, spec("lsq"), example=SHAPE)
+    calibrate(student, 3 * images(64))
+    by_hand, begun = ranges(student), list[list[Tensor]]()
+
+    def begin(*arguments: object) -> torch.optim.Optimizer:
+        begun.append(ranges(student))
+        return build_optimizer(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("sqakd_deploy.distillation.build_optimizer", begin)
+    distill(student, images(64), teacher=teacher, config=SHORT)
+    assert alike(begun[0], by_hand)
+    assert not alike(ranges(student), by_hand)
+
+
 def test_steps_and_epochs_are_reported() -> None:
     steps: list[Step] = []
     epochs: list[Epoch] = []
@@ -377,14 +412,14 @@ def test_a_last_image_of_its_own_is_no_batch(batch_size: int) -> None:
 
 
 def test_images_that_come_one_by_one_set_ranges_as_together() -> None:
-    def ranges(batches: list[Tensor]) -> list[Tensor]:
+    def state(batches: list[Tensor]) -> list[Tensor]:
         student = quantize(network("residual"), spec("lsq"), example=SHAPE)
         config = DistillConfig(epochs=0)
         distill(student, batches, teacher=network("residual"), config=config)
         return list(student.state_dict().values())
 
-    together = ranges([images(24)])
-    alone = ranges(list(images(24).split(1)))
+    together = state([images(24)])
+    alone = state(list(images(24).split(1)))
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
