@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -16,65 +16,34 @@ import torch
 from torch import Tensor, nn
 
 from sqakd_deploy.acceleration import decide
-from sqakd_deploy.data.batches import batch_bounds, mixed_seed
-from sqakd_deploy.errors import DataError, SpecError
+from sqakd_deploy.batching import as_loader, check_repeatable
+from sqakd_deploy.errors import SpecError
 from sqakd_deploy.evaluate import batch_agreement
 from sqakd_deploy.features import answers, feature_loss, with_codes
 from sqakd_deploy.fitting import Epoch, Fit, Loader, Step, warm_cosine
 from sqakd_deploy.hessian import update_deltas
 from sqakd_deploy.integer import snap_biases
 from sqakd_deploy.losses import LABELS, distillation_loss, label_loss
+from sqakd_deploy.lowerable import without_form
 from sqakd_deploy.processes import separate_batch_norm, start, synchronised_batch_norm
 from sqakd_deploy.quantization import (
     activation_quantizers,
     batch_norms,
     calibrate,
     count_quantizers,
+    is_calibrated,
     reestimate_batch_norm,
     scaling_quantizers,
     weight_quantizers,
 )
+from sqakd_deploy.sampling import sample
 from sqakd_deploy.saves import Saves
 from sqakd_deploy.spec import DistillConfig
 from sqakd_deploy.tracing import first_tensor
 
 _ENOUGH_BITS = 4  # to freeze BatchNorm from the start and to learn slowly (docs/decisions.md)
 _LR, _FEW_BITS_LR = 3e-4, 1e-3
-_AT_ONCE = 512  # images of a tensor that are run together
 _DELTA_BATCHES = 3  # as EWGS averages its trace (Lee et al., 2021, §4.1)
-
-
-class TensorBatches:
-    """Shuffled batches of a tensor of preprocessed images ``(N, C, H, W)``.
-
-    The order depends on the seed and the epoch alone. The last batch is dropped if it is smaller
-    than half of the others: BatchNorm needs a batch.
-
-    Raises:
-        DataError: if there are fewer than two images.
-    """
-
-    def __init__(self, images: Tensor, batch_size: int, seed: int) -> None:
-        if len(images) < 2:
-            raise DataError(f"wanted at least 2 images to train on, got {len(images)}")
-        self.images = images
-        self.batch_size = min(batch_size, len(images))
-        self.seed = seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        full, rest = divmod(len(self.images), self.batch_size)
-        return full + (rest * 2 >= self.batch_size)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch))
-        order = torch.randperm(len(self.images), generator=generator)
-        for indices in itertools.islice(order.split(self.batch_size), len(self)):
-            yield self.images[indices]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch (from 0) whose order the next iteration uses."""
-        self.epoch = epoch
 
 
 def distill(
@@ -93,13 +62,16 @@ def distill(
     """Train a student to answer like its teacher, without labels.
 
     Args:
-        student: from :func:`~sqakd_deploy.quantization.quantize`; **changed in place**: calibrated,
-            BatchNorm re-estimated, trained, biases moved onto the integer grid.
+        student: from :func:`~sqakd_deploy.quantization.quantize`; **changed in place**: calibrated
+            (unless it is: a student that was trained or calibrated before goes on with its ranges),
+            BatchNorm re-estimated, trained, biases moved onto the integer grid (where it has one).
         images: preprocessed images ``(N, C, H, W)``, or batches of them, gone through once an
             epoch. Of a batch that is a tuple only the first element is used.
         teacher: the float model; used in evaluation mode, not changed.
-        config: how; ``epochs=0`` only calibrates.
-        calibration: images that set ranges and BatchNorm; by default the first ones of ``images``.
+        config: how; ``epochs=0`` trains nothing and does all the rest.
+        calibration: images that set ranges and BatchNorm, by default some of ``images``. Of a
+            tensor evenly spread ones are taken, of batches the first: shuffle those of a loader.
+            Where it is given, ranges are set by it, also those of a student that has some.
         labelled: batches ``(images, labels)``, needed by the baselines ``ce`` and ``kl+ce`` alone;
             they replace ``images``.
         saves: where training states are saved, and resumed from if there is one.
@@ -113,20 +85,29 @@ def distill(
     Raises:
         SpecError: if a loss with labels gets none, or labels come with one that needs none, or the
             warm-up is as long as the run.
-        DataError: if there are too few images to train or to normalise by.
+        DataError: if there are too few images to train or to normalise by, or batches without a
+            length or that can be gone through only once.
         TrainingError: if the loss is not finite.
     """
-    config = config or DistillConfig()
+    config, say = config or DistillConfig(), message or (lambda text: None)
     if (config.loss == "kl") != (labelled is None):
         wanted = "no labels" if config.loss == "kl" else "labelled batches"
         raise SpecError(f"loss {config.loss!r} wants {wanted}; give the other or change the loss")
-    batches = labelled if labelled is not None else _as_loader(images, config)
+    batches = as_loader(images if labelled is None else labelled, config)
+    check_repeatable(calibration)
+    formless = without_form(student)
+    if formless is not None:
+        say(
+            f"{formless} has no integer form: the student cannot be exported, and its biases "
+            "stay as trained"
+        )
     still = calibration if calibration is not None else batches
-    calibrate(student, _first_images(still, config.calibration_images))
+    if calibration is not None or not is_calibrated(student):
+        calibrate(student, sample(still, config.calibration_images))
     records = []
     reestimate = partial(_reestimate, student, still, config)
     if config.epochs:
-        run = _Distillation(student, teacher, config, batches, message or (lambda text: None))
+        run = _Distillation(student, teacher, config, batches, say)
         records = run.fit(saves, on_step, on_epoch, reestimate)
     if not frozen_epochs(student, config):
         reestimate()
@@ -138,31 +119,7 @@ def distill(
 def _reestimate(
     student: nn.Module, images: Tensor | Iterable[object], config: DistillConfig
 ) -> None:
-    reestimate_batch_norm(student, _first_images(images, config.bn_images))
-
-
-def _as_loader(images: Tensor | Loader, config: DistillConfig) -> Loader:
-    if isinstance(images, Tensor):
-        return TensorBatches(images, config.batch_size, config.seed)
-    return images
-
-
-def _first_images(images: Tensor | Iterable[object], count: int) -> Iterator[Tensor]:
-    """Batches until ``count`` images were seen, without a last one of a single image: BatchNorm
-    cannot normalise by it."""
-    if isinstance(images, Tensor):
-        some = images[:count]
-        for start, stop in batch_bounds(len(some), _AT_ONCE, drop_last=False):
-            yield some[start:stop]
-        return
-    seen = 0
-    for batch in images:
-        tensor = first_tensor(batch)[: count - seen]
-        if len(tensor) > 1 or not seen:
-            yield tensor
-        seen += len(tensor)
-        if seen >= count:
-            return
+    reestimate_batch_norm(student, sample(images, config.bn_images))
 
 
 def frozen_epochs(student: nn.Module, config: DistillConfig) -> int:

@@ -31,6 +31,7 @@ from sqakd_deploy.folding import (
     with_bias,
 )
 from sqakd_deploy.geometry import conv_geometry, sliced
+from sqakd_deploy.lowerable import quantizer_at, without_form
 from sqakd_deploy.meaning import Identity, Op, Scalar, Tuple
 from sqakd_deploy.ops import read
 from sqakd_deploy.quantization import BATCH_NORMS, input_shape_of, spec_of
@@ -84,7 +85,10 @@ def snap_biases(student: nn.Module) -> None:
 
     Args:
         student: changed in place: BatchNorm's ``bias`` where one follows a layer, else the layer's.
+            One without an integer form has no such grid and stays as it is.
     """
+    if without_form(student) is not None:
+        return
     lowered = _lower(student)
     for node in lowered.graph.nodes:
         if isinstance(node, (ir.Conv, ir.Linear)) and isinstance(node.bias, ir.IntBias):
@@ -155,7 +159,10 @@ class _Lowering:
             return
         op = read(node)
         if op is None:
-            raise ExportError(f"{describe(node)} has no integer form; its student stays in PyTorch")
+            raise ExportError(
+                f"{describe(node)} has no integer form, so that its student stays in PyTorch; "
+                "replace it in the model by one that has, and train again"
+            )
         if op.kind is Scalar:
             return
         if op.kind in (Identity, Tuple):
@@ -223,8 +230,8 @@ class _Lowering:
 
     def _grid_behind(self, user: fx.Node) -> CodeRange | None:
         """That of a quantizer; None where the node is none."""
-        module = self.student.get_submodule(str(user.target)) if user.op == "call_module" else None
-        if not isinstance(module, QuantIdentity):
+        module = quantizer_at(self.student, user)
+        if module is None:
             return None
         quantizer = next(m for m in module.modules() if isinstance(m, ActivationQuantizer))
         step, zero_point, _ = quantizer.grid()

@@ -232,6 +232,15 @@ def _transposed_conv(node: fx.Node, module: nn.Module | None) -> Op:
 def _vector_norm(node: fx.Node, module: nn.Module | None) -> Op:
     if len(shape(node)) != 2:
         raise ModelError(f"{describe(node)}: only BatchNorm1d of vectors (N, C) can be exported")
+    return _batch_norm(node, module)
+
+
+def _batch_norm(node: fx.Node, module: nn.Module | None) -> Op:
+    if getattr(module, "running_var", None) is None:
+        raise ModelError(
+            f"{describe(node)}: keeps no running statistics, so that an answer depends on the "
+            "images beside it; train the model with track_running_stats=True"
+        )
     return Op(ir.ChannelAffine)
 
 
@@ -257,7 +266,7 @@ _MODULES: dict[type[nn.Module], Reader] = {
     nn.ConvTranspose2d: _transposed_conv,
     nn.Linear: simple(ir.Linear),
     nn.BatchNorm1d: _vector_norm,
-    nn.BatchNorm2d: simple(ir.ChannelAffine),
+    nn.BatchNorm2d: _batch_norm,
     nn.ReLU: _RELU,
     nn.ReLU6: _RELU6,
     nn.Hardtanh: _hardtanh,

@@ -6,19 +6,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sqakd_deploy.data import ImageData, ImageSplit
 from sqakd_deploy.evaluate import Logits, accuracy, agreement, divergence, predict
 from sqakd_deploy.integer import lower
+from sqakd_deploy.lowerable import without_form
 from sqakd_deploy.parity import expected_size, float_size, information_size
-from sqakd_deploy.quantization import count_quantizers, spec_of
+from sqakd_deploy.quantization import count_quantizers, spec_of, weight_quantizers
 from sqakd_deploy.runs import still_batches
 
 
 @dataclass(frozen=True)
 class TrainResult:
     """What a run came to.
+
+    A student without an integer form has no file: its sizes are those of its parameters, without
+    scales.
 
     Attributes:
         run: the folder.
@@ -67,7 +71,7 @@ def score(student: nn.Module, teacher: nn.Module, data: ImageData) -> dict[str, 
     """
     ours = predict(student, still_batches(data.test, data.preprocessing))
     theirs = predict(teacher, still_batches(data.test, data.preprocessing))
-    graph, spec = lower(student), spec_of(student)
+    spec = spec_of(student)
     methods = dict.fromkeys([spec.weights.method, spec.activations.method])
     return {
         "label": f"{spec.label} {'/'.join(methods)}",
@@ -77,9 +81,34 @@ def score(student: nn.Module, teacher: nn.Module, data: ImageData) -> dict[str, 
         "agreement": agreement(ours, theirs),
         "divergence": divergence(ours, theirs),
         "quantizers": count_quantizers(student),
+        **_sizes(student, teacher),
+    }
+
+
+def _sizes(student: nn.Module, teacher: nn.Module) -> dict[str, int]:
+    if without_form(student) is not None:
+        return _parameter_sizes(student, teacher)
+    graph = lower(student)
+    return {
         "float_size": float_size(graph),
         "file_size": expected_size(graph),
         "information_size": information_size(graph),
+    }
+
+
+def _parameter_sizes(student: nn.Module, teacher: nn.Module) -> dict[str, int]:
+    """Sizes of what has no integer graph; a weight that several layers share counts once."""
+    narrow: dict[Tensor, int] = {}
+    for path, quantizer in weight_quantizers(student).items():
+        layer, _, _ = path.rpartition(".weight_quant")
+        narrow[student.get_parameter(f"{layer}.weight")] = quantizer.bits
+    everything = sum(parameter.numel() for parameter in teacher.parameters())
+    weights = sum(weight.numel() for weight in narrow)
+    beside = 4 * (everything - weights)
+    return {
+        "float_size": 4 * everything,
+        "file_size": weights + beside,
+        "information_size": sum(w.numel() * bits for w, bits in narrow.items()) // 8 + beside,
     }
 
 

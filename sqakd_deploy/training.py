@@ -23,6 +23,7 @@ from sqakd_deploy.exporting import ProfileExporter
 from sqakd_deploy.integer import snap_biases
 from sqakd_deploy.job import Job, reopen
 from sqakd_deploy.listening import Listener, Watch
+from sqakd_deploy.lowerable import without_form
 from sqakd_deploy.models import load_any_weights
 from sqakd_deploy.plugins import get_exporter
 from sqakd_deploy.quantization import is_calibrated, quantize
@@ -114,9 +115,10 @@ class _Distillation(Job):
             if student is not None and is_calibrated(student):
                 snap_biases(student)  # an exact export needs it, however far training came
                 run.save(student, STUDENT)
+            formless = student is not None and without_form(student) is not None
+            use = "go on" if formless else "export it as it is, or go on"
             self.listener.message(
-                f"interrupted; what there is stays in {run.path}: export it as it is, or go on "
-                f"with --resume {run.path}"
+                f"interrupted; what there is stays in {run.path}: {use} with --resume {run.path}"
             )
 
         with self.recorded(run, keep):

@@ -7,8 +7,10 @@ import pytest
 import torch
 from networks import CLASSES, SHAPE, images, network
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
-from sqakd_deploy.distillation import TensorBatches, build_optimizer, distill, parameter_groups
+from sqakd_deploy.batching import TensorBatches
+from sqakd_deploy.distillation import build_optimizer, distill, parameter_groups
 from sqakd_deploy.errors import DataError, SpecError, TrainingError
 from sqakd_deploy.fitting import Epoch, Step, cosine, warm_cosine
 from sqakd_deploy.hessian import update_deltas
@@ -163,6 +165,41 @@ def test_no_epochs_only_calibrate() -> None:
     assert all(q.calibrated for q in activation_quantizers(student).values())
 
 
+def ranges(student: nn.Module) -> list[Tensor]:
+    quantizers = activation_quantizers(student).values()
+    return [value.clone() for q in quantizers for value in q.state_dict().values()]
+
+
+def alike(first: list[Tensor], second: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_second_run_goes_on_with_what_the_first_learned() -> None:
+    teacher, untrained = network("residual"), SHORT.model_copy(update={"epochs": 0})
+    student = trained(images(64), SHORT.model_copy(update={"quantizer_lr": 0.05}))
+    learned = ranges(student)
+    for calibration, kept in ((None, True), (images(16, seed=9), False)):
+        options = {"teacher": teacher, "config": untrained, "calibration": calibration}
+        distill(student, images(64), **options)  # type: ignore[arg-type]
+        assert alike(ranges(student), learned) == kept
+
+
+def test_ranges_set_by_hand_are_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = network("residual")
+    student = quantize(teacher, spec("lsq"), example=SHAPE)
+    calibrate(student, 3 * images(64))
+    by_hand, begun = ranges(student), list[list[Tensor]]()
+
+    def begin(*arguments: object) -> torch.optim.Optimizer:
+        begun.append(ranges(student))
+        return build_optimizer(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("sqakd_deploy.distillation.build_optimizer", begin)
+    distill(student, images(64), teacher=teacher, config=SHORT)
+    assert alike(begun[0], by_hand)
+    assert not alike(ranges(student), by_hand)
+
+
 def test_steps_and_epochs_are_reported() -> None:
     steps: list[Step] = []
     epochs: list[Epoch] = []
@@ -303,6 +340,38 @@ def test_too_few_images_to_train_on(count: int) -> None:
         trained(images(64)[:count])
 
 
+class Stream(IterableDataset[Tensor]):
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(images(64))
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        (iter([images(16)]), r"got a list_iterator \(.* has no len\(\)\); give a list of batches"),
+        ((batch for batch in [images(16)]), "whose number is known .* got a generator"),
+        (DataLoader(Stream(), 16), r"got a DataLoader \(object of type 'Stream' has no len\(\)\)"),
+        ([], "wanted batches to train on, got none"),
+    ],
+)
+def test_batches_that_end_once_are_refused_before_any_work(batches: object, message: str) -> None:
+    with pytest.raises(DataError, match=f"images: .*{message}"):
+        trained(batches, calibration=Unread())
+    config = SHORT.model_copy(update={"loss": "ce"})
+    with pytest.raises(DataError, match=message):
+        trained(images(64), config, labelled=batches, calibration=Unread())
+
+
+class Unread:
+    def __iter__(self) -> Iterator[Tensor]:
+        raise AssertionError("images were read")
+
+
+def test_images_to_calibrate_by_are_needed_more_than_once() -> None:
+    with pytest.raises(DataError, match=r"calibration: .* several times, got a generator; give a"):
+        trained(images(64), calibration=(batch for batch in images(64).split(16)))
+
+
 def norm_over_a_vector() -> nn.Module:
     shape = (SHAPE[0], 4, 3, 1, 1)
     return nn.Sequential(
@@ -328,15 +397,30 @@ def test_one_image_is_no_batch_to_normalise_by() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [15, 64])
-def test_a_last_image_of_its_own_is_left_out(batch_size: int) -> None:
+def test_a_last_image_of_its_own_is_no_batch(batch_size: int) -> None:
     teacher = norm_over_a_vector()
-    student = quantize(teacher, example=SHAPE)
     config = DistillConfig(epochs=0, batch_size=batch_size, calibration_images=46, bn_images=46)
-    distill(student, images(64), teacher=teacher, config=config)
     more = config.model_copy(update={"calibration_images": 513, "bn_images": 513})
     many = images(64).repeat(9, 1, 1, 1)
-    distill(student, many, teacher=teacher, config=more)
-    distill(student, many, teacher=teacher, config=more, calibration=many)
+    for some, how, calibration in (
+        (images(64), config, None),
+        (many, more, None),
+        (many, more, many),
+    ):
+        student = quantize(teacher, example=SHAPE)
+        distill(student, some, teacher=teacher, config=how, calibration=calibration)
+
+
+def test_images_that_come_one_by_one_set_ranges_as_together() -> None:
+    def state(batches: list[Tensor]) -> list[Tensor]:
+        student = quantize(network("residual"), spec("lsq"), example=SHAPE)
+        config = DistillConfig(epochs=0)
+        distill(student, batches, teacher=network("residual"), config=config)
+        return list(student.state_dict().values())
+
+    together = state([images(24)])
+    alone = state(list(images(24).split(1)))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
 def test_calibration_leaves_batch_norm_as_it_was() -> None:

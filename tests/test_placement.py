@@ -200,6 +200,28 @@ def test_forms_without_an_operator_are_refused(call: object, message: str) -> No
         planned(Call(call))
 
 
+class BatchNormed(nn.Module):
+    def __init__(self, norm: type[nn.BatchNorm1d] | type[nn.BatchNorm2d]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = norm(4, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if isinstance(self.norm, nn.BatchNorm1d):
+            x = x.mean([2, 3])
+        return torch.flatten(self.norm(x), 1)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.BatchNorm2d])
+def test_a_norm_without_statistics_is_refused_before_training(
+    norm: type[nn.BatchNorm1d] | type[nn.BatchNorm2d],
+) -> None:
+    wanted = rf"layer 'norm' \({norm.__name__}\) .*statistics.*with track_running_stats=True"
+    with pytest.raises(ModelError, match=wanted):
+        quantize(BatchNormed(norm), example=SHAPE)
+
+
 def test_ends_have_no_more_bits_than_the_target_takes() -> None:
     """Their weights, that is: inputs have the bits that were asked for."""
     rules = PlacementRules(widest_ends=7)
