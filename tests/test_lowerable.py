@@ -143,3 +143,19 @@ def test_its_run_can_be_interrupted_and_resumed(tmp_path: Path) -> None:
     assert resumed.exit_code == 0, resumed.output
     assert json.loads(resumed.stdout)["agreement"] >= 0
     assert stopped.read_bytes() == (tmp_path / "whole" / STUDENT).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "spec", [QuantSpec(exclude=("0",)), QuantSpec(placement="paper")], ids=["excluded", "paper"]
+)
+def test_a_padding_that_no_file_has_is_never_lost(spec: QuantSpec, tmp_path: Path) -> None:
+    """A layer in float was written as if it padded with zeros, and the proof might not see it."""
+    model = teacher()
+    model[0] = nn.Conv2d(SHAPE[0], 4, 3, padding=1, padding_mode="reflect")
+    model[1] = nn.ReLU()
+    student = quantize(model, spec, example=SHAPE)
+    calibrate(student, images(64))
+    assert (without_form(student) or "").startswith("layer '0' (Conv2d)")
+    with pytest.raises(ExportError, match="layer '0': padding_mode 'reflect' has no operator"):
+        export(student, tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
