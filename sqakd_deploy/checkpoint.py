@@ -104,11 +104,14 @@ def create_run(config: RunConfig, folder: Path | None, kind: str = "student") ->
         CheckpointError: if the folder cannot be written or already holds a run.
     """
     label = config.label if kind == "student" else f"{config.base}-{kind}"
-    path = Path(folder) if folder else free_name(Path("runs") / label)
-    if (path / CONFIG).exists():
+    path = Path(folder) if folder else Path("runs") / label
+    if folder and (path / CONFIG).exists():
         raise CheckpointError(f"{path} already holds a run: choose another --output, or remove it")
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        if folder:
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path = new_folder(path)
         write_text(path / CONFIG, config.to_yaml())
         run = Run(path, config)
         run.update(status="running", kind=kind, started_in=str(Path.cwd()))
@@ -119,13 +122,20 @@ def create_run(config: RunConfig, folder: Path | None, kind: str = "student") ->
     return run
 
 
-def free_name(path: Path) -> Path:
-    """The path itself, or with the first free number behind it."""
+def new_folder(path: Path) -> Path:
+    """Make a folder of that name, or with the first free number behind it.
+
+    Whoever makes it has it alone: of two starts at once, one gets the next number.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     candidate, number = path, 2
-    while candidate.exists():
-        candidate = path.with_name(f"{path.name}-{number}")
-        number += 1
-    return candidate
+    while True:
+        try:
+            candidate.mkdir()
+            return candidate
+        except FileExistsError:
+            candidate = path.with_name(f"{path.name}-{number}")
+            number += 1
 
 
 def open_run(path: Path) -> Run:
