@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sqakd_deploy.config import RunConfig, load_config
+from sqakd_deploy.data import DATASETS
 from sqakd_deploy.errors import CheckpointError, SqakdError
 from sqakd_deploy.files import replacing, write_text
 
@@ -158,13 +160,29 @@ def open_run(path: Path) -> Run:
 
 
 def _found_again(config: RunConfig, facts: dict[str, Any]) -> RunConfig:
-    """A model file that was named from the folder where the run was started, from anywhere else."""
-    source, _, factory = config.model.name.rpartition(":")
-    there = Path(str(facts.get("started_in", "."))) / source
-    if not source.endswith(".py") or Path(source).is_file() or not there.is_file():
+    """Relative paths mean what they meant in the folder where the run was started.
+
+    Those of nothing that is there (any more) stay, as do names of data sets.
+    """
+    there = Path(str(facts.get("started_in", Path.cwd())))
+    if there == Path.cwd():
         return config
-    model = config.model.model_copy(update={"name": f"{there}:{factory}"})
-    return config.model_copy(update={"model": model})
+
+    def found(name: str) -> str:
+        return str(there / name) if os.access(there / name, os.R_OK) else name
+
+    model, data = config.model, config.data
+    source, _, factory = model.name.rpartition(":")
+    named = {
+        "name": f"{found(source)}:{factory}" if source.endswith(".py") else model.name,
+        "weights": model.weights and found(model.weights),
+    }
+    kept = {
+        "source": data.source if data.source in DATASETS else found(data.source),
+        "cache": data.cache and found(data.cache),
+    }
+    parts = {"model": model.model_copy(update=named), "data": data.model_copy(update=kept)}
+    return config.model_copy(update=parts)
 
 
 def newest_run(root: Path = Path("runs")) -> Run:

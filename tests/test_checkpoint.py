@@ -115,6 +115,35 @@ def test_of_two_starts_at_once_each_has_a_folder(
     ]
 
 
+def test_relative_paths_mean_what_they_meant_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the folder that a run is opened from has files of the same names."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for folder in (here / "photos", here / "kept", here / "digits", elsewhere / "photos"):
+        folder.mkdir(parents=True)
+    for file in (here / "net.py", here / "net.pt", elsewhere / "net.py", elsewhere / "gone.pt"):
+        file.touch()
+    monkeypatch.chdir(here)
+    model = {"name": "net.py:make", "weights": "net.pt"}
+    own = RunConfig.parse({"model": model, "data": {"source": "photos", "cache": "kept"}})
+    known = RunConfig.parse({"model": {"weights": "gone.pt"}, "data": {"source": "digits"}})
+    folders = RunConfig.parse({"data": {"source": "./digits", "cache": False}})
+    configs = {"own": own, "known": known, "folders": folders}
+    for name, config in configs.items():
+        create_run(config, here / name)
+        assert open_run(here / name).config == config
+    monkeypatch.chdir(elsewhere)
+    again = {name: open_run(here / name).config for name in configs}
+    assert again["known"] == known
+    assert again["own"].model.name == f"{here / 'net.py'}:make"
+    assert again["own"].model.weights == str(here / "net.pt")
+    assert again["own"].data.source == str(here / "photos")
+    assert again["own"].data.cache == str(here / "kept")
+    assert again["folders"].data.source == str(here / "digits")
+    assert again["folders"].data.cache is False
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"cannot write the run folder .*Not a directory"):
