@@ -94,7 +94,7 @@ def _supersedes(new: dict[str, Any], old: dict[str, Any]) -> bool:
     return bool(new["part"] == old["part"] and new["epoch"] <= old["epoch"])
 
 
-def create_run(config: RunConfig, folder: Path | None, kind: str = "student") -> Run:
+def create_run(config: RunConfig, folder: Path | str | None, kind: str = "student") -> Run:
     """Make a new run folder.
 
     Args:
@@ -140,12 +140,13 @@ def new_folder(path: Path) -> Path:
             number += 1
 
 
-def open_run(path: Path) -> Run:
+def open_run(path: Path | str) -> Run:
     """Read a run folder.
 
     Raises:
         CheckpointError: if it is no run folder, or its files are damaged.
     """
+    path = Path(path)
     if not (path / CONFIG).is_file():
         raise CheckpointError(f"{path} is no run folder: it has no {CONFIG}; train one first")
     try:
@@ -157,6 +158,15 @@ def open_run(path: Path) -> Run:
     except (SqakdError, ValueError, OSError) as error:
         raise CheckpointError(f"run {path} is damaged: {error}") from error
     return Run(path, _found_again(config, facts), facts)
+
+
+def opened(run: Run | Path | str) -> Run:
+    """A run as it is, or read from its folder.
+
+    Raises:
+        CheckpointError: as :func:`open_run`.
+    """
+    return run if isinstance(run, Run) else open_run(run)
 
 
 def _found_again(config: RunConfig, facts: dict[str, Any]) -> RunConfig:
