@@ -211,7 +211,7 @@ def export(
         metadata=loaded.metadata,
     )
     if as_json:
-        facts = {"path": str(artifact.path), "run": str(loaded.run.path)}
+        facts = {"path": str(path), "run": str(loaded.run.path)}
         facts["input"] = artifact.input_form
         _print_json(facts | report.to_dict())
     else:
