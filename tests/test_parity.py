@@ -30,6 +30,7 @@ from sqakd_deploy.parity import (
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import QuantSpec
 from sqakd_deploy.verification.sizes import sizes_of
+from sqakd_deploy.verification.student import reference_of
 
 
 @pytest.fixture
@@ -202,6 +203,12 @@ def test_two_exports_to_one_path_each_prove_their_own_file(
     assert not report.failures
     assert list(tmp_path.iterdir()) == [path]
     assert not verify(path, student, images(16)).failures
+
+
+def test_images_may_need_a_gradient(student: torch.fx.GraphModule, model: Path) -> None:
+    assert not verify(model, student, images(16).requires_grad_()).failures
+    (batch,) = reference_of(student, [images(16).requires_grad_()]).batches
+    assert len(batch) == 16
 
 
 def test_sizes_count_what_is_stored(student: torch.fx.GraphModule) -> None:
