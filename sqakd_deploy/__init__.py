@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqakd_deploy.api import export as export
     from sqakd_deploy.api import export_proven as export_proven
+    from sqakd_deploy.checkpoint import open_run as open_run
     from sqakd_deploy.config import RunConfig as RunConfig
     from sqakd_deploy.distillation import distill as distill
     from sqakd_deploy.errors import SqakdError as SqakdError
@@ -41,6 +42,7 @@ _HOMES = {
     "export": "api",
     "export_proven": "api",
     "load_student": "runs",
+    "open_run": "checkpoint",
     "quantize": "quantization",
     "score_file": "scoring",
     "score_run": "scoring",

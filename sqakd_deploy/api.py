@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,26 +52,25 @@ def export(
             preprocessing among them.
 
     Raises:
-        ExportError: if the folder does not exist or a layer cannot be written, naming it; if the
-            file breaks a documented rule of a target that it cannot be run in.
+        ExportError: if the folder does not exist, the path is one itself, or a layer cannot be
+            written, naming it; if the file breaks a documented rule of a target that it cannot be
+            run in.
         SpecError: if the options insist on packed weights and the target cannot restore them, or
             want raw pixels and the metadata do not say how they are prepared; if another target
             would have placed quantizers otherwise.
     """
     final = Path(path)
     exporter = get_exporter(target or spec_of(student).target)
+    check_folder(final)
     asked = (target, anyway, options, metadata)
     if not isinstance(exporter, ProfileExporter):
-        return _write(student, final, final, *asked)
-    trial = _trial(final)
-    try:
-        artifact = _write(student, trial, final, *asked)
+        return _write(student, final, *asked)
+    with _trial(final) as trial:
+        artifact = _write(student, trial, *asked)
         conformance = conformance_of(exporter, trial)
         if conformance is not None and conformance.failures:
             raise ExportError(f"{final}: {'; '.join(conformance.failures)}")
         return _renamed(artifact, final)
-    finally:
-        trial.unlink(missing_ok=True)
 
 
 def would_change(student: nn.Module, target: str) -> list[str]:
@@ -112,47 +114,62 @@ def export_proven(
 
     Returns:
         The file, and its report, which may have failed: then no file exists under the name.
+
+    Raises:
+        ExportError: as :func:`export`; a path that cannot be is refused before any work.
+        SpecError: as :func:`export`.
     """
     final = Path(path)
-    trial = _trial(final)
-    written = [trial]
-    try:
-        artifact = _write(student, trial, final, target, anyway, options, metadata)
-        written = [*artifact.companions, trial]
+    check_folder(final)
+    with _trial(final) as trial:
+        artifact = _write(student, trial, target, anyway, options, metadata)
         report = verify(artifact, student, images, labels=labels, tolerance=tolerance)
         if not report.failures:
             artifact = _renamed(artifact, final)
-    finally:
-        for file in written:
-            file.unlink(missing_ok=True)
     return artifact, report
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a file whose folder is not there.
+    """Refuse a file whose folder is not there, or that is a folder itself.
 
     Raises:
         ExportError: if so.
     """
+    if path.is_dir():
+        raise ExportError(f"{path} is a folder; name a file in it, for instance model.onnx")
     if not path.parent.is_dir():
         raise ExportError(f"the folder {path.parent} does not exist; make it, or choose another")
 
 
-def _trial(final: Path) -> Path:
-    return final.with_name(f".{final.stem}.unproven{final.suffix}")
+@contextmanager
+def _trial(final: Path) -> Iterator[Path]:
+    """A name beside ``final`` that no other export has, for the file until it is proven.
+
+    Yields:
+        The path to write to. What is left of the file and its companions is removed in the end;
+        errors speak of ``final``.
+    """
+    stem = f".{final.stem}.{secrets.token_hex(4)}.unproven"
+    try:
+        yield final.with_name(stem + final.suffix)
+    except ExportError as error:
+        if stem not in str(error):
+            raise
+        raise ExportError(str(error).replace(stem, final.stem)) from error
+    finally:
+        for file in final.parent.glob(f"{glob.escape(stem)}*"):
+            file.unlink(missing_ok=True)
 
 
 def _write(
     student: nn.Module,
     path: Path,
-    final: Path,
     target: str | None,
     anyway: bool,
     options: ExportOptions | None,
     metadata: Mapping[str, str] | None,
 ) -> Artifact:
-    """Write the file at ``path``, of which ``final`` is what errors call it."""
-    check_folder(final)
+    """Write the file, with what it is for among its metadata."""
     spec, options = spec_of(student), options or ExportOptions()
     exporter = get_exporter(target or spec.target)
     if options.pack and not packs_of(exporter):
@@ -172,6 +189,9 @@ def _write(
 
 def _renamed(artifact: Artifact, target: Path) -> Artifact:
     """Give a file and its companions their names; the file comes last, when all is there."""
-    moved = [file.replace(target.with_suffix(file.suffix)) for file in artifact.companions]
-    artifact.path.replace(target)
+    try:
+        moved = [file.replace(target.with_suffix(file.suffix)) for file in artifact.companions]
+        artifact.path.replace(target)
+    except OSError as error:
+        raise ExportError(f"cannot write {target}: {error.strerror}") from error
     return replace(artifact, path=target, companions=tuple(moved))

@@ -6,14 +6,13 @@ import json
 import tempfile
 from pathlib import Path
 
-from rich.console import Console
-
 from sqakd_deploy.baseline import check_is_of, export_teacher
 from sqakd_deploy.bench import BenchOptions, BenchReport, bench
 from sqakd_deploy.bench_input import onnx_input
 from sqakd_deploy.bench_plot import check_picture, draw
 from sqakd_deploy.bench_report import bench_lines, bench_tables
 from sqakd_deploy.checkpoint import newest_run, open_run
+from sqakd_deploy.consoles import console
 from sqakd_deploy.errors import CheckpointError, ExportError, ModelError
 from sqakd_deploy.listening import told
 from sqakd_deploy.plugins import get_runtime
@@ -42,7 +41,7 @@ def run(
     if plot is not None:
         check_picture(plot)
     options = BenchOptions(threads, batch, rounds, seconds, warmup)
-    listener = listener_for(Console(stderr=True))
+    listener = listener_for(console(stderr=True))
     with tempfile.TemporaryDirectory() as folder:
         baseline, note = (fp32, f"fp32: {fp32}") if fp32 else _baseline(model, run, Path(folder))
         listener.message(note)
@@ -86,7 +85,7 @@ def _baseline(model: Path, run: Path | None, folder: Path) -> tuple[Path | None,
 
 
 def _print(report: BenchReport, notes: list[str], plot: Path | None) -> None:
-    out = Console()
+    out = console()
     for table in bench_tables(report):
         out.print(table)
     for line in bench_lines(report, *notes):

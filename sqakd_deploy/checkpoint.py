@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sqakd_deploy.config import RunConfig, load_config
+from sqakd_deploy.data import DATASETS
 from sqakd_deploy.errors import CheckpointError, SqakdError
 from sqakd_deploy.files import replacing, write_text
 
@@ -92,7 +94,7 @@ def _supersedes(new: dict[str, Any], old: dict[str, Any]) -> bool:
     return bool(new["part"] == old["part"] and new["epoch"] <= old["epoch"])
 
 
-def create_run(config: RunConfig, folder: Path | None, kind: str = "student") -> Run:
+def create_run(config: RunConfig, folder: Path | str | None, kind: str = "student") -> Run:
     """Make a new run folder.
 
     Args:
@@ -104,11 +106,14 @@ def create_run(config: RunConfig, folder: Path | None, kind: str = "student") ->
         CheckpointError: if the folder cannot be written or already holds a run.
     """
     label = config.label if kind == "student" else f"{config.base}-{kind}"
-    path = Path(folder) if folder else free_name(Path("runs") / label)
-    if (path / CONFIG).exists():
+    path = Path(folder) if folder else Path("runs") / label
+    if folder and (path / CONFIG).exists():
         raise CheckpointError(f"{path} already holds a run: choose another --output, or remove it")
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        if folder:
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path = new_folder(path)
         write_text(path / CONFIG, config.to_yaml())
         run = Run(path, config)
         run.update(status="running", kind=kind, started_in=str(Path.cwd()))
@@ -119,21 +124,29 @@ def create_run(config: RunConfig, folder: Path | None, kind: str = "student") ->
     return run
 
 
-def free_name(path: Path) -> Path:
-    """The path itself, or with the first free number behind it."""
+def new_folder(path: Path) -> Path:
+    """Make a folder of that name, or with the first free number behind it.
+
+    Whoever makes it has it alone: of two starts at once, one gets the next number.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     candidate, number = path, 2
-    while candidate.exists():
-        candidate = path.with_name(f"{path.name}-{number}")
-        number += 1
-    return candidate
+    while True:
+        try:
+            candidate.mkdir()
+            return candidate
+        except FileExistsError:
+            candidate = path.with_name(f"{path.name}-{number}")
+            number += 1
 
 
-def open_run(path: Path) -> Run:
+def open_run(path: Path | str) -> Run:
     """Read a run folder.
 
     Raises:
         CheckpointError: if it is no run folder, or its files are damaged.
     """
+    path = Path(path)
     if not (path / CONFIG).is_file():
         raise CheckpointError(f"{path} is no run folder: it has no {CONFIG}; train one first")
     try:
@@ -147,14 +160,39 @@ def open_run(path: Path) -> Run:
     return Run(path, _found_again(config, facts), facts)
 
 
+def opened(run: Run | Path | str) -> Run:
+    """A run as it is, or read from its folder.
+
+    Raises:
+        CheckpointError: as :func:`open_run`.
+    """
+    return run if isinstance(run, Run) else open_run(run)
+
+
 def _found_again(config: RunConfig, facts: dict[str, Any]) -> RunConfig:
-    """A model file that was named from the folder where the run was started, from anywhere else."""
-    source, _, factory = config.model.name.rpartition(":")
-    there = Path(str(facts.get("started_in", "."))) / source
-    if not source.endswith(".py") or Path(source).is_file() or not there.is_file():
+    """Relative paths mean what they meant in the folder where the run was started.
+
+    Those of nothing that is there (any more) stay, as do names of data sets.
+    """
+    there = Path(str(facts.get("started_in", Path.cwd())))
+    if there == Path.cwd():
         return config
-    model = config.model.model_copy(update={"name": f"{there}:{factory}"})
-    return config.model_copy(update={"model": model})
+
+    def found(name: str) -> str:
+        return str(there / name) if os.access(there / name, os.R_OK) else name
+
+    model, data = config.model, config.data
+    source, _, factory = model.name.rpartition(":")
+    named = {
+        "name": f"{found(source)}:{factory}" if source.endswith(".py") else model.name,
+        "weights": model.weights and found(model.weights),
+    }
+    kept = {
+        "source": data.source if data.source in DATASETS else found(data.source),
+        "cache": data.cache and found(data.cache),
+    }
+    parts = {"model": model.model_copy(update=named), "data": data.model_copy(update=kept)}
+    return config.model_copy(update=parts)
 
 
 def newest_run(root: Path = Path("runs")) -> Run:

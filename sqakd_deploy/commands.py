@@ -14,6 +14,7 @@ import sqakd_deploy.training as training
 from sqakd_deploy.api import check_folder, export_proven, would_change
 from sqakd_deploy.checkpoint import Run, newest_run, open_run
 from sqakd_deploy.config import DataConfig, load_config, merge
+from sqakd_deploy.consoles import console
 from sqakd_deploy.data import DATASETS
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.exporting import ExportOptions
@@ -41,7 +42,7 @@ from sqakd_deploy.verification.student import reference_of
 
 def _consoles() -> tuple[Console, Console]:
     """Results go to stdout, everything else to stderr."""
-    return Console(), Console(stderr=True)
+    return console(), console(stderr=True)
 
 
 def _print_json(values: Any) -> None:
@@ -210,7 +211,7 @@ def export(
         metadata=loaded.metadata,
     )
     if as_json:
-        facts = {"path": str(artifact.path), "run": str(loaded.run.path)}
+        facts = {"path": str(path), "run": str(loaded.run.path)}
         facts["input"] = artifact.input_form
         _print_json(facts | report.to_dict())
     else:

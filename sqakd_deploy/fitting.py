@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sqakd_deploy.errors import TrainingError
 from sqakd_deploy.interrupts import held_interrupts
 from sqakd_deploy.kernels import compiling
-from sqakd_deploy.nonfinite import first_non_finite
+from sqakd_deploy.nonfinite import first_non_finite, non_finite_gradients
 from sqakd_deploy.processes import averaged
 from sqakd_deploy.saves import Position, Saves
 from sqakd_deploy.tracing import first_tensor
@@ -153,8 +153,8 @@ class Fit:
         """Train to the end, from the newest save if there is one.
 
         Raises:
-            TrainingError: if the loss is not finite (names the layer), or compiling fails. The
-                last save is kept.
+            TrainingError: if the loss is not finite (names the layer), or the gradients are not;
+                if compiling fails. The last save is kept.
             KeyboardInterrupt: after the step under way and a save; at once when pressed twice.
         """
         with held_interrupts() as self._interrupted:
@@ -163,6 +163,7 @@ class Fit:
     def _run(self) -> list[Epoch]:
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._steps = len(self.batches)
+        self._parameters = list(self.model.parameters())  # found once: walking the tree takes time
         self._began, self._images, self._warm = time.perf_counter(), 0, False
         position = self.saves.restore(self.model, self.optimizer) if self.saves else None
         position = position or Position()
@@ -241,10 +242,25 @@ class Fit:
             self._stop(batch, value)
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
-        if self.clip_grad is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
+        self._limit_gradients()
         self.optimizer.step()
         return value, hits
+
+    def _limit_gradients(self) -> None:
+        """Clip gradients, and stop before any that is not finite changes a weight.
+
+        Where they are not clipped, a GPU's are not looked at: every step would wait for it.
+        """
+        if self.clip_grad is None and self.accelerator.device.type != "cpu":
+            return
+        norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        if not bool(norm.isfinite()):
+            raise TrainingError(
+                f"the loss is finite, {non_finite_gradients(self.model)}. Training stopped before "
+                "this step changed a weight; lower the learning rate"
+            )
+        if self.clip_grad is not None:
+            nn.utils.clip_grads_with_norm_(self._parameters, self.clip_grad, norm)
 
     def _stop(self, batch: Any, value: float) -> None:
         images = first_tensor(batch).to(self.accelerator.device)

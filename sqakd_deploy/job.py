@@ -44,7 +44,7 @@ T = TypeVar("T")
 TEACHING = "teacher"  # what the states of a float model's training are saved under
 
 
-def reopen(folder: Path, kind: str) -> Run:
+def reopen(folder: Path | str, kind: str) -> Run:
     """A run folder to go on with.
 
     Args:
@@ -55,6 +55,7 @@ def reopen(folder: Path, kind: str) -> Run:
         SpecError: if it is complete, or of the other kind.
     """
     run = open_run(folder)
+    folder = run.path
     teaches = run.kind == "teacher"
     if run.status == "complete":
         use = (

@@ -1,4 +1,4 @@
-"""Which layer first put out a number that is not finite."""
+"""Where a number that is not finite came from."""
 
 from __future__ import annotations
 
@@ -45,3 +45,25 @@ def first_non_finite(model: nn.Module, images: Tensor) -> str:
             with torch.no_grad():
                 buffer.copy_(state[name])
     return found[0] if found else "every layer's output is finite: the loss itself overflowed"
+
+
+def non_finite_gradients(model: nn.Module) -> str:
+    """Name the parameter nearest to the output whose gradient is not finite.
+
+    Going backwards it is the first; what comes before it in the model, it makes so, too.
+
+    Args:
+        model: after the backward pass.
+
+    Returns:
+        A phrase for an error message.
+    """
+    found = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
+    ]
+    if not found:
+        return "the gradients are too large to be added up"
+    others = f" and of {len(found) - 1} parameters before it" if found[1:] else ""
+    return f"the gradient of '{found[-1]}'{others} is not"

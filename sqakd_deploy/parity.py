@@ -76,7 +76,7 @@ def verify(
     expected = Expected(
         "PyTorch student", reference, known, output_step(graph, reference), sizes_of(graph)
     )
-    arrays = [batch.float().numpy() for batch in batches]
+    arrays = [batch.detach().float().cpu().numpy() for batch in batches]
     runs = run_stages(path, arrays, expected, runtime)
     try:
         differences = differences_of(QdqFile(path), constants_of(graph))

@@ -64,7 +64,7 @@ class RichListener(Listener):
         self._fresh = True
 
     def message(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, markup=False, emoji=False)
 
     def start(self, task: str, total: int) -> None:
         self._progress = Progress(
@@ -106,7 +106,7 @@ class PlainListener(Listener):
         self._from: tuple[float, int] | None = None
 
     def message(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
     def start(self, task: str, total: int) -> None:
         self._task, self._total, self._last = task, total, ""

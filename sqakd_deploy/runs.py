@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
-from sqakd_deploy.checkpoint import STUDENT, TEACHER, Run, load_weights
+from sqakd_deploy.checkpoint import STUDENT, TEACHER, Run, load_weights, opened
 from sqakd_deploy.config import DataConfig, ModelConfig
 from sqakd_deploy.data import ImageSplit, Preprocessing, load_data
 from sqakd_deploy.data.batches import Batches
@@ -86,12 +86,16 @@ def build_float(config: ModelConfig, classes: int | None, channels: int) -> nn.M
     return build_model(config.name, num_classes=classes, in_channels=channels, args=args)
 
 
-def load_student(run: Run) -> Loaded:
+def load_student(run: Run | Path | str) -> Loaded:
     """Rebuild the student of a run.
+
+    Args:
+        run: its folder, opened or not.
 
     Raises:
         CheckpointError: if the folder is incomplete or damaged, or placed by other rules.
     """
+    run = opened(run)
     check_rules(run)
     model, preprocessing = _untrained(run)
     shape = (preprocessing.channels, *preprocessing.input_size)
@@ -101,12 +105,16 @@ def load_student(run: Run) -> Loaded:
     return Loaded(run, student.eval(), preprocessing, tuple(classes) if classes else None)
 
 
-def load_teacher(run: Run) -> tuple[nn.Module, Preprocessing]:
+def load_teacher(run: Run | Path | str) -> tuple[nn.Module, Preprocessing]:
     """Rebuild the float teacher of a run, and what its images need.
+
+    Args:
+        run: its folder, opened or not.
 
     Raises:
         CheckpointError: if the folder is incomplete or damaged.
     """
+    run = opened(run)
     model, preprocessing = _untrained(run)
     load_weights(model, run.path / TEACHER)
     return model.eval(), preprocessing

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from sqakd_deploy.checkpoint import TEACHER, Run
+from sqakd_deploy.checkpoint import TEACHER, Run, opened
 from sqakd_deploy.config import DataConfig, RunConfig
 from sqakd_deploy.data import ImageData, Preprocessing
 from sqakd_deploy.errors import CheckpointError, DataError, SpecError
@@ -78,7 +78,7 @@ def score_logits(what: str, logits: Logits, labels: NDArray[np.int64]) -> Score:
 
 
 def score_run(
-    run: Run,
+    run: Run | Path | str,
     config: DataConfig | None = None,
     limit: int | None = None,
     listener: Listener | None = None,
@@ -86,7 +86,7 @@ def score_run(
     """Score a run's student and teacher on its held-out images, or on other data.
 
     Args:
-        run: the folder; a teacher's run has one model.
+        run: the folder, opened or not; a teacher's run has one model.
         config: of other images; the run's own by default.
         limit: at most so many images.
         listener: hears of the progress.
@@ -94,6 +94,7 @@ def score_run(
     Raises:
         SqakdError: if the run is damaged, or the images have no labels or are of other classes.
     """
+    run = opened(run)
     origin = origin_in(run)
     if origin is None:
         raise CheckpointError(f"run {run.path} was stopped before it read its images; train anew")
@@ -138,7 +139,7 @@ def score_weights(
 
 
 def score_file(
-    path: Path,
+    path: Path | str,
     config: RunConfig,
     *,
     runtime: str = "onnxruntime",

@@ -45,8 +45,8 @@ class TeachResult:
 def teach(
     config: RunConfig | None = None,
     *,
-    output: Path | None = None,
-    resume: Path | None = None,
+    output: Path | str | None = None,
+    resume: Path | str | None = None,
     listener: Listener | None = None,
 ) -> TeachResult:
     """Train a full-precision model with labels, into a run folder.
@@ -69,7 +69,7 @@ def teach(
     return _teach(Job(config, listener or Listener(), found), found, output)
 
 
-def _teach(job: Job, found: Run | None, output: Path | None) -> TeachResult:
+def _teach(job: Job, found: Run | None, output: Path | str | None) -> TeachResult:
     config = job.config
     with job.prepared(config.teacher.batch_size, labelled=True) as (model, data):
         labels = data.test.need_labels()

@@ -35,8 +35,8 @@ from sqakd_deploy.runs import still_batches
 def train(
     config: RunConfig | None = None,
     *,
-    output: Path | None = None,
-    resume: Path | None = None,
+    output: Path | str | None = None,
+    resume: Path | str | None = None,
     listener: Listener | None = None,
 ) -> TrainResult:
     """Distil a student as a config says, into a run folder.
@@ -59,7 +59,7 @@ def train(
 
 
 def _resume(
-    folder: Path, config: RunConfig | None, output: Path | None, listener: Listener
+    folder: Path | str, config: RunConfig | None, output: Path | str | None, listener: Listener
 ) -> TrainResult:
     if config is not None or output is not None:
         raise SpecError("resume: a run goes on with its own config and folder; give no others")

@@ -12,8 +12,8 @@ from torch import nn
 from sqakd_deploy.checkpoint import (
     STUDENT,
     create_run,
-    free_name,
     load_weights,
+    new_folder,
     newest_run,
     open_run,
     save_weights,
@@ -90,10 +90,58 @@ def test_a_run_is_never_written_over(tmp_path: Path) -> None:
 
 
 def test_the_next_free_name_is_taken(tmp_path: Path) -> None:
-    assert free_name(tmp_path / "run").name == "run"
-    for name in ("run", "run-2"):
-        (tmp_path / name).mkdir()
-    assert free_name(tmp_path / "run").name == "run-3"
+    names = [new_folder(tmp_path / "run").name for _ in range(3)]
+    assert names == ["run", "run-2", "run-3"]
+
+
+def test_of_two_starts_at_once_each_has_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one makes its folder when this one is about to."""
+    monkeypatch.chdir(tmp_path)
+    mkdir, others = Path.mkdir, list[Path]()
+
+    def meanwhile(path: Path, *arguments: int, **options: bool) -> None:
+        if path.parent.name == "runs" and not others:
+            others.append(path)
+            mkdir(path)
+        mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", meanwhile)
+    run = create_run(RunConfig(), None)
+    assert [path.name for path in (*others, run.path)] == [
+        "digits-resnet20-w4a4-lsq",
+        "digits-resnet20-w4a4-lsq-2",
+    ]
+
+
+def test_relative_paths_mean_what_they_meant_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the folder that a run is opened from has files of the same names."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for folder in (here / "photos", here / "kept", here / "digits", elsewhere / "photos"):
+        folder.mkdir(parents=True)
+    for file in (here / "net.py", here / "net.pt", elsewhere / "net.py", elsewhere / "gone.pt"):
+        file.touch()
+    monkeypatch.chdir(here)
+    model = {"name": "net.py:make", "weights": "net.pt"}
+    own = RunConfig.parse({"model": model, "data": {"source": "photos", "cache": "kept"}})
+    known = RunConfig.parse({"model": {"weights": "gone.pt"}, "data": {"source": "digits"}})
+    folders = RunConfig.parse({"data": {"source": "./digits", "cache": False}})
+    configs = {"own": own, "known": known, "folders": folders}
+    for name, config in configs.items():
+        create_run(config, here / name)
+        assert open_run(here / name).config == config
+    monkeypatch.chdir(elsewhere)
+    again = {name: open_run(here / name).config for name in configs}
+    assert again["known"] == known
+    assert again["own"].model.name == f"{here / 'net.py'}:make"
+    assert again["own"].model.weights == str(here / "net.pt")
+    assert again["own"].data.source == str(here / "photos")
+    assert again["own"].data.cache == str(here / "kept")
+    assert again["folders"].data.source == str(here / "digits")
+    assert again["folders"].data.cache is False
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -268,6 +268,34 @@ def test_what_is_said_about_data_is_kept_and_used(tmp_path: Path) -> None:
     assert exported.exit_code == 0, exported.output
 
 
+def test_names_that_look_like_markup_are_printed_as_they_are(tmp_path: Path) -> None:
+    trained = run("train", "--epochs", "0", "--teacher-epochs", "1", "--output", "runs/p[/q]")
+    assert trained.exit_code == 0, trained.output
+    assert "w4a4 lsq: runs/p[/q]" in trained.stdout
+    exported = run("export", "m [a].onnx", "--min-agreement", "0", "--run", "runs/p[/q]")
+    assert exported.exit_code == 0, exported.output
+    assert "exporting runs/p[/q] (complete)" in exported.stderr
+    assert "wrote m [a].onnx" in exported.stdout
+    verified = run("verify", "m [a].onnx", "--run", "runs/p[/q]", "--save-reference", "r [a].npz")
+    assert "verifying against runs/p[/q] (complete)" in verified.stderr
+    assert "wrote r [a].npz" in verified.stderr
+
+
+def test_a_run_of_a_relative_folder_is_used_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos(tmp_path / "photos", classes=("a", "b"))
+    common = ("--data", "photos", "--cache", "kept", "--epochs", "0", "--teacher-epochs", "1")
+    trained = run("train", *common, "--output", "r")
+    assert trained.exit_code == 0, trained.output
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    exported = run("export", "m.onnx", "--run", str(tmp_path / "r"), "--min-agreement", "0")
+    assert exported.exit_code == 0, exported.output
+    assert run("eval", str(tmp_path / "r")).exit_code == 0
+    assert [path.name for path in Path().iterdir()] == ["m.onnx"]
+
+
 def test_without_a_cache_and_with_workers_the_student_is_the_same(tmp_path: Path) -> None:
     folder = photos(tmp_path / "photos", classes=("a", "b"))
     common = ("train", "--data", str(folder), "--epochs", "1", "--teacher-epochs", "1")

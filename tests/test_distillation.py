@@ -230,6 +230,23 @@ def test_the_first_layer_that_is_not_finite_is_named() -> None:
         distill(student, images(64), teacher=teacher, config=SHORT, on_step=poison)
 
 
+@pytest.mark.parametrize("clip", [None, 5.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_gradients_that_are_not_finite_change_no_weight(value: float, clip: float | None) -> None:
+    """The loss is finite all the while."""
+    student = quantize(network("residual"), spec("lsq"), example=SHAPE)
+    weight = student.get_parameter("norm2.weight")
+
+    def poison(step: Step) -> None:
+        if step.epoch == 1 and step.step == 0:
+            weight.register_hook(lambda gradient: gradient.clone().fill_(value))
+
+    config = SHORT.model_copy(update={"clip_grad": clip})
+    with pytest.raises(TrainingError, match=r"loss is finite, the gradient of 'norm2\.weight' is"):
+        distill(student, images(64), teacher=network("residual"), config=config, on_step=poison)
+    assert all(bool(parameter.isfinite().all()) for parameter in student.parameters())
+
+
 def test_a_small_last_batch_is_dropped() -> None:
     sizes = [len(batch) for batch in TensorBatches(images(37), 16, 0)]
     assert sizes == [16, 16]

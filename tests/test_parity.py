@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from sqakd_deploy.parity import (
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import QuantSpec
 from sqakd_deploy.verification.sizes import sizes_of
+from sqakd_deploy.verification.student import reference_of
 
 
 @pytest.fixture
@@ -156,6 +158,57 @@ def test_a_failed_export_keeps_the_file_that_was_there(
 def test_a_missing_folder_is_named(student: torch.fx.GraphModule, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"the folder .*nowhere does not exist"):
         export(student, tmp_path / "nowhere" / "model.onnx")
+
+
+def test_a_folder_is_refused_before_any_work(student: torch.fx.GraphModule, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="is a folder; name a file in it"):
+        export(student, tmp_path)
+    with pytest.raises(ExportError, match="is a folder; name a file in it"):
+        export_proven(nn.Identity(), tmp_path, [])  # no student, whose spec is what is read first
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_names_the_file_that_was_asked_for(
+    student: torch.fx.GraphModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.onnx"
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sqakd_exporters.saving.replacing", full)
+        with pytest.raises(ExportError, match=rf"cannot write {path}: No space left on device$"):
+            export_proven(student, path, images(8))
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(ExportError, match=rf"cannot write {path}: No space left on device$"):
+        export_proven(student, path, images(8))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_exports_to_one_path_each_prove_their_own_file(
+    student: torch.fx.GraphModule, tmp_path: Path
+) -> None:
+    """The second starts and ends between the first one's writing and its proof."""
+    path = tmp_path / "model.onnx"
+    other = quantize(network("mixed"), example=SHAPE)
+    calibrate(other, images(64))
+
+    def meanwhile() -> Iterator[torch.Tensor]:
+        _, report = export_proven(other, path, images(16), tolerance=Tolerance(agreement=80))
+        assert not report.failures
+        yield images(16)
+
+    _, report = export_proven(student, path, meanwhile())
+    assert not report.failures
+    assert list(tmp_path.iterdir()) == [path]
+    assert not verify(path, student, images(16)).failures
+
+
+def test_images_may_need_a_gradient(student: torch.fx.GraphModule, model: Path) -> None:
+    assert not verify(model, student, images(16).requires_grad_()).failures
+    (batch,) = reference_of(student, [images(16).requires_grad_()]).batches
+    assert len(batch) == 16
 
 
 def test_sizes_count_what_is_stored(student: torch.fx.GraphModule) -> None:

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from sqakd_deploy.consoles import console
 from sqakd_deploy.fitting import Step
-from sqakd_deploy.report import PlainListener, RichListener, listener_for
+from sqakd_deploy.report import (
+    PlainListener,
+    RichListener,
+    listener_for,
+    listing,
+    score_table,
+    train_table,
+)
+from sqakd_deploy.results import TrainResult
+from sqakd_deploy.scoring import Score
+
+ODD = "runs/p[/q] [a] [bold]b :cat:"
+"""A path with what a console could take for markup, and for the name of a picture."""
 
 
 class Clock:
@@ -96,3 +110,25 @@ def test_compiling_in_the_first_step_tells_no_speed(clock: Clock) -> None:
     first, *_, last = text.getvalue().splitlines()
     assert first.startswith("student 1/100, 90 s, epoch 1/10")
     assert last.startswith("student 20/100, 100 s, eta 40 s")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_messages_say_paths_as_they_are(terminal: bool) -> None:
+    text = StringIO()
+    listener = listener_for(Console(file=text, width=200, force_terminal=terminal))
+    listener.message(f"wrote {ODD}")
+    assert text.getvalue() == f"wrote {ODD}\n"
+
+
+def test_consoles_print_paths_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """In lines, in tables and in their titles."""
+    counts = {"weights": {4: 1}, "activations": {4: 1}}
+    facts = (10, False, {}, "w4a4 lsq", 5, None, None, 100.0, 0.0, counts, 4, 2, 1)
+    result = TrainResult(Path(ODD), *facts)
+    score = Score(ODD, 1, 1.0, None, 1.0)
+    shown = [ODD, train_table(result), score_table([score]), *listing({ODD: {"a": ODD}})]
+    for thing, times in zip(shown, (1, 1, 1, 2), strict=True):
+        console().print(thing)
+        assert capsys.readouterr().out.count(ODD) == times
+    console(stderr=True).print(ODD)
+    assert capsys.readouterr().err == f"{ODD}\n"

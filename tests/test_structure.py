@@ -25,6 +25,7 @@ TORCH_FREE = (
     "plugins",
     "files",
     "cli",
+    "consoles",
     "epilogs",
     "subpixel",
 )
@@ -88,6 +89,12 @@ def test_modules_import_one_way() -> None:
 
     for name in graph:
         visit(name, ())
+
+
+def test_consoles_are_made_in_one_place() -> None:
+    """Any other would take a part of a path for markup."""
+    made = {called(path) for path in SOURCES if "Console(" in path.read_text(encoding="utf-8")}
+    assert made == {"sqakd_deploy.consoles"}
 
 
 def test_no_file_outgrows_its_concern() -> None:

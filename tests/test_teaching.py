@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from shutil import copyfile, copytree
 
@@ -14,7 +15,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sqakd_deploy.checkpoint import open_run, save_weights
+import sqakd_deploy
+from sqakd_deploy.checkpoint import Run, open_run, save_weights
 from sqakd_deploy.cli import main
 from sqakd_deploy.config import DataConfig, RunConfig
 from sqakd_deploy.errors import CheckpointError, DataError, SpecError
@@ -23,7 +25,7 @@ from sqakd_deploy.job import reopen
 from sqakd_deploy.listening import Listener
 from sqakd_deploy.models import build_model
 from sqakd_deploy.models.weights import read_state_dict
-from sqakd_deploy.runs import held_out, load_student
+from sqakd_deploy.runs import held_out, load_student, load_teacher
 from sqakd_deploy.scoring import score_file, score_logits, score_run
 from sqakd_deploy.teaching import teach
 
@@ -61,6 +63,30 @@ def scores(*arguments: str) -> list[dict[str, object]]:
 
 
 # -- the arithmetic ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [str, Path, sqakd_deploy.open_run])
+def test_a_run_is_its_folder_named_or_opened(
+    form: Callable[[str], str | Path | Run], trained: Path
+) -> None:
+    student = form(str(trained / "student"))
+    loaded = sqakd_deploy.load_student(student)
+    assert loaded.run.path == trained / "student"
+    scored = sqakd_deploy.score_run(student, limit=20)
+    assert [score.what for score in scored] == ["student", "teacher"]
+    theirs, preprocessing = load_teacher(student)
+    assert preprocessing == loaded.preprocessing
+    assert not theirs.training
+
+
+@pytest.mark.parametrize("form", [str, Path])
+def test_a_run_to_go_on_with_is_named_in_either_form(
+    form: type[str] | type[Path], trained: Path
+) -> None:
+    with pytest.raises(SpecError, match=r"student is complete; export it"):
+        sqakd_deploy.train(resume=form(trained / "student"))
+    with pytest.raises(SpecError, match=r"teacher is complete; give its weights to a student"):
+        sqakd_deploy.teach(resume=form(trained / "teacher"))
 
 
 def test_scores_against_a_count_by_hand() -> None:

@@ -6,8 +6,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
+from sqakd_deploy.consoles import console
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.plugins import get_runtime
 from sqakd_deploy.verification.isolated import Isolator
@@ -90,7 +89,7 @@ def _from_run(
     from sqakd_deploy.verification.student import record, reference_of
 
     loaded = load_student(open_run(run) if run else newest_run())
-    Console(stderr=True).print(
+    console(stderr=True).print(
         f"verifying against {loaded.run.path} ({loaded.run.status})", highlight=False
     )
     images, split = held_out(loaded, data, samples)
@@ -101,11 +100,11 @@ def _from_run(
 
 def _save(answers: Reference, path: Path) -> None:
     save_reference(answers, path)
-    Console(stderr=True).print(f"wrote {path}", highlight=False, soft_wrap=True)
+    console(stderr=True).print(f"wrote {path}", highlight=False, soft_wrap=True)
 
 
 def _print(report: Verification) -> None:
-    out = Console()
+    out = console()
     out.print(parity_table(report.parity))
     if report.parity.conformance is not None:
         out.print(conformance_table(report.parity.conformance))
@@ -119,4 +118,4 @@ def _print(report: Verification) -> None:
     if report.layers is not None:
         lines += layers_lines(report.layers)
     for line in lines:
-        out.print(line, highlight=False, soft_wrap=True, markup=False)
+        out.print(line, highlight=False, soft_wrap=True)

@@ -40,7 +40,7 @@ def reference_of(
     graph, logits = lower(student), predict(student, batches)
     return Reference(
         "PyTorch student",
-        tuple(batch.float().cpu().numpy() for batch in batches),
+        tuple(batch.detach().float().cpu().numpy() for batch in batches),
         logits,
         labels,
         output_step(graph, logits),
