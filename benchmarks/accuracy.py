@@ -268,6 +268,9 @@ def report(results: dict[str, Any]) -> str:
         "Figures near each other rank nothing: one standard error of an accuracy near 87 % is "
         "0.34 points here.",
         "",
+        "The ranges of the grid's students began at those of a sample of the left columns, found "
+        "later (decisions.md, *One range search for all methods*): training had that to mend.",
+        "",
         "Made by `python benchmarks/accuracy.py --data cifar10-jpeg/ --work work/ --teacher "
         "benchmarks/resnet20-cifar10-jpeg.safetensors --json docs/results.json`, then "
         "`--report docs/results.md`. Minutes are those since a cell's last start, beside other "
