@@ -21,7 +21,7 @@ _MAKERS = (torch.arange, torch.zeros, torch.ones, torch.full, torch.linspace, to
 
 
 def lift_constants(traced: fx.GraphModule) -> None:
-    """Replace what depends on no image by a parameter (or buffer) of its own.
+    """Replace what depends on no image by a parameter of its own, or a buffer if none was in it.
 
     The student learns the value itself: a standardised weight is standardised once.
 
@@ -29,15 +29,18 @@ def lift_constants(traced: fx.GraphModule) -> None:
         traced: changed in place; its modules must be in evaluation mode.
     """
     values: dict[fx.Node, Any] = {}
+    learned: set[fx.Node] = set()
     for node in traced.graph.nodes:
         if _is_constant(node, values):
             values[node] = _evaluate(traced, node, values)
+            if _has_parameters(traced, node, values[node]) or learned & {*node.all_input_nodes}:
+                learned.add(node)
     for node, value in values.items():
         used = any(user not in values for user in node.users)
         if node.op == "get_attr" or not used or not isinstance(value, Tensor):
             continue
         name = free_name(traced, f"{node.name}_constant")
-        _register(traced, name, value)
+        _register(traced, name, value, learned=node in learned)
         with traced.graph.inserting_before(node):
             read = traced.graph.get_attr(name)
         read.stack_trace = node.stack_trace
@@ -72,9 +75,15 @@ def _attribute(traced: fx.GraphModule, path: str) -> Any:
     return getattr(traced.get_submodule(parent), name)
 
 
-def _register(traced: fx.GraphModule, name: str, value: Tensor) -> None:
+def _has_parameters(traced: fx.GraphModule, node: fx.Node, value: Any) -> bool:
+    if node.op == "call_module":
+        return any(True for _ in traced.get_submodule(str(node.target)).parameters())
+    return node.op == "get_attr" and isinstance(value, nn.Parameter)
+
+
+def _register(traced: fx.GraphModule, name: str, value: Tensor, *, learned: bool) -> None:
     own = value.detach().clone()
-    if own.is_floating_point():
+    if learned and own.is_floating_point():
         traced.register_parameter(name, nn.Parameter(own))
     else:
         traced.register_buffer(name, own)

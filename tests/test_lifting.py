@@ -359,6 +359,25 @@ def test_a_computed_constant_is_learned() -> None:
     assert not torch.equal(gain, before)
 
 
+class Placed(nn.Module):
+    """Positions that are computed from a buffer, and not learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 8)
+        self.register_buffer("at", torch.arange(5.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.conv(x) + torch.sin(self.at).reshape(1, 5, 1, 1)).flatten(1)
+
+
+def test_what_is_computed_from_buffers_is_not_learned() -> None:
+    traced = trace(Placed().eval(), SHAPE)
+    assert {name for name, _ in traced.named_parameters()} == {"conv.weight", "conv.bias"}
+    (table,) = dict(traced.named_buffers()).values()
+    assert torch.equal(table.flatten(), torch.sin(torch.arange(5.0)))
+
+
 class Branching(nn.Module):
     def __init__(self, branch: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()

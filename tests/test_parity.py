@@ -31,6 +31,7 @@ from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import QuantSpec
 from sqakd_deploy.verification.sizes import sizes_of
 from sqakd_deploy.verification.student import reference_of
+from sqakd_deploy.verification.tables import parity_table
 
 
 @pytest.fixture
@@ -96,6 +97,15 @@ def test_a_planted_fault_is_seen(
     report = verify(model, student, images(256))
     assert max(stage.max_error for stage in report.stages[1:]) > 4
     assert max(stage.mean_error for stage in report.stages[1:]) > 0.5
+
+
+def test_one_answer_for_all_images_is_said(student: torch.fx.GraphModule, model: Path) -> None:
+    report = verify(model, student, images(1).expand(8, -1, -1, -1))
+    assert report.answers == 1
+    assert "all images get one answer" in str(parity_table(report).caption)
+    several = verify(model, student, images(64))
+    assert several.answers > 1
+    assert "one answer" not in str(parity_table(several).caption)
 
 
 def test_a_wrong_last_scale_changes_no_answer_and_fails(

@@ -82,6 +82,7 @@ class ParityReport:
         constants: those of the file that are not the student's; None if the student's are not
             known, or the file does not hold them as QDQ files do.
         saturation: of integer sums; None where every runtime that decides sums exactly.
+        answers: how many different top-1 answers the student gives; agreement on one shows nothing.
     """
 
     samples: int
@@ -98,6 +99,7 @@ class ParityReport:
     conformance: Conformance | None = None
     constants: tuple[Difference, ...] | None = None
     saturation: SaturationReport | None = None
+    answers: int | None = None
 
     @property
     def failures(self) -> list[str]:
@@ -299,6 +301,7 @@ def report_of(
         conformance=conformance,
         constants=None if constants is None else tuple(constants),
         saturation=saturation,
+        answers=len(np.unique(expected.logits.argmax(axis=1))),
     )
 
 

@@ -41,6 +41,8 @@ def parity_table(report: ParityReport) -> Table:
             f"{stage.mean_error:.4f} steps",
         )
     table.caption = f"one step = {report.output_step:.4g} ({report.output_step_source})"
+    if report.answers == 1 and report.samples > 1:
+        table.caption += "\nall images get one answer: agreement shows nothing here, errors do"
     table.caption_justify = "left"
     return table
 
