@@ -115,32 +115,43 @@ def _placed(name: str, size: int, *, quick: bool) -> dict[str, Any]:
 
 
 def page(found: dict[str, Any]) -> list[str]:
-    """The table."""
+    """Which are placed, how they compared, and why others are refused."""
     placed = {name: facts for name, facts in found.items() if facts.get("placed")}
     refused = {name: facts for name, facts in found.items() if "refused" in facts}
+    compared = {name: facts for name, facts in placed.items() if "errors" in facts}
     lines = [
         "# Models of others",
         "",
         f"{len(placed)} of {len(found)} models, one of each family, are placed for ONNX Runtime at "
-        "4 bits: `python benchmarks/models.py --json docs/models.json --report docs/models.md`. "
-        "Weights are random, so that errors (logits against the student's, in steps of the 8-bit "
-        "output, optimisations off / on: largest, mean) are those of networks that amplify each "
-        "difference; nothing here says how accurate one is.",
+        "4 bits. Made by `python benchmarks/models.py --json docs/models.json`, with `--quick` "
+        "where nothing was compared, then `--report docs/models.md`. Weights are random: nothing "
+        "here says how accurate a model is.",
         "",
-        "| model | pixels | in integers | off: max, mean | on: max, mean |",
-        "|---|---:|---|---:|---:|",
     ]
-    for name, facts in placed.items():
-        total, integer = facts.get("total", {}), facts.get("integer", {})
-        counts = ", ".join(f"{integer.get(kind, 0)}/{n} {kind}" for kind, n in total.items())
-        errors = [
-            f"{largest:.0f}, {mean:.2f}" for largest, mean in facts.get("errors", {}).values()
+    if compared:
+        lines += [
+            "Logits against the student's, in steps of the 8-bit output. Networks without trained "
+            "weights amplify each difference.",
+            "",
+            "| model | pixels | in integers | off: max, mean | on: max, mean |",
+            "|---|---:|---|---:|---:|",
+            *(row(name, facts) for name, facts in compared.items()),
+            "",
         ]
-        cells = [name, str(facts["size"]), counts or "–", *(errors or ["–", "–"])]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Refused, each with the operator and line that has no form here:", ""]
+    alone = [name for name in placed if name not in compared]
+    if alone:
+        lines += [f"Placed, not compared: {', '.join(f'`{name}`' for name in alone)}.", ""]
+    lines += ["Refused, each with the operator and line that has no form here:", ""]
     lines += [f"- `{name}`: {facts['refused']}" for name, facts in refused.items()]
     return [*lines, ""]
+
+
+def row(name: str, facts: dict[str, Any]) -> str:
+    """A model that was compared."""
+    integer = facts["integer"]
+    counts = ", ".join(f"{integer.get(kind, 0)}/{n} {kind}" for kind, n in facts["total"].items())
+    errors = [f"{largest:.0f}, {mean:.2f}" for largest, mean in facts["errors"].values()]
+    return f"| {' | '.join([name, str(facts['size']), counts, *errors])} |"
 
 
 def main() -> None:
@@ -158,7 +169,7 @@ def main() -> None:
             found[name] = tried(name, quick=options.quick)
             print(name, found[name], flush=True)
             write_text(options.json, json.dumps(dict(sorted(found.items())), indent=1) + "\n")
-    if options.report:
+    if options.report is not None:
         write_text(options.report, "\n".join(page(dict(sorted(found.items())))))
 
 

@@ -75,8 +75,10 @@ def shifted(node: fx.Node) -> Op | None:
     """A sum with a bare parameter (a position embedding) or a number; None for any other sum."""
     computed, others = _terms(node)
     constant = _constant(others[0]) if len(computed) == len(others) == 1 else None
-    if constant is None or not constant.any() or node.kwargs.get("alpha", 1) != 1:
+    if constant is None or node.kwargs.get("alpha", 1) != 1:
         return None
+    if not isinstance(others[0], fx.Node) and not others[0]:
+        return None  # adds nothing
     if shape(node) != shape(computed[0]):
         raise ModelError(f"{describe(node)}: a constant term that changes the tensor's shape")
     return Op(ir.Shift, {"constant": constant})

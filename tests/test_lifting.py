@@ -359,6 +359,13 @@ def test_a_computed_constant_is_learned() -> None:
     assert not torch.equal(gain, before)
 
 
+def test_a_term_that_is_learned_may_begin_at_nothing() -> None:
+    """As the bias of a GroupNorm does."""
+    model = Net(nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8), nn.ReLU()).eval()
+    assert not model.inner[1].bias.any()
+    quantize(model, example=SHAPE)
+
+
 class Placed(nn.Module):
     """Positions that are computed from a buffer, and not learned."""
 
