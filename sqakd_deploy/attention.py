@@ -149,10 +149,20 @@ class OpenEncoder(nn.Module):
         super().__init__()
         self.layers, self.norm = closed.layers, closed.norm
 
-    def forward(self, src: Tensor, *masks: Tensor | None, **more: Tensor | None) -> Tensor:
-        """``(N, L, E)`` to ``(N, L, E)``; masks are each layer's."""
+    def forward(
+        self,
+        src: Tensor,
+        mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool | None = None,
+    ) -> Tensor:
+        """``(N, L, E)`` to ``(N, L, E)``.
+
+        Raises:
+            ModelError: if there is a mask.
+        """
         for layer in self.layers:
-            src = layer(src, *masks, **more)
+            src = layer(src, mask, src_key_padding_mask, bool(is_causal))
         return src if self.norm is None else self.norm(src)
 
 

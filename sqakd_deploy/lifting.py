@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from sqakd_deploy.shapes import noted_shape
+from sqakd_deploy.shapes import attribute, noted_shape, run
 
 # Of a constant's making: they read no tensor, and give the same each time.
 _MAKERS = (torch.arange, torch.zeros, torch.ones, torch.full, torch.linspace, torch.tensor)
@@ -32,7 +32,8 @@ def lift_constants(traced: fx.GraphModule) -> None:
     learned: set[fx.Node] = set()
     for node in traced.graph.nodes:
         if _is_constant(node, values):
-            values[node] = _evaluate(traced, node, values)
+            with torch.no_grad():
+                values[node] = run(traced, node, values)
             if _has_parameters(traced, node, values[node]) or learned & {*node.all_input_nodes}:
                 learned.add(node)
     for node, value in values.items():
@@ -54,25 +55,6 @@ def _is_constant(node: fx.Node, known: Mapping[fx.Node, Any]) -> bool:
         return all(source in known for source in node.all_input_nodes)
     sources = node.all_input_nodes
     return bool(sources) and all(source in known for source in sources)
-
-
-@torch.no_grad()
-def _evaluate(traced: fx.GraphModule, node: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
-    if node.op == "get_attr":
-        return _attribute(traced, str(node.target))
-    args = fx.node.map_arg(node.args, lambda source: known[source])
-    kwargs = fx.node.map_arg(node.kwargs, lambda source: known[source])
-    if node.op == "call_module":
-        return traced.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    target: Any = node.target
-    return target(*args, **kwargs)
-
-
-def _attribute(traced: fx.GraphModule, path: str) -> Any:
-    parent, _, name = path.rpartition(".")
-    return getattr(traced.get_submodule(parent), name)
 
 
 def _has_parameters(traced: fx.GraphModule, node: fx.Node, value: Any) -> bool:
@@ -120,7 +102,7 @@ def lift_layers(traced: fx.GraphModule) -> None:
         if dims is None:
             continue
         read = {
-            name: _attribute(traced, str(value.target)) if _is_attribute(value) else value
+            name: attribute(traced, str(value.target)) if _is_attribute(value) else value
             for name, value in given.items()
         }
         if any(isinstance(value, fx.Node) for value in read.values()):

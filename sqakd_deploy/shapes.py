@@ -1,8 +1,11 @@
-"""Shapes that were noted in a traced graph."""
+"""What a node of a traced graph gives: its noted shape, and its value."""
 
 from __future__ import annotations
 
-from torch import fx
+from collections.abc import Mapping
+from typing import Any
+
+from torch import fx, nn
 from torch.fx.passes.shape_prop import TensorMetadata
 
 
@@ -10,3 +13,23 @@ def noted_shape(node: object) -> tuple[int, ...] | None:
     """Shape of a node's tensor, with the example's batch; None where its value is no tensor."""
     meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
     return tuple(meta.shape) if isinstance(meta, TensorMetadata) else None
+
+
+def attribute(model: nn.Module, path: str) -> Any:
+    """The parameter, buffer or other value at a path."""
+    parent, _, name = path.rpartition(".")
+    return getattr(model.get_submodule(parent), name)
+
+
+def run(model: nn.Module, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    """A node's value, from those of the nodes that it reads; not of a placeholder."""
+    args = fx.node.map_arg(node.args, values.__getitem__)
+    kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
+    target: Any = node.target
+    if node.op == "get_attr":
+        return attribute(model, target)
+    if node.op == "call_module":
+        return model.get_submodule(target)(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    return target(*args, **kwargs)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sqakd_deploy.shapes import run
+
 # A prime that no image's or layer's size is a multiple of: an axis that is counts images.
 _BATCH = 10_007
 
@@ -85,26 +87,13 @@ class SizedTracer(fx.Tracer):
         self._computing = True
         try:
             with self._fake, torch.no_grad():
-                self._values[node] = self._value(node)
+                self._values[node] = (
+                    self._images if node.op == "placeholder" else run(self.root, node, self._values)
+                )
         except Exception:  # whatever an operator raises that cannot do without values
             return
         finally:
             self._computing = False
-
-    def _value(self, node: fx.Node) -> Any:
-        args = fx.node.map_arg(node.args, self._values.__getitem__)
-        kwargs = fx.node.map_arg(node.kwargs, self._values.__getitem__)
-        target: Any = node.target
-        if node.op == "placeholder":
-            return self._images
-        if node.op == "get_attr":
-            parent, _, name = target.rpartition(".")
-            return getattr(self.root.get_submodule(parent), name)
-        if node.op == "call_module":
-            return self.root.get_submodule(target)(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], target)(*args[1:], **kwargs)
-        return target(*args, **kwargs)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """As the base does, but modules run as they are while a value is computed."""

@@ -157,8 +157,13 @@ UNITS: dict[str, Callable[[], nn.Module]] = {
 
 def made(name: str) -> nn.Module:
     torch.manual_seed(0)
-    model = randomise_norms(UNITS[name]())
-    for layer in model.modules():  # torch's small first weights make all logits alike
+    return with_spread(UNITS[name]())
+
+
+def with_spread(model: nn.Module) -> nn.Module:
+    """Torch's small first weights make all logits alike."""
+    randomise_norms(model)
+    for layer in model.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             layer.weight.data *= 2.0
     reestimate_batch_norm(model, images(128))

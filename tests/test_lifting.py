@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import CLASSES, SHAPE, images, randomise_norms
-from test_families import FEW_STEPS, RARELY, same_in_numpy
+from networks import CLASSES, SHAPE, images
+from test_families import FEW_STEPS, RARELY, same_in_numpy, with_spread
 from torch import Tensor, nn
 
 from sqakd_deploy.api import export, verify
@@ -28,7 +28,6 @@ from sqakd_deploy.quantization import (
     batch_norms,
     calibrate,
     quantize,
-    reestimate_batch_norm,
     weight_quantizers,
 )
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
@@ -259,15 +258,12 @@ FLOATS: dict[str, set[str]] = {
 
 def made(name: str) -> nn.Module:
     torch.manual_seed(0)
-    model = randomise_norms(UNITS[name]())
-    for layer in model.modules():  # torch's small first weights make all logits alike
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            layer.weight.data *= 2.0
+    model = UNITS[name]()
+    for layer in model.modules():
         if isinstance(layer, nn.GroupNorm):
             nn.init.uniform_(layer.weight, 0.5, 1.5)
             nn.init.normal_(layer.bias)
-    reestimate_batch_norm(model, images(128))
-    return model.eval()
+    return with_spread(model).eval()
 
 
 def proven(model: nn.Module, path: Path, spec: QuantSpec | None = None) -> Coverage:
@@ -357,6 +353,20 @@ def test_a_computed_constant_is_learned() -> None:
     before = gain.detach().clone()
     distill(student, images(64), teacher=model, config=DistillConfig(epochs=1, batch_size=16))
     assert not torch.equal(gain, before)
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.TransformerEncoder(encoder(), 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x, mask=torch.zeros(16, 16))
+
+
+def test_a_mask_of_an_encoder_is_refused() -> None:
+    with pytest.raises(ModelError, match="attention with a mask has no form here"):
+        quantize(Net(Tokens(Masked())).eval(), example=SHAPE)
 
 
 def test_a_term_that_is_learned_may_begin_at_nothing() -> None:
