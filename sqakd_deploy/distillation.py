@@ -275,6 +275,8 @@ class _Distillation:
         return label_loss(logits, batch[1].to(self.device))
 
     def _loss(self, logits: Tensor, target: Tensor, batch: Any) -> Tensor:
+        if self.config.loss == "ce":
+            return label_loss(logits, batch[1].to(logits.device))[0]
         divergence = distillation_loss(logits, target, self.config.temperature)
         weighted = self.config.kl_weight * divergence
         if self.config.loss == "kl":
@@ -289,6 +291,7 @@ class _Distillation:
                 itertools.islice(self.batches, _DELTA_BATCHES),
                 temperature=self.config.temperature,
                 feature_weight=self.config.feature_weight,
+                divergence=self._loss,
                 seed=self.config.seed + epoch,
             )
             low, high = min(found.values()), max(found.values())

@@ -83,9 +83,13 @@ def with_codes(student: nn.Module, teacher: nn.Module) -> tuple[WithCodes, WithC
 
 
 def _last_inner_input(student: fx.GraphModule) -> tuple[fx.Node, ActivationQuantizer]:
-    """The quantised tensor that the last layer at the spec's bits reads, and its quantizer."""
-    spec = spec_of(student)
-    layers = [node for node in student.graph.nodes if node.op == "call_module"]
+    """The quantised tensor that the last inner layer reads, and its quantizer.
+
+    Inner are the layers at the spec's bits that the output does not come from.
+    """
+    spec, last = spec_of(student), _last_layers(student)
+    calls = [node for node in student.graph.nodes if node.op == "call_module"]
+    layers = [node for node in calls if node not in last]
     for node in reversed(layers):
         module = student.get_submodule(str(node.target))
         bits = {m.bits for m in module.modules() if isinstance(m, WeightQuantizer)}
@@ -99,6 +103,22 @@ def _last_inner_input(student: fx.GraphModule) -> tuple[fx.Node, ActivationQuant
         f"features: no layer of this model has {spec.weights.bits}-bit weights and reads "
         f"{spec.activations.bits}-bit activations; leave --features out"
     )
+
+
+def _last_layers(student: fx.GraphModule) -> set[fx.Node]:
+    """The layers with quantised weights behind which there is no other."""
+    found: set[fx.Node] = set()
+    ahead = [node for node in student.graph.nodes if node.op == "output"]
+    seen = set(ahead)
+    while ahead:
+        node = ahead.pop()
+        module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if module is not None and any(isinstance(m, WeightQuantizer) for m in module.modules()):
+            found.add(node)
+            continue
+        ahead += [source for source in node.all_input_nodes if source not in seen]
+        seen.update(node.all_input_nodes)
+    return found
 
 
 def _quantizer(student: fx.GraphModule, node: fx.Node) -> ActivationQuantizer | None:

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from sqakd_deploy.data.batches import mixed_seed
 from sqakd_deploy.errors import TrainingError
 from sqakd_deploy.interrupts import held_interrupts
 from sqakd_deploy.kernels import compiling
@@ -164,6 +165,7 @@ class Fit:
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._steps = len(self.batches)
         self._parameters = list(self.model.parameters())  # found once: walking the tree takes time
+        self._seed = torch.initial_seed()
         self._began, self._images, self._warm = time.perf_counter(), 0, False
         position = self.saves.restore(self.model, self.optimizer) if self.saves else None
         position = position or Position()
@@ -190,6 +192,7 @@ class Fit:
         lr = self._schedule(position.epoch + max(0, position.step - 1) / self._steps)
         for number, batch in enumerate(_from(self.batches, position.step), position.step):
             lr = self._schedule(position.epoch + number / self._steps)
+            self._separate_masks(position.epoch * self._steps + number)
             loss, share = self._step(batch)
             position = self._advance(position, batch, loss, share, lr)
             interrupted = self._interrupted()
@@ -202,6 +205,12 @@ class Fit:
         seconds = round(time.perf_counter() - start, 3)
         loss, share = position.loss_sum / count, 100 * position.share_sum / count
         return Epoch(position.epoch, loss, share, lr, seconds)
+
+    def _separate_masks(self, step: int) -> None:
+        """Processes draw their own dropout masks; the first goes on with the generator it saves."""
+        process = self.accelerator.process_index
+        if process:
+            torch.manual_seed(mixed_seed(mixed_seed(self._seed, process), step))
 
     def _advance(
         self, before: Position, batch: Any, loss: float, share: float, lr: float

@@ -132,7 +132,17 @@ def _softmax(node: fx.Node, module: nn.Module | None) -> Op:
     axis = setting(node, module, "dim", 1, None)
     if not isinstance(axis, int) or axis % len(shape(node)) == 0:
         raise ModelError(f"{describe(node)}: wanted one axis, not that of the batch, got {axis}")
-    return Op(ir.Softmax, {"axis": axis % len(shape(node))})
+    logs = (torch.log_softmax, F.log_softmax, "log_softmax")
+    log = isinstance(module, nn.LogSoftmax) or node.target in logs
+    return Op(ir.Softmax, {"axis": axis % len(shape(node)), "log": log})
+
+
+def _unit_length(node: fx.Node, module: nn.Module | None) -> Op:
+    power, axis = setting(node, None, "p", 1, 2.0), setting(node, None, "dim", 2, 1)
+    if power != 2 or not isinstance(axis, int) or axis % len(shape(node)) == 0:
+        raise ModelError(f"{describe(node)}: wanted p=2 and one axis, not that of the batch")
+    epsilon = float(setting(node, None, "eps", 3, 1e-12))
+    return Op(ir.UnitLength, {"axis": axis % len(shape(node)), "epsilon": epsilon})
 
 
 def _matmul(node: fx.Node, module: nn.Module | None) -> Op:
@@ -165,6 +175,7 @@ MODULES: Mapping[type[nn.Module], Reader] = {
     nn.GELU: _gelu,
     nn.LeakyReLU: _leaky_relu,
     nn.LayerNorm: _layer_norm,
+    nn.LogSoftmax: _softmax,
     nn.Softmax: _softmax,
 }
 
@@ -181,7 +192,10 @@ FUNCTIONS: Mapping[Callable[..., Any], Reader] = {
     F.gelu: _gelu,
     F.leaky_relu: _leaky_relu,
     F.layer_norm: _layer_norm,
+    F.log_softmax: _softmax,
+    F.normalize: _unit_length,
     F.softmax: _softmax,
+    torch.log_softmax: _softmax,
     torch.softmax: _softmax,
     torch._assert: simple(Scalar),
 }
@@ -190,6 +204,7 @@ METHODS: Mapping[str, Reader] = {
     "mul": product,
     "matmul": _matmul,
     "sigmoid": _activation("sigmoid"),
+    "log_softmax": _softmax,
     "softmax": _softmax,
     "expand": _repeated,
 }

@@ -19,7 +19,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-Shape: TypeAlias = tuple[int | None, ...]  # None is the batch dimension
+# None, the first extent, counts images, or as many parts of each (windows, positions).
+Shape: TypeAlias = tuple[int | None, ...]
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Value:
 
     Attributes:
         name: unique in the graph.
-        shape: ``(None, C, H, W)`` or ``(None, C)``; None is the batch.
+        shape: ``(None, C, H, W)`` or ``(None, C)``.
         grid: the integers it holds, or None for floats.
     """
 
@@ -176,12 +177,7 @@ class ChannelAffine(Node):
 
 @dataclass(frozen=True)
 class Normalize(Node):
-    """``(x / 255 − mean[c]) / std[c]`` along axis 1, each operation rounded to float32.
-
-    Attributes:
-        mean: float32 ``(C,)``.
-        std: positive float32 ``(C,)``.
-    """
+    """``(x / 255 − mean[c]) / std[c]`` along axis 1, each operation rounded to float32."""
 
     mean: NDArray[np.float32]
     std: NDArray[np.float32]
@@ -197,7 +193,7 @@ class Clip(Node):
 
 @dataclass(frozen=True)
 class Add(Node):
-    """Elementwise sum of two values of one shape."""
+    """Elementwise sum of two values of one rank that broadcast to the shape of one of them."""
 
 
 @dataclass(frozen=True)
@@ -266,12 +262,7 @@ class Slice(Node):
 
 @dataclass(frozen=True)
 class Pad(Node):
-    """Real zeros before and after each axis.
-
-    Attributes:
-        before: one count an axis.
-        after: one count an axis.
-    """
+    """Real zeros before and after, one count an axis."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
@@ -305,9 +296,10 @@ class LayerNorm(FloatNode):
 
 @dataclass(frozen=True)
 class Softmax(FloatNode):
-    """Along one axis."""
+    """Along one axis, or its logarithm."""
 
     axis: int
+    log: bool = False
 
 
 @dataclass(frozen=True)
@@ -316,24 +308,30 @@ class MatMul(FloatNode):
 
 
 @dataclass(frozen=True)
-class Scale(FloatNode):
-    """``x · constant``, which broadcasts to ``x``."""
+class UnitLength(FloatNode):
+    """``x / max(‖x‖₂, epsilon)`` along one axis."""
+
+    axis: int
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class WithConstant(FloatNode):
+    """Base of nodes that hold a constant, which broadcasts to their output."""
 
     constant: NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Shift(FloatNode):
-    """``x + constant``, which broadcasts to ``x``."""
-
-    constant: NDArray[np.float32]
+class Scale(WithConstant):
+    """``x · constant``."""
 
 
-@dataclass(frozen=True)
-class Repeat(FloatNode):
+class Shift(WithConstant):
+    """``x + constant``."""
+
+
+class Repeat(WithConstant):
     """A constant ``(1, …)`` for each image of the batch; it reads no value."""
-
-    constant: NDArray[np.float32]
 
 
 DATA_MOVEMENT: tuple[type[Node], ...] = (MaxPool, Reshape, Transpose, Slice, Pad)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ class _Outputs:
 
     def __init__(self, quantizers: list[Quantizer]) -> None:
         self.tensors: dict[Quantizer, Tensor] = {}
-        self._ranges: dict[Quantizer, float] = {}
+        self._ranges: dict[Quantizer, Tensor] = {}
         self._handles = [q.register_forward_hook(self._record) for q in quantizers]
 
     def _record(self, module: nn.Module, inputs: object, outputs: tuple[Tensor, ...]) -> None:
@@ -30,11 +31,12 @@ class _Outputs:
             return
         if value.requires_grad:
             self.tensors[module] = value
-            step = scale.detach().mean() * (1 if module.rule.offset == 0 else 2)
-            self._ranges[module] = float(step) * module.rule.steps
+            step = scale.detach() * (1 if module.rule.offset == 0 else 2)
+            self._ranges[module] = step * module.rule.steps
 
-    def range_of(self, quantizer: Quantizer) -> float:
-        """``out_step · n``: how far the output moves when x_q goes from 0 to 1."""
+    def range_of(self, quantizer: Quantizer) -> Tensor:
+        """``out_step · n``, one or one a channel: how far the output moves when x_q goes from 0
+        to 1."""
         return self._ranges[quantizer]
 
     def remove(self) -> None:
@@ -49,6 +51,7 @@ def update_deltas(
     *,
     temperature: float,
     feature_weight: float = 0.0,
+    divergence: Callable[[Tensor, Tensor, Any], Tensor] | None = None,
     probes: int = 8,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -62,9 +65,11 @@ def update_deltas(
     Args:
         student: its ``delta`` buffers are changed; parameters and statistics are not.
         teacher: gives the targets.
-        batches: unlabelled images; the estimates are averaged over them.
+        batches: images, with labels if the loss needs them; the estimates are averaged over them.
         temperature: of the loss.
         feature_weight: γ of the loss (:mod:`sqakd_deploy.features`).
+        divergence: the rest of the loss, of the student's logits, the teacher's and the batch; by
+            default the divergence of the two at that temperature.
         probes: vectors v per batch.
         seed: of v.
 
@@ -82,12 +87,16 @@ def update_deltas(
         quantizer.delta.zero_()  # the curvature of the loss itself, not of the scaled gradient
     networks = with_codes(student, teacher) if feature_weight else (student, teacher)
 
-    def loss(images: Tensor) -> Tensor:
+    def loss(batch: object) -> Tensor:
+        images = first_tensor(batch).to(next(student.parameters()).device)
         with torch.no_grad():
             target, *wanted = answers(networks[1](images))
         logits, *codes = answers(networks[0](images))
-        divergence = distillation_loss(logits, target, temperature)
-        return divergence + feature_weight * feature_loss(*codes, *wanted) if codes else divergence
+        if divergence is None:
+            found = distillation_loss(logits, target, temperature)
+        else:
+            found = divergence(logits, target, batch)
+        return found + feature_weight * feature_loss(*codes, *wanted) if codes else found
 
     for batch in batches:
         count += 1
@@ -103,34 +112,33 @@ def update_deltas(
 def _ratios(
     student: nn.Module,
     batch: object,
-    objective: Callable[[Tensor], Tensor],
+    objective: Callable[[object], Tensor],
     probes: int,
     generator: torch.Generator,
 ) -> list[tuple[Quantizer, float]]:
     """(Tr H / N) / (3·std(g)) of each quantizer on one batch."""
-    images = first_tensor(batch).to(next(student.parameters()).device)
     outputs = _Outputs(list(scaling_quantizers(student).values()))
     try:
-        loss = objective(images)
+        loss = objective(batch)
     finally:
         outputs.remove()
     quantizers = list(outputs.tensors)
     tensors = [outputs.tensors[q] for q in quantizers]
     grads = torch.autograd.grad(loss, tensors, create_graph=True)
+    # with x̂ = r·x_q + const: H on [0, 1] is r·H·r of x̂, and g is r·g of x̂
+    reaches = [outputs.range_of(quantizer) for quantizer in quantizers]
     traces = [0.0] * len(tensors)
     for _ in range(probes):
-        signs = [_rademacher(tensor, generator) for tensor in tensors]
+        signs = [_rademacher(x, generator) * r for x, r in zip(tensors, reaches, strict=True)]
         product = torch.stack([(g * v).sum() for g, v in zip(grads, signs, strict=True)]).sum()
         curved = torch.autograd.grad(product, tensors, retain_graph=True, allow_unused=True)
         for i, (v, hv) in enumerate(zip(signs, curved, strict=True)):
             traces[i] += float((v * hv).sum()) / probes if hv is not None else 0.0
     results = []
-    for quantizer, grad, trace in zip(quantizers, grads, traces, strict=True):
-        # with x̂ = r·x_q + const: H on [0, 1] is r²·H of x̂, and g is r·g of x̂
-        reach = outputs.range_of(quantizer)
-        spread = float(grad.detach().std()) if grad.numel() > 1 else 0.0
+    for quantizer, grad, reach, trace in zip(quantizers, grads, reaches, traces, strict=True):
+        spread = float((grad.detach() * reach).std()) if grad.numel() > 1 else 0.0
         usable = spread > 0.0
-        results.append((quantizer, trace * reach / grad.numel() / (3 * spread) if usable else 0.0))
+        results.append((quantizer, trace / grad.numel() / (3 * spread) if usable else 0.0))
     return results
 
 

@@ -285,8 +285,9 @@ class _Lowering:
         self.nodes.append(ir.Conv(name, (source.name,), value.name, weight, bias, **geometry))
 
     def _following_norm(self, node: fx.Node) -> fx.Node | None:
-        """A BatchNorm that is the only reader of a layer."""
-        if len(node.users) != 1:
+        """A BatchNorm that is the only reader of a layer, and scales the layer's outputs."""
+        rows = isinstance(self.student.get_submodule(str(node.target)), nn.Linear)
+        if len(node.users) != 1 or (rows and len(shape(node)) != 2):
             return None
         user = next(iter(node.users))
         if user.op != "call_module":

@@ -75,24 +75,43 @@ def _average_pool(node: fx.Node, module: nn.Module | None) -> Op:
     return Op(ir.AveragePool, _window(node, module) | flags)
 
 
+def _adaptive_max_pool(node: fx.Node, module: nn.Module | None) -> Op:
+    if setting(node, module, "return_indices", 2, False):
+        raise ModelError(f"{describe(node)}: indices have no form here")
+    window = _adaptive_window(node, module)
+    if window is None:
+        return Op(Identity)
+    fixed = {"padding": (0, 0, 0, 0), "ceil_mode": False, "dilation": (1, 1)}
+    return Op(ir.MaxPool, {"kernel": window, "stride": window} | fixed)
+
+
 def _adaptive_pool(node: fx.Node, module: nn.Module | None) -> Op:
-    """Adaptive pools have fixed windows once the input's size is known, if it divides evenly."""
+    window = _adaptive_window(node, module)
+    if window is None:
+        return Op(Identity)
+    if window == shape(node.all_input_nodes[0])[2:]:
+        return Op(ir.GlobalAveragePool)
+    fixed = {"padding": (0, 0, 0, 0), "ceil_mode": False, "count_include_pad": True}
+    return Op(ir.AveragePool, {"kernel": window, "stride": window} | fixed)
+
+
+def _adaptive_window(node: fx.Node, module: nn.Module | None) -> tuple[int, int] | None:
+    """Fixed windows, which adaptive pools have once the input's size is known, if it divides.
+
+    None is a pool that changes nothing.
+    """
     size = setting(node, module, "output_size", 1, None)
     height, width = (int(extent or 0) for extent in shape(node.all_input_nodes[0])[2:])
     first, second = size if isinstance(size, (tuple, list)) else (size, size)
     rows, columns = first or height, second or width
     if (rows, columns) == (height, width):
-        return Op(Identity)
-    if (rows, columns) == (1, 1):
-        return Op(ir.GlobalAveragePool)
+        return None
     if height % rows or width % columns:
         raise ModelError(
             f"{describe(node)}: an adaptive pool from {height}×{width} to {rows}×{columns} has "
             "windows of different sizes; choose an input size that divides"
         )
-    window = (height // rows, width // columns)
-    fixed = {"padding": (0, 0, 0, 0), "ceil_mode": False, "count_include_pad": True}
-    return Op(ir.AveragePool, {"kernel": window, "stride": window} | fixed)
+    return height // rows, width // columns
 
 
 def _mean(node: fx.Node, module: nn.Module | None) -> Op:
@@ -124,8 +143,12 @@ def _add(node: fx.Node, module: nn.Module | None) -> Op:
         return Op(Identity)  # Python's sum() begins with 0
     if len(sources) != 2 or node.kwargs.get("alpha", 1) != 1:
         raise ModelError(f"{describe(node)}: only the sum of two tensors can be exported")
-    if shape(sources[0]) != shape(sources[1]):
-        raise ModelError(f"{describe(node)}: the sum of tensors of different shapes")
+    first, second = shape(sources[0]), shape(sources[1])
+    if shape(node) not in (first, second) or len(first) != len(second):
+        raise ModelError(
+            f"{describe(node)}: the sum of shapes {first} and {second}; one must have the "
+            "result's shape and the other as many axes"
+        )
     return Op(ir.Add)
 
 
@@ -273,6 +296,7 @@ _MODULES: dict[type[nn.Module], Reader] = {
     nn.MaxPool2d: _max_pool,
     nn.AvgPool2d: _average_pool,
     nn.AdaptiveAvgPool2d: _adaptive_pool,
+    nn.AdaptiveMaxPool2d: _adaptive_max_pool,
     nn.Flatten: _RESHAPE,
     nn.ConstantPad2d: _pad,
     nn.Identity: _IDENTITY,
@@ -297,6 +321,7 @@ _FUNCTIONS: dict[Any, Reader] = {
     torch.max_pool2d: _max_pool,
     F.avg_pool2d: _average_pool,
     F.adaptive_avg_pool2d: _adaptive_pool,
+    F.adaptive_max_pool2d: _adaptive_max_pool,
     torch.flatten: _RESHAPE,
     torch.reshape: _RESHAPE,
     torch.squeeze: _RESHAPE,

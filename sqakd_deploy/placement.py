@@ -39,8 +39,16 @@ from sqakd_deploy.exporting import PAPER_PLACEMENT, PlacementRules
 from sqakd_deploy.meaning import Identity, Op, Scalar
 from sqakd_deploy.ops import read
 from sqakd_deploy.quantizers import METHODS
+from sqakd_deploy.shapes import noted_shape
 from sqakd_deploy.spec import QuantSpec
-from sqakd_deploy.tracing import describe, layer_name, reads, tensor_inputs, tensor_inputs_through
+from sqakd_deploy.tracing import (
+    describe,
+    layer_name,
+    reads,
+    shape,
+    tensor_inputs,
+    tensor_inputs_through,
+)
 
 LAYERS = (ir.Conv, ir.Linear)
 _POOLS = (ir.AveragePool, ir.GlobalAveragePool)
@@ -159,9 +167,13 @@ class _Planner:
             return None
         follower = next(iter(end.users))
         if self._is(follower, ir.ChannelAffine):
-            folds = end is start and self._is(start, *LAYERS) and follower.op == "call_module"
+            folds = end is start and follower.op == "call_module" and self._ends_in_channels(start)
             return follower if folds else None
         return follower if self._is(follower, ir.Clip) else None
+
+    def _ends_in_channels(self, layer: fx.Node) -> bool:
+        """Whether the axis that a BatchNorm behind it scales is that of its outputs."""
+        return self._is(layer, ir.Conv) or (self._is(layer, ir.Linear) and len(shape(layer)) == 2)
 
     def _readers(self, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
         """Pairs (tensor read, node that computes with it), seen through data movement."""
@@ -260,6 +272,8 @@ class _Planner:
         for node in self.graph.nodes:
             if self._is(node, ir.Add) and len(node.all_input_nodes) == 2:
                 read = [self._unwrapped(source) for source in node.all_input_nodes]
+                if len({noted_shape(source) for source in read}) > 1:
+                    continue  # no kernel repeats a pixel
                 ends = [
                     end
                     for end, start in layers.items()
@@ -343,7 +357,8 @@ class _Planner:
 def _bounded(op: Op) -> bool:
     """Its values lie between 0 and 1."""
     sigmoids = ("sigmoid", "hard_sigmoid")
-    return issubclass(op.kind, ir.Softmax) or op.attributes.get("function") in sigmoids
+    chances = issubclass(op.kind, ir.Softmax) and not op.attributes["log"]
+    return chances or op.attributes.get("function") in sigmoids
 
 
 def _excluded(graph: fx.Graph, patterns: tuple[str, ...]) -> set[fx.Node]:

@@ -10,12 +10,20 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 
 
 def start(device: torch.device) -> Accelerator:
-    """Join the processes that ``accelerate launch`` or ``torchrun`` started; alone, be the one."""
-    return Accelerator(cpu=device.type == "cpu")
+    """Join the processes that ``accelerate launch`` or ``torchrun`` started; alone, be the one.
+
+    A launcher's settings of precision and accumulation are not taken: a run's own are in its config
+    and make the same student wherever it is started.
+    """
+    whole = GradientAccumulationPlugin(num_steps=1)  # its environment beats a plain argument
+    return Accelerator(
+        cpu=device.type == "cpu", mixed_precision="no", gradient_accumulation_plugin=whole
+    )
 
 
 class _Sum(torch.autograd.Function):

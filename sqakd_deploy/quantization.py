@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from sqakd_deploy.lifting import free_name
 from sqakd_deploy.placement import Placed, place
 from sqakd_deploy.plugins import get_exporter
 from sqakd_deploy.quantizers import METHODS, ActivationQuantizer, WeightQuantizer
+from sqakd_deploy.quantizers.base import initialised_later
 from sqakd_deploy.quantizers.injectors import act_quant, weight_quant
 from sqakd_deploy.spec import QuantSpec
 from sqakd_deploy.tracing import describe, first_tensor, separate_calls, trace
@@ -116,22 +117,27 @@ def _replace_layer(student: fx.GraphModule, path: str, spec: QuantSpec, bits: in
         )
     side = spec.weights
     quant = weight_quant(side.method, bits, side.per_channel)
-    if isinstance(old, nn.ConvTranspose2d):
-        new = QuantTransposed2d(old, quant)
-        old.weight = nn.Parameter(as_convolution(old.weight.detach(), old.groups).clone())
-    elif isinstance(old, nn.Conv2d):
-        new = _quant_conv(old, quant, path)
-    elif isinstance(old, nn.Linear):
-        new = QuantLinear(old.in_features, old.out_features, old.bias is not None, quant)
-    else:
-        raise ModelError(
-            f"layer {path!r}: wanted Conv2d, ConvTranspose2d or Linear, got {type(old).__name__}"
-        )
-    new.weight, new.bias = old.weight, old.bias
+    with initialised_later():  # Brevitas makes a quantizer for each weight that a layer is given
+        new: Any = _quant_layer(old, quant, path)
+        new.weight, new.bias = old.weight, old.bias
     new.weight_quant.tensor_quant.initialise(old.weight)
     new.weight_quant.skip_create_quant_tensor = True  # plain tensors keep torch.compile's one graph
     parent, _, name = path.rpartition(".")
     setattr(student.get_submodule(parent), name, new)
+
+
+def _quant_layer(old: nn.Module, quant: type, path: str) -> nn.Module:
+    if isinstance(old, nn.ConvTranspose2d):
+        new = QuantTransposed2d(old, quant)
+        old.weight = nn.Parameter(as_convolution(old.weight.detach(), old.groups).clone())
+        return new
+    if isinstance(old, nn.Conv2d):
+        return _quant_conv(old, quant, path)
+    if isinstance(old, nn.Linear):
+        return QuantLinear(old.in_features, old.out_features, old.bias is not None, quant)
+    raise ModelError(
+        f"layer {path!r}: wanted Conv2d, ConvTranspose2d or Linear, got {type(old).__name__}"
+    )
 
 
 def _quant_conv(old: nn.Conv2d, quant: type, path: str) -> QuantConv2d:
@@ -225,7 +231,7 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def calibrate(student: nn.Module, images: Tensor | Iterable[object]) -> None:
-    """Set every activation range from unlabelled images; several batches are averaged.
+    """Set every activation range from unlabelled images; several batches are averaged by images.
 
     Layers are calibrated in one pass, each on inputs that are already quantised upstream and
     normalised by the batch. BatchNorm's own statistics stay as they are: quantised weights have
@@ -254,8 +260,18 @@ def calibrate(student: nn.Module, images: Tensor | Iterable[object]) -> None:
                 buffer.copy_(buffers[name])
 
 
-def _run_by_batches(student: nn.Module, images: Tensor | Iterable[object]) -> None:
-    """Answer all images, normalised by their own batches."""
+def _run_by_batches(
+    student: nn.Module,
+    images: Tensor | Iterable[object],
+    before: Callable[[float], None] = lambda share: None,
+) -> None:
+    """Answer all images, normalised by their own batches.
+
+    Args:
+        student: in evaluation mode but for BatchNorm.
+        images: or batches of them.
+        before: told before each batch how much of the images seen, itself included, it is.
+    """
     device = next(student.parameters()).device
     seen = 0
     with batch_statistics(student):
@@ -263,6 +279,7 @@ def _run_by_batches(student: nn.Module, images: Tensor | Iterable[object]) -> No
             some = first_tensor(batch)
             if not len(some):
                 continue
+            before(len(some) / (seen + len(some)))
             try:
                 student(some.to(device))
             except ValueError as error:  # of torch's BatchNorm, over a vector of one image
@@ -277,6 +294,8 @@ def _run_by_batches(student: nn.Module, images: Tensor | Iterable[object]) -> No
 @torch.no_grad()
 def reestimate_batch_norm(student: nn.Module, images: Tensor | Iterable[object]) -> None:
     """Replace BatchNorm's running statistics by averages over unlabelled images.
+
+    A batch counts by its images: the last one may be of a few.
 
     Quantised weights move at steps, so that the running averages lag behind the last of them.
 
@@ -293,9 +312,13 @@ def reestimate_batch_norm(student: nn.Module, images: Tensor | Iterable[object])
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()  # type: ignore[operator]
-        norm.momentum = None  # type: ignore[assignment] # a plain average over the batches
+
+    def average(share: float) -> None:
+        for norm in norms:
+            norm.momentum = share  # type: ignore[assignment]
+
     try:
-        _run_by_batches(student, images)
+        _run_by_batches(student, images, average)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

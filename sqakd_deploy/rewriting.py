@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from sqakd_deploy import axes
+from sqakd_deploy.calls import Rewriter, argument, call, module_of, permuted
+from sqakd_deploy.lifting import free_name
 from sqakd_deploy.shapes import noted_shape
 
 
@@ -29,7 +32,7 @@ def rewrite(traced: fx.GraphModule) -> None:
         if node.op == "call_method":
             rewriter = _METHODS.get(str(node.target))
         if node.op == "call_module":
-            rewriter = _MODULES.get(type(_module(node)))
+            rewriter = _MODULES.get(type(module_of(node)))
         if rewriter is None:
             continue
         with traced.graph.inserting_before(node):
@@ -39,42 +42,23 @@ def rewrite(traced: fx.GraphModule) -> None:
             node.replace_all_uses_with(found)
 
 
-def _module(node: fx.Node) -> nn.Module:
-    owner = node.graph.owning_module
-    assert owner is not None  # a traced model's graph
-    return owner.get_submodule(str(node.target))
-
-
-def _call(like: fx.Node, target: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> fx.Node:
-    """A new call at the same line of the model's code."""
-    graph = like.graph
-    make = graph.call_method if isinstance(target, str) else graph.call_function
-    node = make(target, args, kwargs)  # type: ignore[arg-type]
-    node.stack_trace = like.stack_trace
-    return node
-
-
-def _argument(node: fx.Node, at: int, name: str, default: Any) -> Any:
-    return node.args[at] if len(node.args) > at else node.kwargs.get(name, default)
-
-
 def _attention(node: fx.Node) -> fx.Node | None:
     """``softmax(q·kᵀ·scale + mask)·v`` (Vaswani et al., 2017, eq. 1)."""
     query, key, value = (
-        _argument(node, i, n, None) for i, n in enumerate(("query", "key", "value"))
+        argument(node, i, n, None) for i, n in enumerate(("query", "key", "value"))
     )
-    mask = _argument(node, 3, "attn_mask", None)
-    chances = _argument(node, 4, "dropout_p", 0.0), _argument(node, 5, "is_causal", False)
+    mask = argument(node, 3, "attn_mask", None)
+    chances = argument(node, 4, "dropout_p", 0.0), argument(node, 5, "is_causal", False)
     width = (noted_shape(query) or (0,))[-1]
     if any(chances) or node.kwargs.get("enable_gqa") or not width:
         return None
     scale = node.kwargs.get("scale")
-    scores = _call(node, torch.matmul, query, _call(node, "transpose", key, -2, -1))
+    scores = call(node, torch.matmul, query, call(node, "transpose", key, -2, -1))
     # The factor comes after the product, so that codes are multiplied, not scaled codes.
-    scores = _call(node, operator.mul, scores, width**-0.5 if scale is None else scale)
+    scores = call(node, operator.mul, scores, width**-0.5 if scale is None else scale)
     if mask is not None:
-        scores = _call(node, operator.add, scores, mask)
-    return _call(node, torch.matmul, _call(node, F.softmax, scores, dim=-1), value)
+        scores = call(node, operator.add, scores, mask)
+    return call(node, torch.matmul, call(node, F.softmax, scores, dim=-1), value)
 
 
 def _taken(node: fx.Node) -> fx.Node | None:
@@ -89,7 +73,7 @@ def _taken(node: fx.Node) -> fx.Node | None:
         return None
     axis = 0
     if source.target in (torch.unbind, "unbind"):
-        axis = _argument(source, 1, "dim", 0)
+        axis = argument(source, 1, "dim", 0)
         source = source.args[0]
     dims = noted_shape(source)
     if dims is None or not isinstance(axis, int):
@@ -105,9 +89,9 @@ def _taken(node: fx.Node) -> fx.Node | None:
         return None  # an image of the batch
     index %= dims[axis]
     ranges = (*(slice(None),) * cut, slice(index, index + 1))
-    piece = _call(node, "squeeze", _call(node, operator.getitem, source, ranges), cut)
+    piece = call(node, "squeeze", call(node, operator.getitem, source, ranges), cut)
     order = [at - (at > cut) for at in order]
-    return piece if order == sorted(order) else _call(node, "permute", piece, *order)
+    return permuted(node, piece, order)
 
 
 def _order(node: fx.Node, rank: int) -> list[int] | None:
@@ -120,41 +104,41 @@ def _order(node: fx.Node, rank: int) -> list[int] | None:
 
 
 def _quotient(node: fx.Node) -> fx.Node | None:
-    by = _argument(node, 1, "other", None)
+    by = argument(node, 1, "other", None)
     plain = isinstance(by, (int, float)) and by and not node.kwargs.get("rounding_mode")
     if not plain or noted_shape(node) is None:
         return None
-    return _call(node, operator.mul, node.args[0], 1 / by)
+    return call(node, operator.mul, node.args[0], 1 / by)
 
 
 def _difference(node: fx.Node) -> fx.Node | None:
-    first, second = node.args[0], _argument(node, 1, "other", None)
+    first, second = node.args[0], argument(node, 1, "other", None)
     if noted_shape(node) is None or node.kwargs.get("alpha", 1) != 1:
         return None
     if isinstance(second, (int, float)):
-        return _call(node, operator.add, first, -second)
-    return _call(node, operator.add, first, _call(node, operator.mul, second, -1.0))
+        return call(node, operator.add, first, -second)
+    return call(node, operator.add, first, call(node, operator.mul, second, -1.0))
 
 
 def _negative(node: fx.Node) -> fx.Node | None:
     number = noted_shape(node) is None
-    return None if number else _call(node, operator.mul, node.args[0], -1.0)
+    return None if number else call(node, operator.mul, node.args[0], -1.0)
 
 
 def _power(node: fx.Node) -> fx.Node | None:
-    square = _argument(node, 1, "exponent", 2) == 2 and noted_shape(node) is not None
-    return _call(node, operator.mul, node.args[0], node.args[0]) if square else None
+    square = argument(node, 1, "exponent", 2) == 2 and noted_shape(node) is not None
+    return call(node, operator.mul, node.args[0], node.args[0]) if square else None
 
 
 def _group_norm(node: fx.Node) -> fx.Node | None:
     names = ("input", "num_groups", "weight", "bias", "eps")
-    found = [_argument(node, at, name, None) for at, name in enumerate(names)]
+    found = [argument(node, at, name, None) for at, name in enumerate(names)]
     *known, epsilon = found
     return _grouped(node, *known, epsilon=1e-5 if epsilon is None else epsilon)
 
 
 def _group_norm_layer(node: fx.Node) -> fx.Node | None:
-    layer: Any = _module(node)
+    layer: Any = module_of(node)
     affine = [
         None if value is None else node.graph.get_attr(f"{node.target}.{name}")
         for name, value in (("weight", layer.weight), ("bias", layer.bias))
@@ -171,39 +155,28 @@ def _grouped(
         return None
     channels, pixels = dims[1], math.prod(dims[2:])
     width = channels // groups * pixels
-    x = _call(node, "reshape", source, -1, groups, width)
-    x = _call(node, F.layer_norm, x, (width,), None, None, epsilon)
-    x = _call(node, "reshape", x, -1, channels, pixels)
+    x = call(node, "reshape", source, -1, groups, width)
+    x = call(node, F.layer_norm, x, (width,), None, None, epsilon)
+    x = call(node, "reshape", x, -1, channels, pixels)
     for function, values in ((operator.mul, weight), (operator.add, bias)):
         if values is not None:
-            x = _call(node, function, x, _call(node, "reshape", values, 1, channels, 1))
-    return _call(node, "reshape", x, -1, *dims[1:])
+            x = call(node, function, x, call(node, "reshape", values, 1, channels, 1))
+    return call(node, "reshape", x, -1, *dims[1:])
 
 
 def _sum_of_product(node: fx.Node) -> fx.Node:
     term, first, second = node.args[0], *node.args[1:3]
-    factors = _call(node, operator.mul, first, second)
+    factors = call(node, operator.mul, first, second)
     value = node.kwargs.get("value", 1)
-    scaled = factors if value == 1 else _call(node, operator.mul, factors, value)
-    return _call(node, operator.add, term, scaled)
-
-
-def _mean_of_tokens(node: fx.Node) -> fx.Node | None:
-    """The mean over tokens ``(N, T, C)`` as that over the pixels of ``(N, C, T, 1)``."""
-    source, axis = node.args[0], _argument(node, 1, "dim", None)
-    dims = noted_shape(source)
-    if dims is None or len(dims) != 3 or axis not in (1, -2, (1,), [1]):
-        return None
-    tokens = _call(node, "permute", source, 0, 2, 1)
-    pixels = _call(node, "reshape", tokens, -1, dims[2], dims[1], 1)
-    mean = _call(node, "mean", pixels, (2, 3))
-    kept = _argument(node, 2, "keepdim", False)
-    return _call(node, "reshape", mean, -1, 1, dims[2]) if kept else mean
+    scaled = factors if value == 1 else call(node, operator.mul, factors, value)
+    return call(node, operator.add, term, scaled)
 
 
 def _enlarged(node: fx.Node) -> fx.Node | None:
     """Each pixel a whole number of times, by concatenations along an axis behind its own."""
-    mode = _module(node).mode if node.op == "call_module" else _argument(node, 3, "mode", "nearest")
+    mode = (
+        module_of(node).mode if node.op == "call_module" else argument(node, 3, "mode", "nearest")
+    )
     x: Any = node.args[0]
     before, after = noted_shape(x), noted_shape(node)
     if mode != "nearest" or before is None or after is None or len(before) != 4:
@@ -215,19 +188,62 @@ def _enlarged(node: fx.Node) -> fx.Node | None:
     for axis, factor in enumerate(map(int, factors), 2):
         if factor == 1:
             continue
-        x = _call(node, "reshape", x, -1, *sizes[:axis], 1, *sizes[axis:])
-        x = _call(node, torch.cat, [x] * factor, axis + 1)
+        x = call(node, "reshape", x, -1, *sizes[:axis], 1, *sizes[axis:])
+        x = call(node, torch.cat, [x] * factor, axis + 1)
         sizes[axis - 1] *= factor
-        x = _call(node, "reshape", x, -1, *sizes)
+        x = call(node, "reshape", x, -1, *sizes)
     return x if isinstance(x, fx.Node) else None
 
 
 def _reshape_as(node: fx.Node) -> fx.Node | None:
     dims = noted_shape(node)
-    return None if dims is None else _call(node, "reshape", node.args[0], -1, *dims[1:])
+    return None if dims is None else call(node, "reshape", node.args[0], -1, *dims[1:])
 
 
-Rewriter = Callable[[fx.Node], "fx.Node | None"]
+def _expanded(node: fx.Node) -> fx.Node | None:
+    """Nothing, where all readers would broadcast it themselves."""
+    source, whole = node.args[0], noted_shape(node)
+    elementwise = (operator.mul, torch.mul, "mul", operator.add, torch.add, "add")
+    for user in node.users:
+        partners = [term for term in user.args if term is not node]
+        alike = len(partners) == 1 and noted_shape(partners[0]) == whole
+        if user.target not in elementwise or user.kwargs or not alike:
+            return None
+    return source if isinstance(source, fx.Node) and noted_shape(source) else None
+
+
+def _of_sequences(node: fx.Node) -> fx.Node | None:
+    """A convolution along ``(N, C, L)`` as one along the rows of ``(N, C, L, 1)``."""
+    layer: Any = module_of(node)
+    dims, given, owner = noted_shape(node), noted_shape(node.args[0]), node.graph.owning_module
+    if dims is None or given is None or len(given) != 3 or owner is None:
+        return None
+    if layer.padding_mode != "zeros":
+        return None
+    calls = [other for other in node.graph.nodes if other.target == node.target]
+    path = str(node.target) if len(calls) == 1 else free_name(owner, str(node.target))
+    owner.add_submodule(path, _along_rows(layer))
+    result = node.graph.call_module(path, (call(node, "reshape", node.args[0], -1, *given[1:], 1),))
+    result.stack_trace = node.stack_trace
+    return call(node, "reshape", result, -1, *dims[1:])
+
+
+def _along_rows(layer: nn.Conv1d) -> nn.Conv2d:
+    padding = layer.padding
+    wide = nn.Conv2d(
+        layer.in_channels,
+        layer.out_channels,
+        (layer.kernel_size[0], 1),
+        (layer.stride[0], 1),
+        padding if isinstance(padding, str) else (padding[0], 0),
+        (layer.dilation[0], 1),
+        layer.groups,
+        layer.bias is not None,
+        device="meta",
+    )
+    wide.weight, wide.bias = nn.Parameter(layer.weight.detach().unsqueeze(-1)), layer.bias
+    return wide.eval()
+
 
 _FUNCTIONS: Mapping[Any, Rewriter] = {
     F.scaled_dot_product_attention: _attention,
@@ -243,10 +259,11 @@ _FUNCTIONS: Mapping[Any, Rewriter] = {
     torch.square: _power,
     F.group_norm: _group_norm,
     torch.addcmul: _sum_of_product,
-    torch.mean: _mean_of_tokens,
     F.interpolate: _enlarged,
+    **axes.FUNCTIONS,
 }
 _MODULES: Mapping[type[nn.Module], Rewriter] = {
+    nn.Conv1d: _of_sequences,
     nn.GroupNorm: _group_norm_layer,
     nn.Upsample: _enlarged,
     nn.UpsamplingNearest2d: _enlarged,
@@ -258,7 +275,8 @@ _METHODS: Mapping[str, Rewriter] = {
     "pow": _power,
     "square": _power,
     "addcmul": _sum_of_product,
-    "mean": _mean_of_tokens,
     "reshape_as": _reshape_as,
     "view_as": _reshape_as,
+    "expand_as": _expanded,
+    **axes.METHODS,
 }

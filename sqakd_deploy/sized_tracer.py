@@ -6,7 +6,9 @@ checks its input (``assert h % 4 == 0``) or loops over channels is common, and n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -17,6 +19,17 @@ from sqakd_deploy.shapes import run
 
 # A prime that no image's or layer's size is a multiple of: an axis that is counts images.
 _BATCH = 10_007
+
+
+# Of torchvision, known by its name: random in training, and nothing otherwise.
+_WHOLE = ("stochastic_depth",)
+
+
+def _is_foreign(target: object) -> bool:
+    """Whether it is a function written in Python, and not one of torch's."""
+    if not isinstance(target, FunctionType) or target.__name__ in _WHOLE:
+        return False
+    return target.__module__.partition(".")[0] not in ("torch", "math", "_operator")
 
 
 class SizedTracer(fx.Tracer):
@@ -44,13 +57,42 @@ class SizedTracer(fx.Tracer):
     ) -> Any:
         """As the base does, and what the node gives is noted where that can be known.
 
-        Arguments of the model that have a default have that value.
+        Arguments of the model that have a default have that value. A function of the model's own
+        library that asks to be left whole (``torch.fx.wrap``) is traced all the same, where it can.
         """
         if kind == "placeholder" and args:
             return args[0]
+        if kind == "call_function" and self._images is not None and _is_foreign(target):
+            try:
+                return self._through(target, args, kwargs)
+            except Exception:  # whatever its code raises under tracing: then it is one operator
+                pass
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         self._note(proxy.node)
         return proxy
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """As the base does; what was traced through is no longer taken for one operator."""
+        graph = super().trace(root, concrete_args)
+        for node in graph.nodes:
+            if not _is_foreign(node.target):
+                node.meta.pop("is_wrapped", None)
+        return graph
+
+    def _through(self, function: Callable[..., Any], args: Any, kwargs: Any) -> fx.Proxy:
+        """What a function gives of proxies; the graph is as before if it fails."""
+        before = next(iter(reversed(self.graph.nodes)))
+        try:
+            result = function(*args, **kwargs)
+            if not isinstance(result, fx.Proxy):
+                raise TypeError(f"a {type(result).__name__} is no operator's value")
+            return result
+        except Exception:
+            for node in reversed(self.graph.nodes):
+                if node is before:
+                    break
+                self.graph.erase_node(node)
+            raise
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """One that knows its sizes."""
@@ -69,10 +111,15 @@ class SizedTracer(fx.Tracer):
             return sizes[0] if sizes else None
         return len(value) if isinstance(value, (tuple, list)) else None
 
+    def value(self, node: fx.Node) -> Tensor | None:
+        """Its tensor, without numbers: type and device are true."""
+        found = self._values.get(node)
+        return found if isinstance(found, Tensor) else None
+
     def sizes(self, node: fx.Node) -> tuple[int | None, ...] | None:
         """Of its tensor, None for an axis that counts images; None if it is no known tensor."""
-        value = self._values.get(node)
-        if not isinstance(value, Tensor):
+        value = self.value(node)
+        if value is None:
             return None
         return tuple(None if size % _BATCH == 0 and size else int(size) for size in value.shape)
 
@@ -133,6 +180,25 @@ class _SizedProxy(fx.Proxy):
             self._plain("size", axis) if size is None else size for axis, size in enumerate(sizes)
         )
         return found if dim is None else found[dim]
+
+    def numel(self) -> Any:
+        sizes = self.tracer.sizes(self.node)
+        known = sizes is not None and None not in sizes
+        return math.prod(self.size()) if known else self._plain("numel")
+
+    def new_zeros(self, *size: Any, **options: Any) -> Any:
+        return self._filled("new_zeros", torch.zeros, size, options)
+
+    def new_ones(self, *size: Any, **options: Any) -> Any:
+        return self._filled("new_ones", torch.ones, size, options)
+
+    def _filled(self, method: str, make: Any, size: Any, options: dict[str, Any]) -> Any:
+        """A tensor, so that code may write into it, where its size is known."""
+        value = self.tracer.value(self.node)
+        sizes = size[0] if len(size) == 1 and isinstance(size[0], (tuple, list)) else size
+        if value is None or options or not all(type(extent) is int for extent in sizes):
+            return self.tracer.create_proxy("call_method", method, (self, *size), options)
+        return make(*sizes, dtype=value.dtype, device=value.device)
 
     def __len__(self) -> int:
         length = self.tracer.length(self.node)

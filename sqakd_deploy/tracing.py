@@ -176,13 +176,16 @@ def known(argument: Any) -> Any:
 
 
 def shape(node: fx.Node) -> tuple[int | None, ...]:
-    """Shape of a node's tensor, the batch axis None.
+    """Shape of a node's tensor, None for its first axis: images, or as many parts of each.
+
+    The windows of an image may lie behind each other on that axis, as do the images: no operator
+    that is known moves it.
 
     Raises:
-        ModelError: if the node is no tensor or its first axis is not the batch.
+        ModelError: if the node is no tensor or its first axis does not count images.
     """
     meta = node.meta.get("tensor_meta")
-    if not isinstance(meta, TensorMetadata) or not meta.shape or meta.shape[0] != BATCH:
+    if not isinstance(meta, TensorMetadata) or not meta.shape or meta.shape[0] % BATCH:
         raise ModelError(f"{describe(node)}: wanted a tensor with the batch as its first axis")
     return (None, *meta.shape[1:])
 

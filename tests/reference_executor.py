@@ -204,7 +204,14 @@ def _(node: g.MatMul, reader: Reader) -> Held:
 def _(node: g.Softmax, reader: Reader) -> Held:
     x = reader.real(node.inputs[0])
     powers = np.exp(x - x.max(axis=node.axis, keepdims=True))
-    return powers / powers.sum(axis=node.axis, keepdims=True)
+    chances = powers / powers.sum(axis=node.axis, keepdims=True)
+    return np.log(chances) if node.log else chances
+
+
+@run.register
+def _(node: g.UnitLength, reader: Reader) -> Held:
+    x = reader.real(node.inputs[0])
+    return x / np.maximum(np.linalg.norm(x, axis=node.axis, keepdims=True), node.epsilon)
 
 
 @run.register

@@ -37,6 +37,7 @@ FLOAT_LAYERS = {
     "LeakyRelu": "LeakyRelu",
     "BatchNormalization": "BatchNormalization",
     "LayerNormalization": "LayerNormalization",
+    "LogSoftmax": "LogSoftmax",
     "Softmax": "Softmax",
 }
 """Operators that count, by what ONNX Runtime may call them when they stay in float."""

@@ -22,7 +22,7 @@ _OPERATORS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "leaky_relu": ("LeakyRelu", {}),
 }
 
-WITHOUT_KERNEL = ("HardSigmoid", "Gelu", "LayerNormalization")
+WITHOUT_KERNEL = ("HardSigmoid", "Gelu", "LayerNormalization", "LogSoftmax")
 """Operators that no runtime here computes in integers; each lacks some more."""
 
 GATES = {"Sigmoid": "SiLU", "HardSigmoid": "hard-swish"}
@@ -95,14 +95,27 @@ def softmax(writer: Writer, node: g.Softmax) -> None:
     """Softmax, out of reach of ONNX Runtime's integer one, which is not exact (rule 10).
 
     That takes the place of DequantizeLinear → Softmax → QuantizeLinear; an Abs behind the Softmax,
-    which changes nothing, keeps them apart.
+    which changes nothing, keeps them apart. There is no integer LogSoftmax.
     """
+    if node.log:
+        as_float(writer, node, "LogSoftmax", axis=node.axis)
+        return
     result = writer.op(
         "Softmax", writer.real(node), f"{node.output}/raw", node.name, axis=node.axis
     )
     if writer.grid(node) is not None:
         result = writer.op("Abs", [result], node.output)
     writer.hold(node, result, grid=None)
+
+
+def unit_length(writer: Writer, node: g.UnitLength) -> None:
+    """The length, at least so much, and the quotient."""
+    (source,) = writer.real(node)
+    name = f"{node.output}/length"
+    length = writer.op("ReduceL2", [source], name, axes=[node.axis], keepdims=1)
+    least = writer.constant(f"{node.name}/epsilon", np.array(node.epsilon, np.float32))
+    length = writer.op("Max", [length, least], f"{node.output}/divisor")
+    writer.hold(node, writer.op("Div", [source, length], node.output, node.name), grid=None)
 
 
 def matmul(writer: Writer, node: g.MatMul) -> None:
@@ -158,6 +171,7 @@ FLOAT_EMITTERS: Emitters = MappingProxyType(
         g.Activation: activation,
         g.LayerNorm: layer_norm,
         g.Softmax: softmax,
+        g.UnitLength: unit_length,
         g.MatMul: matmul,
         g.Scale: scale,
         g.Shift: shift,

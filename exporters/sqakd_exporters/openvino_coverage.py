@@ -32,6 +32,7 @@ LAYERS = {
     "HardSigmoid": "HardSigmoid",
     "Gelu": "Gelu",
     "PRelu": "LeakyRelu",
+    "LogSoftmax": "LogSoftmax",
     "Softmax": "Softmax",
     "MVN": "LayerNormalization",
 }

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from sqakd_deploy import graph as g
 from sqakd_exporters.openvino_bounds import with_bounds_apart
-from sqakd_exporters.pooling import hangs_over, padded_apart, with_padding_apart
+from sqakd_exporters.pooling import padded_apart, with_floors, with_padding_apart
 
 _ONE = (1, 1)
 
@@ -143,24 +143,6 @@ def _slice(node: g.Conv, values: dict[str, g.Value]) -> g.Slice:
     shape = (*values[name].shape[:2], *values[node.output].shape[2:])
     values[output] = g.Value(output, shape, values[name].grid)
     return g.Slice(output, (name,), output, (2, 3), (0, 0), (None, None), node.stride)
-
-
-def with_floors(graph: g.IntegerGraph) -> g.IntegerGraph:
-    """Drop the ceil mode of average pools where no window hangs over the edge (rule O4).
-
-    Args:
-        graph: not changed.
-
-    Raises:
-        ExportError: if more than the batch is dynamic, naming the pool.
-    """
-    nodes = [
-        replace(node, ceil_mode=False)
-        if isinstance(node, g.AveragePool) and node.ceil_mode and not hangs_over(node, graph.values)
-        else node
-        for node in graph.nodes
-    ]
-    return replace(graph, nodes=tuple(nodes))
 
 
 def with_zeros_counted(graph: g.IntegerGraph) -> g.IntegerGraph:

@@ -1,4 +1,4 @@
-"""Average pools in a form whose integer kernels are right."""
+"""Pools in a form whose kernels are right."""
 
 from __future__ import annotations
 
@@ -51,13 +51,37 @@ def _rewritten(node: g.AveragePool, values: dict[str, g.Value]) -> list[g.Node]:
     return padded_apart(node, values)
 
 
-def hangs_over(node: g.AveragePool, values: Mapping[str, g.Value]) -> bool:
+def with_floors(graph: g.IntegerGraph) -> g.IntegerGraph:
+    """Drop the ceil mode of pools where no window hangs over the edge (rule O4).
+
+    torch drops a last window that would begin in the padding; other runtimes do not.
+
+    Args:
+        graph: not changed.
+
+    Raises:
+        ExportError: if more than the batch is dynamic, naming the pool.
+    """
+    nodes = [
+        replace(node, ceil_mode=False)
+        if isinstance(node, (g.AveragePool, g.MaxPool))
+        and node.ceil_mode
+        and not hangs_over(node, graph.values)
+        else node
+        for node in graph.nodes
+    ]
+    return replace(graph, nodes=tuple(nodes))
+
+
+def hangs_over(node: g.AveragePool | g.MaxPool, values: Mapping[str, g.Value]) -> bool:
     """Whether a window of a pool in ceil mode reaches beyond the padded image.
 
     Raises:
         ExportError: if more than the batch is dynamic, naming the pool.
     """
-    axes = zip(_padded(node, values), node.kernel, node.stride, strict=True)
+    spread = node.dilation if isinstance(node, g.MaxPool) else (1, 1)
+    kernel = [(size - 1) * apart + 1 for size, apart in zip(node.kernel, spread, strict=True)]
+    axes = zip(_padded(node, values), kernel, node.stride, strict=True)
     floored = tuple((extent - size) // step + 1 for extent, size, step in axes)
     return values[node.output].shape[2:] != floored
 
@@ -86,7 +110,7 @@ def _pad(node: g.AveragePool, values: dict[str, g.Value]) -> g.Pad:
     return g.Pad(f"{node.name}/pad", node.inputs, output, (0, 0, top, left), (0, 0, bottom, right))
 
 
-def _padded(node: g.AveragePool, values: Mapping[str, g.Value]) -> tuple[int, int]:
+def _padded(node: g.AveragePool | g.MaxPool, values: Mapping[str, g.Value]) -> tuple[int, int]:
     rows, columns = values[node.inputs[0]].shape[2:]
     if rows is None or columns is None:
         raise ExportError(f"node {node.name!r}: only the batch may be dynamic")

@@ -25,6 +25,7 @@ from sqakd_deploy.spec import QuantSpec
 from sqakd_exporters.floats import opset_needed, repeat_without_shape
 from sqakd_exporters.forms import as_conv, as_float
 from sqakd_exporters.joining import with_codes_joined
+from sqakd_exporters.pooling import with_floors
 from sqakd_exporters.qdq import EMITTERS, OPSETS
 from sqakd_exporters.reals import RealWriter, real_bias, real_pad
 from sqakd_exporters.saving import save_checked
@@ -67,7 +68,7 @@ class QonnxExporter:
             raise ExportError(
                 f"opset: this QONNX file has {opset}, got {options.opset}; leave it out"
             )
-        writer = RealWriter(with_codes_joined(graph), options, opset, _EMITTERS)
+        writer = RealWriter(with_codes_joined(with_floors(graph)), options, opset, _EMITTERS)
         model = writer.model()
         model.opset_imports[DOMAIN] = 1
         return Artifact(path, self.name, save_checked(model, path))

@@ -29,6 +29,7 @@ _REAL = (
     "HardSigmoid",
     "LayerNormalization",
     "LeakyRelu",
+    "LogSoftmax",
     "Sigmoid",
     "Softmax",
 )

@@ -81,4 +81,4 @@ def _never_negative(name: str, graph: g.IntegerGraph, producers: Mapping[str, g.
         return node.function in _POSITIVE
     if isinstance(node, _KEEP_SIGN):
         return all(_never_negative(source, graph, producers) for source in node.inputs)
-    return isinstance(node, g.Softmax)
+    return isinstance(node, g.Softmax) and not node.log

@@ -8,6 +8,9 @@ stock ``brevitas.nn`` layers; and both give exact codes, which is what an export
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -29,6 +32,20 @@ def check_bits(bits: int) -> int:
     if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
         raise SpecError(f"bits: wanted an integer from 1 to 8, got {bits!r}")
     return bits
+
+
+_LATER = ContextVar("later", default=False)
+
+
+@contextmanager
+def initialised_later() -> Iterator[None]:
+    """Quantizers of weights made here wait for ``initialise``: a search takes seconds for millions
+    of weights, and would be for nothing where others follow."""
+    before = _LATER.set(True)
+    try:
+        yield
+    finally:
+        _LATER.reset(before)
 
 
 class WeightQuantizer(nn.Module, ABC):
@@ -68,7 +85,8 @@ class WeightQuantizer(nn.Module, ABC):
             self.register_buffer(name, torch.tensor(float(value)), persistent=False)
         self.register_buffer("delta", torch.tensor(0.0))
         self.build()
-        self.initialise(weight)
+        if not _LATER.get():
+            self.initialise(weight)
 
     def _parameter_shape(self, weight: Tensor) -> tuple[int, ...]:
         return (weight.shape[0], *[1] * (weight.dim() - 1)) if self.per_channel else ()
@@ -132,7 +150,7 @@ class ActivationQuantizer(nn.Module, ABC):
     127``. At 1 bit both have 0 and 1: a level below zero would leave none above.
 
     The range is set by the first batches seen while :attr:`observing`, or by the first batch in
-    training mode; several batches are averaged.
+    training mode; several batches are averaged, each by its number of images.
 
     Args:
         bits: bit-width.
@@ -167,6 +185,7 @@ class ActivationQuantizer(nn.Module, ABC):
         self.top = self.steps - self.fixed_zero
         self.rule = Rule(self.steps, **self.rule_options)
         self.observing = False
+        self._seen = 0  # images of the batches observed
         self._ready = False  # mirrors batches_observed > 0 without reading a tensor each step
         self.register_buffer("bit_width", torch.tensor(float(bits)), persistent=False)
         self.register_buffer("delta", torch.tensor(0.0))
@@ -222,9 +241,10 @@ class ActivationQuantizer(nn.Module, ABC):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Set the range from a batch, averaging with the batches before it."""
+        """Set the range from a batch, averaging with the batches before it, image by image."""
         self.batches_observed += 1
-        self.set_range(x.detach(), 1.0 / int(self.batches_observed))
+        self._seen += len(x)
+        self.set_range(x.detach(), len(x) / self._seen)
         self._ready = True
 
     @property
@@ -236,6 +256,7 @@ class ActivationQuantizer(nn.Module, ABC):
     def reset(self) -> None:
         """Forget the batches observed; the next ones set the range anew."""
         self.batches_observed.zero_()
+        self._seen = 0
         self._ready = False
 
     def zero_like(self, step: Tensor) -> Tensor:

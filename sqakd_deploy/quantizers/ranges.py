@@ -109,13 +109,14 @@ def search_step(w: Tensor, low: float, high: float, offset: float) -> Tensor:
         Steps ``(C,)``; for an all-zero row 1, or the smallest step on a grid without zero.
     """
     rows = w.detach().float()
-    reach = max(abs(low), abs(high))
     if low == -high and high - low == 1:
         # Two levels ±s/2: the error is least where s/2 is the mean of |w| (Rastegari et al., 2016).
         return (2 * rows.abs().mean(dim=1)).clamp(min=MIN_STEP)
-    full = rows.abs().amax(dim=1) / reach
+    # Nothing is cut off at the full step, on either side: there may be a level more on one.
+    full = torch.maximum(rows.amax(dim=1) / high, rows.amin(dim=1) / low).clamp(min=0)
     steps = (full * _fractions(w.device)[:, None]).clamp(min=MIN_STEP)
     bounds, some = (rows.new_tensor(low), rows.new_tensor(high)), thin_out_rows(rows)
+    some = some.contiguous()
     errors = torch.stack(
         [
             ((discretise(some / s[:, None], *bounds, offset)[1] * s[:, None] - some) ** 2).mean(1)
@@ -126,4 +127,5 @@ def search_step(w: Tensor, low: float, high: float, offset: float) -> Tensor:
     # Where there is nothing to fit: any step will do on a grid with zero; without one, the smallest
     # levels are the nearest. A dead filter must not become a large one.
     silent = 1.0 if offset == 0.0 else MIN_STEP
-    return torch.where(full < MIN_STEP / reach, torch.full_like(best, silent), best)
+    least = MIN_STEP / max(abs(low), abs(high))
+    return torch.where(full < least, torch.full_like(best, silent), best)

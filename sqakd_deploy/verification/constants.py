@@ -78,7 +78,7 @@ def _facts(graph: ir.IntegerGraph, node: ir.Node) -> Iterator[tuple[str, NDArray
     elif isinstance(node, (ir.ChannelAffine, ir.LayerNorm)):
         yield SCALE, node.scale
         yield SHIFT, node.shift
-    elif isinstance(node, (ir.Scale, ir.Shift, ir.Repeat)):
+    elif isinstance(node, ir.WithConstant):
         yield CONSTANT, node.constant
     else:
         yield from _layer_facts(getattr(node, "weight", None), getattr(node, "bias", None))
