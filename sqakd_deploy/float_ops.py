@@ -177,6 +177,7 @@ MODULES: Mapping[type[nn.Module], Reader] = {
     nn.LayerNorm: _layer_norm,
     nn.LogSoftmax: _softmax,
     nn.Softmax: _softmax,
+    nn.Tanh: _activation("tanh"),
 }
 
 FUNCTIONS: Mapping[Callable[..., Any], Reader] = {
@@ -197,6 +198,7 @@ FUNCTIONS: Mapping[Callable[..., Any], Reader] = {
     F.softmax: _softmax,
     torch.log_softmax: _softmax,
     torch.softmax: _softmax,
+    torch.tanh: _activation("tanh"),
     torch._assert: simple(Scalar),
 }
 
@@ -206,5 +208,6 @@ METHODS: Mapping[str, Reader] = {
     "sigmoid": _activation("sigmoid"),
     "log_softmax": _softmax,
     "softmax": _softmax,
+    "tanh": _activation("tanh"),
     "expand": _repeated,
 }

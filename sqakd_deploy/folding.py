@@ -162,7 +162,8 @@ def set_bias(student: nn.Module, layer: str, norm: str | None, wanted: NDArray[n
     Args:
         student: changed in place.
         layer: path of the layer.
-        norm: path of the BatchNorm folded into it, whose bias is set instead.
+        norm: path of the BatchNorm folded into it, whose bias is set instead (its mean, if it has
+            none).
         wanted: the bias ``(O,)``, or each channel's once for every place in a block.
     """
     module: Any = student.get_submodule(layer)
@@ -171,13 +172,15 @@ def set_bias(student: nn.Module, layer: str, norm: str | None, wanted: NDArray[n
             module.bias.copy_(torch.from_numpy(_once(wanted, len(module.bias))))
         return
     batch_norm: Any = student.get_submodule(norm)
-    if batch_norm.bias is None:
-        return
     affine = affine_of(batch_norm)
     own = to_numpy(module.bias) if norm != layer and module.bias is not None else 0.0
     present = own * affine.factor + affine.shift
     wanted = _once(wanted, len(present))
-    batch_norm.bias.add_(torch.from_numpy(wanted - present).to(batch_norm.bias.device))
+    if batch_norm.bias is not None:
+        batch_norm.bias.add_(torch.from_numpy(wanted - present).to(batch_norm.bias.device))
+    else:  # without an affine part the mean is all that can take it up; the factor is 1/σ > 0
+        moved = torch.from_numpy((wanted - present) / affine.factor)
+        batch_norm.running_mean.sub_(moved.to(batch_norm.running_mean.device))
 
 
 def _once(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:

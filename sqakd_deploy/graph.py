@@ -274,7 +274,7 @@ class FloatNode(Node):
 
 
 _Gates: TypeAlias = Literal["sigmoid", "hard_sigmoid", "hard_swish", "silu"]
-Function: TypeAlias = _Gates | Literal["gelu", "gelu_tanh", "leaky_relu"]
+Function: TypeAlias = _Gates | Literal["gelu", "gelu_tanh", "leaky_relu", "tanh"]
 
 
 @dataclass(frozen=True)

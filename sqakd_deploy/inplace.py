@@ -18,12 +18,15 @@ from torch import fx
 _FUNCTIONS: Mapping[Any, Any] = {
     operator.iadd: operator.add,
     operator.imul: operator.mul,
+    operator.isub: operator.sub,
+    operator.itruediv: operator.truediv,
     torch.relu_: torch.relu,
     torch.clamp_: torch.clamp,
     F.hardtanh_: F.hardtanh,
     F.leaky_relu_: F.leaky_relu,
 }
-_METHODS = {"add_": "add", "mul_": "mul", "relu_": "relu", "clamp_": "clamp"}
+_NAMES = ("add", "mul", "sub", "div", "neg", "sigmoid", "softmax", "relu", "clamp", "clamp_min")
+_METHODS = {f"{name}_": name for name in _NAMES}
 
 
 def write_out_of_place(traced: fx.GraphModule) -> None:

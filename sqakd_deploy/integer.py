@@ -7,8 +7,8 @@ student and its integers are the same function.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ from sqakd_deploy.errors import ExportError
 from sqakd_deploy.folding import (
     AFFINE_CODE,
     Affine,
-    CodeRange,
     affine_of,
     bounds_needed,
     fold,
@@ -31,7 +30,7 @@ from sqakd_deploy.folding import (
     with_bias,
 )
 from sqakd_deploy.geometry import conv_geometry, sliced
-from sqakd_deploy.lowerable import quantizer_at, without_form
+from sqakd_deploy.lowerable import Lowered, codes_behind, without_form
 from sqakd_deploy.meaning import Identity, Op, Scalar, Tuple
 from sqakd_deploy.ops import read
 from sqakd_deploy.quantization import BATCH_NORMS, input_shape_of, spec_of
@@ -39,23 +38,6 @@ from sqakd_deploy.quantizers import ActivationQuantizer
 from sqakd_deploy.subpixel import Subpixel, as_pixels, subpixel
 from sqakd_deploy.tracing import describe, is_tensor, reads, shape, tensor_inputs
 from sqakd_deploy.transposed import QuantTransposed2d
-
-
-@dataclass
-class Lowered:
-    """An integer graph and where its layers came from.
-
-    Attributes:
-        graph: the integers.
-        norms: path of the BatchNorm folded into a layer, by the layer's path (its own, where it
-            stands alone).
-        paths: path of the module of each layer with a bias of its own, by the layer's name: they
-            differ where another node took the name.
-    """
-
-    graph: ir.IntegerGraph
-    norms: dict[str, str] = field(default_factory=dict)
-    paths: dict[str, str] = field(default_factory=dict)
 
 
 def lower(student: nn.Module, metadata: Mapping[str, str] | None = None) -> ir.IntegerGraph:
@@ -109,6 +91,7 @@ class _Lowering:
         self.norms: dict[str, str] = {}
         self.paths: dict[str, str] = {}
         self.blocks: dict[str, Subpixel] = {}  # values that are still to be laid out as pixels
+        self.laid_out: dict[str, ir.Value] = {}  # those and others in their traced shape, by name
         self.input = self.output = ""
 
     def run(self, metadata: Mapping[str, str]) -> Lowered:
@@ -165,7 +148,9 @@ class _Lowering:
             )
         if op.kind is Scalar:
             return
-        if op.kind in (Identity, Tuple):
+        if op.kind is Tuple:  # its pieces are cut by the axes of the traced shape
+            self.value_of[node] = self._traced(node.all_input_nodes[0])
+        elif op.kind is Identity:
             self.value_of[node] = self._source(node)
         elif op.kind is ir.ChannelAffine:
             self._channel_affine(node, module, op)
@@ -224,24 +209,17 @@ class _Lowering:
 
     def _limits(self, node: fx.Node, op: Op) -> dict[str, Any] | None:
         """Attributes of a Clip, or None where the quantizers behind it do all it does."""
-        grids = [self._grid_behind(user) for user in node.users]
+        grids = [codes_behind(self.student, user) for user in node.users]
         bounds = bounds_needed(op.attributes["low"], op.attributes["high"], grids)
         return None if bounds is None else {"low": bounds[0], "high": bounds[1]}
 
-    def _grid_behind(self, user: fx.Node) -> CodeRange | None:
-        """That of a quantizer; None where the node is none."""
-        module = quantizer_at(self.student, user)
-        if module is None:
-            return None
-        quantizer = next(m for m in module.modules() if isinstance(m, ActivationQuantizer))
-        step, zero_point, _ = quantizer.grid()
-        return np.float32(step), zero_point, quantizer.steps
-
     def _name(self, node: fx.Node) -> str:
-        """The module's path, or the node's own name where that is taken."""
-        path = str(node.target)
+        """The module's path, or the node's own name where that is taken, or that with a number."""
         taken = {made.name for made in self.nodes}
-        return path if node.op == "call_module" and path not in taken else node.name
+        wanted = [str(node.target)] if node.op == "call_module" else []
+        numbered = (f"{node.name}_{number}" for number in itertools.count(2))
+        names = itertools.chain(wanted, [node.name], numbered)
+        return next(name for name in names if name not in taken)
 
     def _layer(self, node: fx.Node, module: Any) -> None:
         source = self._traced(node.all_input_nodes[0])
@@ -344,14 +322,18 @@ class _Lowering:
         The reshape waits until the value is quantised: between a convolution and its quantizer it
         would keep the runtime from fusing them.
         """
+        if value.name in self.laid_out:  # for another node that passes it on
+            self.value_of[node] = self.laid_out[value.name]
+            return self.value_of[node]
         if value.name in self.blocks:
             made = as_pixels(value.name, value, self.blocks[value.name], shape(node))
             for moved, result in made:
                 self.nodes.append(moved)
                 self.values[result.name] = self.value_of[node] = result
+            self.laid_out[value.name] = self.value_of[node]
             return self.value_of[node]
         if not is_tensor(node) or len(value.shape) == len(shape(node)):
             return value
         flat = self._reshape(value, f"{value.name}_shaped", shape(node))
-        self.value_of[node] = flat
+        self.value_of[node] = self.laid_out[value.name] = flat
         return flat

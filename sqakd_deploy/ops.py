@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from sqakd_deploy import graph as ir
+from sqakd_deploy import pools
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.float_ops import FUNCTIONS, METHODS, MODULES, dropped, shifted
 from sqakd_deploy.meaning import Identity, Op, Reader, Scalar, Tuple, setting, simple
+from sqakd_deploy.shapes import noted_type
 from sqakd_deploy.tracing import describe, is_parameter, is_size, known, shape
 
 
@@ -41,77 +43,6 @@ def read(node: fx.Node) -> Op | None:
             f"{describe(node)}: reads a bare parameter, which has no integer form here"
         )
     return op
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    first, second = value if isinstance(value, (tuple, list)) else (value, value)
-    return int(first), int(second)
-
-
-def _window(node: fx.Node, module: nn.Module | None) -> dict[str, Any]:
-    kernel = _pair(setting(node, module, "kernel_size", 1, None))
-    stride = setting(node, module, "stride", 2, None)
-    rows, columns = _pair(setting(node, module, "padding", 3, 0))
-    return {
-        "kernel": kernel,
-        "stride": _pair(stride) if stride else kernel,
-        "padding": (rows, columns, rows, columns),
-    }
-
-
-def _max_pool(node: fx.Node, module: nn.Module | None) -> Op:
-    dilation = _pair(setting(node, module, "dilation", 4, 1))
-    ceil_mode = bool(setting(node, module, "ceil_mode", 5, False))
-    return Op(ir.MaxPool, _window(node, module) | {"dilation": dilation, "ceil_mode": ceil_mode})
-
-
-def _average_pool(node: fx.Node, module: nn.Module | None) -> Op:
-    if setting(node, module, "divisor_override", 6, None) is not None:
-        raise ModelError(f"{describe(node)}: divisor_override has no ONNX operator")
-    flags = {
-        "ceil_mode": bool(setting(node, module, "ceil_mode", 4, False)),
-        "count_include_pad": bool(setting(node, module, "count_include_pad", 5, True)),
-    }
-    return Op(ir.AveragePool, _window(node, module) | flags)
-
-
-def _adaptive_max_pool(node: fx.Node, module: nn.Module | None) -> Op:
-    if setting(node, module, "return_indices", 2, False):
-        raise ModelError(f"{describe(node)}: indices have no form here")
-    window = _adaptive_window(node, module)
-    if window is None:
-        return Op(Identity)
-    fixed = {"padding": (0, 0, 0, 0), "ceil_mode": False, "dilation": (1, 1)}
-    return Op(ir.MaxPool, {"kernel": window, "stride": window} | fixed)
-
-
-def _adaptive_pool(node: fx.Node, module: nn.Module | None) -> Op:
-    window = _adaptive_window(node, module)
-    if window is None:
-        return Op(Identity)
-    if window == shape(node.all_input_nodes[0])[2:]:
-        return Op(ir.GlobalAveragePool)
-    fixed = {"padding": (0, 0, 0, 0), "ceil_mode": False, "count_include_pad": True}
-    return Op(ir.AveragePool, {"kernel": window, "stride": window} | fixed)
-
-
-def _adaptive_window(node: fx.Node, module: nn.Module | None) -> tuple[int, int] | None:
-    """Fixed windows, which adaptive pools have once the input's size is known, if it divides.
-
-    None is a pool that changes nothing.
-    """
-    size = setting(node, module, "output_size", 1, None)
-    height, width = (int(extent or 0) for extent in shape(node.all_input_nodes[0])[2:])
-    first, second = size if isinstance(size, (tuple, list)) else (size, size)
-    rows, columns = first or height, second or width
-    if (rows, columns) == (height, width):
-        return None
-    if height % rows or width % columns:
-        raise ModelError(
-            f"{describe(node)}: an adaptive pool from {height}×{width} to {rows}×{columns} has "
-            "windows of different sizes; choose an input size that divides"
-        )
-    return height // rows, width // columns
 
 
 def _mean(node: fx.Node, module: nn.Module | None) -> Op:
@@ -139,7 +70,7 @@ def _add(node: fx.Node, module: nn.Module | None) -> Op:
         return moved
     terms = (node.args[0], setting(node, module, "other", 1, None))
     sources = [value for value in terms if isinstance(value, fx.Node)]
-    if len(sources) == 1 and any(type(term) is int and term == 0 for term in terms):
+    if len(sources) == 1 and any(type(term) in (int, float) and term == 0 for term in terms):
         return Op(Identity)  # Python's sum() begins with 0
     if len(sources) != 2 or node.kwargs.get("alpha", 1) != 1:
         raise ModelError(f"{describe(node)}: only the sum of two tensors can be exported")
@@ -279,6 +210,16 @@ def _clamp(node: fx.Node, module: nn.Module | None) -> Op:
     return Op(ir.Clip, {"low": float(low), "high": None if high is None else float(high)})
 
 
+def _property(node: fx.Node, module: nn.Module | None) -> Op | None:
+    return Op(Scalar) if node.args[1] in ("device", "dtype") else None
+
+
+def _converted(node: fx.Node, module: nn.Module | None) -> Op | None:
+    """Nothing, where the type is as it was: the device is the model's."""
+    same = noted_type(node) == noted_type(node.args[0])
+    return Op(Identity) if same and isinstance(node.args[0], fx.Node) else None
+
+
 _RELU = simple(ir.Clip, low=0.0, high=None)
 _RELU6 = simple(ir.Clip, low=0.0, high=6.0)
 _IDENTITY = simple(Identity)
@@ -293,10 +234,10 @@ _MODULES: dict[type[nn.Module], Reader] = {
     nn.ReLU: _RELU,
     nn.ReLU6: _RELU6,
     nn.Hardtanh: _hardtanh,
-    nn.MaxPool2d: _max_pool,
-    nn.AvgPool2d: _average_pool,
-    nn.AdaptiveAvgPool2d: _adaptive_pool,
-    nn.AdaptiveMaxPool2d: _adaptive_max_pool,
+    nn.MaxPool2d: pools.max_pool,
+    nn.AvgPool2d: pools.average_pool,
+    nn.AdaptiveAvgPool2d: pools.adaptive_pool,
+    nn.AdaptiveMaxPool2d: pools.adaptive_max_pool,
     nn.Flatten: _RESHAPE,
     nn.ConstantPad2d: _pad,
     nn.Identity: _IDENTITY,
@@ -311,20 +252,22 @@ _FUNCTIONS: dict[Any, Reader] = {
     torch.cat: _concat,
     torch.concat: _concat,
     torch.concatenate: _concat,
+    torch.clone: _IDENTITY,
     F.relu: _RELU,
     torch.relu: _RELU,
     F.relu6: _RELU6,
     F.hardtanh: _hardtanh,
     torch.clamp: _clamp,
     torch.clamp_min: _clamp,
-    F.max_pool2d: _max_pool,
-    torch.max_pool2d: _max_pool,
-    F.avg_pool2d: _average_pool,
-    F.adaptive_avg_pool2d: _adaptive_pool,
-    F.adaptive_max_pool2d: _adaptive_max_pool,
+    F.max_pool2d: pools.max_pool,
+    torch.max_pool2d: pools.max_pool,
+    F.avg_pool2d: pools.average_pool,
+    F.adaptive_avg_pool2d: pools.adaptive_pool,
+    F.adaptive_max_pool2d: pools.adaptive_max_pool,
     torch.flatten: _RESHAPE,
     torch.reshape: _RESHAPE,
     torch.squeeze: _RESHAPE,
+    torch.unflatten: _RESHAPE,
     torch.unsqueeze: _RESHAPE,
     torch.mean: _mean,
     torch.permute: _permute,
@@ -335,6 +278,7 @@ _FUNCTIONS: dict[Any, Reader] = {
     F.pad: _pad,
     F.dropout: _IDENTITY,
     F.dropout2d: _IDENTITY,
+    getattr: _property,
     operator.getitem: _get_item,
     **FUNCTIONS,
 }
@@ -349,13 +293,18 @@ _METHODS: dict[str, Reader] = {
     "reshape": _RESHAPE,
     "view": _RESHAPE,
     "squeeze": _RESHAPE,
+    "unflatten": _RESHAPE,
     "unsqueeze": _RESHAPE,
     "permute": _permute,
     "transpose": _transpose,
     "swapaxes": _transpose,
     "chunk": _cut,
     "split": _cut,
+    "clone": _IDENTITY,
     "contiguous": _IDENTITY,
+    "detach": _IDENTITY,
     "float": _IDENTITY,
+    "to": _converted,
+    "type_as": _converted,
     **METHODS,
 }

@@ -40,6 +40,7 @@ from sqakd_deploy.meaning import Identity, Op, Scalar
 from sqakd_deploy.ops import read
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.shapes import noted_shape
+from sqakd_deploy.signs import POOLS, limit, signed
 from sqakd_deploy.spec import QuantSpec
 from sqakd_deploy.tracing import (
     describe,
@@ -47,12 +48,10 @@ from sqakd_deploy.tracing import (
     reads,
     shape,
     tensor_inputs,
-    tensor_inputs_through,
 )
 
 LAYERS = (ir.Conv, ir.Linear)
-_POOLS = (ir.AveragePool, ir.GlobalAveragePool)
-_JOINS = (ir.Add, ir.Mul, ir.Concat, ir.ChannelAffine, ir.Clip, *_POOLS)
+_JOINS = (ir.Add, ir.Mul, ir.Concat, ir.ChannelAffine, ir.Clip, *POOLS)
 
 
 @dataclass(frozen=True)
@@ -201,7 +200,7 @@ class _Planner:
         """Whether nothing but pooling and data movement lies between a tensor and the output."""
         return any(
             reader.op == "output"
-            or (self._is(reader, *_POOLS) and self._reaches_output(self.ends[reader]))
+            or (self._is(reader, *POOLS) and self._reaches_output(self.ends[reader]))
             for _, reader in self._readers(end)
         )
 
@@ -256,7 +255,7 @@ class _Planner:
                 list(part.users) == [node] and not self._is(self.starts.get(part, node), ir.Concat)
                 for part in parts
             )
-            mixed = self._signed(node) and any(self._is(part, ir.Clip) for part in parts)
+            mixed = signed(self.ops, node) and any(self._is(part, ir.Clip) for part in parts)
             quantised = any(self._bits(reader) for _, reader in self._readers(node))
             if alone and quantised and not mixed:
                 yield from parts
@@ -300,13 +299,15 @@ class _Planner:
             primary = max((bits for *_, bits in needs if bits is not None), default=None)
             if primary is None or self._stays_in_float(edge):
                 continue
-            yield Placed(edge, None, primary, self._signed(edge), self._limit(edge))
+            yield Placed(edge, None, primary, signed(self.ops, edge), limit(self.ops, edge))
             narrower: dict[tuple[fx.Node, int], list[fx.Node]] = defaultdict(list)
             for read_from, reader, bits in needs:
                 if bits is not None and bits < primary:
                     narrower[read_from, bits].append(reader)
             for (read_from, bits), readers in narrower.items():
-                yield Placed(read_from, tuple(readers), bits, self._signed(edge), self._limit(edge))
+                yield Placed(
+                    read_from, tuple(readers), bits, signed(self.ops, edge), limit(self.ops, edge)
+                )
 
     def _stays_in_float(self, edge: fx.Node) -> bool:
         """Between two operators in float nothing is gained by a quantizer, and accuracy lost."""
@@ -325,40 +326,9 @@ class _Planner:
             if bits is not None:
                 readers[tensor_inputs(node)[0], bits].append(node)
         for (tensor, bits), nodes in readers.items():
-            yield Placed(tensor, tuple(nodes), bits, self._signed(tensor), self._limit(tensor))
-
-    def _signed(self, node: fx.Node) -> bool:
-        if node not in self.ops:
-            return True
-        op = self.ops[node]
-        if issubclass(op.kind, ir.Clip):
-            return bool(op.attributes["low"] < 0)
-        if _bounded(op):
-            return False
-        keeps_sign = (ir.Add, ir.Mul, ir.Concat, *_POOLS)
-        if op.passes_through or issubclass(op.kind, keeps_sign):
-            return any(self._signed(source) for source in tensor_inputs_through(node))
-        return True
-
-    def _limit(self, node: fx.Node) -> float | None:
-        if node not in self.ops:
-            return None
-        op = self.ops[node]
-        if issubclass(op.kind, ir.Clip):
-            high = op.attributes["high"]
-            return None if high is None or op.attributes["low"] < 0 else float(high)
-        if _bounded(op):
-            return 1.0
-        if op.passes_through:
-            return self._limit(tensor_inputs_through(node)[0])
-        return None
-
-
-def _bounded(op: Op) -> bool:
-    """Its values lie between 0 and 1."""
-    sigmoids = ("sigmoid", "hard_sigmoid")
-    chances = issubclass(op.kind, ir.Softmax) and not op.attributes["log"]
-    return chances or op.attributes.get("function") in sigmoids
+            yield Placed(
+                tensor, tuple(nodes), bits, signed(self.ops, tensor), limit(self.ops, tensor)
+            )
 
 
 def _excluded(graph: fx.Graph, patterns: tuple[str, ...]) -> set[fx.Node]:

@@ -57,6 +57,7 @@ def quantize(
     open_attention(opened)
     student = trace(opened, input_shape)
     separate_calls(student)
+    _refuse_hooks(student)
     placement = place(student, spec, exporter.placement)
     with _device(student):  # quantizers are made where the model is
         for path, bits in placement.layers.items():
@@ -100,16 +101,22 @@ def _meta(student: nn.Module) -> tuple[QuantSpec, tuple[int, ...]]:
     return student.meta[_SPEC], student.meta[_INPUT_SHAPE]
 
 
+def _refuse_hooks(traced: fx.GraphModule) -> None:
+    for node in traced.graph.find_nodes(op="call_module"):
+        module = traced.get_submodule(str(node.target))
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ModelError(
+                f"layer {str(node.target)!r}: it has forward hooks, which a file cannot have; "
+                "remove them (what register_forward_hook returned has .remove()), or write what "
+                "they do into the model"
+            )
+
+
 # -- surgery -------------------------------------------------------------------------------------
 
 
 def _replace_layer(student: fx.GraphModule, path: str, spec: QuantSpec, bits: int) -> None:
     old: Any = student.get_submodule(path)
-    if old._forward_hooks or old._forward_pre_hooks:
-        raise ModelError(
-            f"layer {path!r}: it has forward hooks, which a file cannot have; remove them (what "
-            "register_forward_hook returned has .remove()), or write what they do into the model"
-        )
     if not isinstance(getattr(old, "weight", None), nn.Parameter):
         raise ModelError(
             f"layer {path!r}: its weight is computed (weight_norm, spectral_norm); make it plain "

@@ -18,7 +18,9 @@ from torch import fx, nn
 from sqakd_deploy import axes
 from sqakd_deploy.calls import Rewriter, argument, call, module_of, permuted
 from sqakd_deploy.lifting import free_name
-from sqakd_deploy.shapes import noted_shape
+from sqakd_deploy.shapes import noted_shape, noted_type
+
+_NEVER = -1e9  # added to a score, leaves nothing of its exponential; an infinity would make NaNs
 
 
 def rewrite(traced: fx.GraphModule) -> None:
@@ -56,6 +58,8 @@ def _attention(node: fx.Node) -> fx.Node | None:
     scores = call(node, torch.matmul, query, call(node, "transpose", key, -2, -1))
     # The factor comes after the product, so that codes are multiplied, not scaled codes.
     scores = call(node, operator.mul, scores, width**-0.5 if scale is None else scale)
+    if mask is not None and noted_type(mask) == torch.bool:
+        mask = call(node, torch.where, mask, 0.0, _NEVER)
     if mask is not None:
         scores = call(node, operator.add, scores, mask)
     return call(node, torch.matmul, call(node, F.softmax, scores, dim=-1), value)
@@ -69,6 +73,8 @@ def _taken(node: fx.Node) -> fx.Node | None:
     """
     source: Any = node.args[0]
     index: Any = node.args[1]
+    if isinstance(index, tuple) and None in index:
+        return _with_new_axes(node, source, tuple(part for part in index if part is not None))
     if not isinstance(source, fx.Node) or not isinstance(index, int):
         return None
     axis = 0
@@ -94,6 +100,16 @@ def _taken(node: fx.Node) -> fx.Node | None:
     return permuted(node, piece, order)
 
 
+def _with_new_axes(node: fx.Node, source: fx.Node, index: tuple[Any, ...]) -> fx.Node | None:
+    """What ``x[:, None]`` takes, without the axes of size 1, and then those."""
+    dims = noted_shape(node)
+    if dims is None:
+        return None
+    whole = all(part is Ellipsis or part == slice(None) for part in index)
+    taken = source if whole else call(node, operator.getitem, source, index)
+    return call(node, "reshape", taken, -1, *dims[1:])
+
+
 def _order(node: fx.Node, rank: int) -> list[int] | None:
     """The order of a permutation; None for any other node."""
     if node.target not in (torch.permute, "permute"):
@@ -105,10 +121,12 @@ def _order(node: fx.Node, rank: int) -> list[int] | None:
 
 def _quotient(node: fx.Node) -> fx.Node | None:
     by = argument(node, 1, "other", None)
-    plain = isinstance(by, (int, float)) and by and not node.kwargs.get("rounding_mode")
-    if not plain or noted_shape(node) is None:
+    if noted_shape(node) is None or node.kwargs.get("rounding_mode"):
         return None
-    return call(node, operator.mul, node.args[0], 1 / by)
+    if isinstance(by, fx.Node) and by.op == "get_attr":
+        return call(node, operator.mul, node.args[0], call(node, torch.reciprocal, by))
+    plain = isinstance(by, (int, float)) and by
+    return call(node, operator.mul, node.args[0], 1 / by) if plain else None
 
 
 def _difference(node: fx.Node) -> fx.Node | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import TensorMetadata
 
@@ -13,6 +14,12 @@ def noted_shape(node: object) -> tuple[int, ...] | None:
     """Shape of a node's tensor, with the example's batch; None where its value is no tensor."""
     meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
     return tuple(meta.shape) if isinstance(meta, TensorMetadata) else None
+
+
+def noted_type(node: object) -> torch.dtype | None:
+    """Type of a node's tensor; None where its value is no tensor."""
+    meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
+    return meta.dtype if isinstance(meta, TensorMetadata) else None
 
 
 def attribute(model: nn.Module, path: str) -> Any:

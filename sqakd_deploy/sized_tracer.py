@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -93,6 +94,10 @@ class SizedTracer(fx.Tracer):
                     break
                 self.graph.erase_node(node)
             raise
+
+    def create_arg(self, a: Any) -> Any:
+        """As the base does, but numpy's numbers become Python's, which generated code can hold."""
+        return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """One that knows its sizes."""
@@ -180,6 +185,11 @@ class _SizedProxy(fx.Proxy):
             self._plain("size", axis) if size is None else size for axis, size in enumerate(sizes)
         )
         return found if dim is None else found[dim]
+
+    @property
+    def dtype(self) -> Any:
+        value = self.tracer.value(self.node)
+        return self.__getattr__("dtype") if value is None else value.dtype
 
     def numel(self) -> Any:
         sizes = self.tracer.sizes(self.node)

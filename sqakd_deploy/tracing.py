@@ -23,6 +23,7 @@ BATCH = 2
 """Batch size of the example that shapes are read from; reports call that axis dynamic."""
 
 _LIBRARIES = (str(Path(torch.__file__).parent) + os.sep, sized_tracer.__file__)
+_PATH = "path"  # in a node's meta: of the module called, where its student's is another
 _SIZE = "size"  # in a node's meta: its value, where that is no tensor
 _SAME = 1e-4  # of the largest logit: operators are the same, so that a float32's noise is enough
 
@@ -90,10 +91,27 @@ def separate_calls(traced: fx.GraphModule) -> None:
             own = copy.deepcopy(module)
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 own.weight = module.weight
+            node.meta[_PATH] = path
             node.target = free_name(traced, path)
             traced.add_submodule(node.target, own)
         called.add(path)
+    _separate_parameters(traced)
     traced.recompile()
+
+
+def _separate_parameters(traced: fx.GraphModule) -> None:
+    """Layers written as functions of one parameter, or tied by hand, share weights alone, too."""
+    held: set[int] = set()
+    for path in dict.fromkeys(str(n.target) for n in traced.graph.nodes if n.op == "call_module"):
+        module = traced.get_submodule(path)
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        for name, tensor in own:
+            shared = name == "weight" and isinstance(module, (nn.Linear, nn.Conv2d))
+            if id(tensor) in held and not shared:
+                copied = tensor.detach().clone()
+                learned = isinstance(tensor, nn.Parameter)
+                setattr(module, name, nn.Parameter(copied) if learned else copied)
+            held.add(id(tensor))
 
 
 def _example(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
@@ -117,6 +135,11 @@ def _answer(model: nn.Module, images: Tensor) -> Tensor:
         raise ModelError(
             f"wanted a model that returns one tensor of logits, got a {type(logits).__name__}; "
             "wrap it in a module that returns its logits alone"
+        )
+    if logits.dim() != 2 or len(logits) != len(images):
+        raise ModelError(
+            f"wanted one row of logits for each image, ({len(images)}, K), got "
+            f"{tuple(logits.shape)}"
         )
     return logits
 
@@ -209,8 +232,11 @@ def describe(node: fx.Node) -> str:
 
 
 def layer_name(node: fx.Node) -> str:
-    """The name that exclude patterns match: the module's path, or the node's name."""
-    return str(node.target) if node.op == "call_module" else node.name
+    """The name that exclude patterns match: the module's path, or the node's name.
+
+    A module that is called again has another path in a student, and the same here.
+    """
+    return str(node.meta.get(_PATH, node.target)) if node.op == "call_module" else node.name
 
 
 def _user_line(stack: str | None) -> str | None:

@@ -32,9 +32,10 @@ def randomise_norms(model: nn.Module, seed: int = 0) -> nn.Module:
     for norm in model.modules():
         if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
             size = norm.num_features
-            norm.weight.data = torch.randn(size, generator=generator)
-            norm.weight.data[0] = 0.0
-            norm.bias.data = torch.randn(size, generator=generator) * 0.3
+            if norm.affine:
+                norm.weight.data = torch.randn(size, generator=generator)
+                norm.weight.data[0] = 0.0
+                norm.bias.data = torch.randn(size, generator=generator) * 0.3
             norm.running_mean = torch.randn(size, generator=generator) * 0.2
             norm.running_var = torch.rand(size, generator=generator) + 0.5
     return model.eval()

@@ -12,12 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from networks import CLASSES, SHAPE, images
 from test_families import FEW_STEPS, RARELY, same_in_numpy, with_spread
 from torch import Tensor, nn
+from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
 from sqakd_deploy.api import export, verify
 from sqakd_deploy.checkpoint import load_weights, save_weights
@@ -185,9 +187,108 @@ UNITS: dict[str, Callable[[], nn.Module]] = {
         )
     ),
     "enlarged": lambda: Net(Enlarged(), nn.Conv2d(8, 8, 3), nn.ReLU()),
+    "windows": lambda: Net(Windows(ShiftedWindowAttention)),
+    "windows_of_cosines": lambda: Net(Windows(ShiftedWindowAttentionV2)),
+    "windows_behind_each_other": lambda: Net(Strips()),
+    "by_index": lambda: Net(Tokens(ByIndex())),
+    "masked": lambda: Net(Tokens(Near())),
+    "channel_attention": lambda: Net(ChannelAttention()),
+    "split_attention": lambda: Net(SplitAttention()),
+    "squashed": lambda: Net(nn.Conv2d(8, 8, 3), nn.Tanh()),
+    "standardised_pixels": lambda: Net(Standard(), nn.Conv2d(8, 8, 3), nn.ReLU()),
     "group_norm": lambda: Net(nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8), nn.ReLU()),
     "group_norm_of_all": lambda: Net(nn.GroupNorm(1, 8), nn.Conv2d(8, 8, 3), nn.ReLU()),
 }
+
+
+class Windows(nn.Module):
+    """Attention within windows that are moved by half their size (Swin; Liu et al., 2021)."""
+
+    def __init__(self, kind: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        self.attention = kind(8, [2, 2], [1, 1], 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.attention(F.avg_pool2d(x, 2).permute(0, 2, 3, 1))
+        return result.permute(0, 3, 1, 2)
+
+
+class Strips(nn.Module):
+    """Rows of pixels as images of their own (MobileViT; Mehta and Rastegari, 2022)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, rows, columns = x.shape
+        strips = x.permute(0, 2, 3, 1).reshape(batch * rows, columns, channels)
+        y = self.norm(self.linear(strips).flatten(0, 1)).reshape_as(strips).relu()
+        y = y.transpose(1, 2).reshape(batch, rows, channels, columns)
+        return y.permute(0, 2, 1, 3) + x
+
+
+class ByIndex(nn.Module):
+    """Attention written with ``einsum``, its parts from ``chunk``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_qkv = nn.Linear(8, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.reshape(*part.shape[:2], 2, 4) for part in self.to_qkv(x).chunk(3, dim=-1))
+        scores = torch.einsum("n i h d, n j h d -> n h i j", q, k) / np.sqrt(4)
+        return torch.einsum("nhij,njhd->nihd", scores.softmax(-1), v).flatten(2)
+
+
+class Near(nn.Module):
+    """Attention to the tokens before each, by a mask of truth values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+        self.register_buffer("before", torch.ones(16, 16, dtype=torch.bool).tril())
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 8)).unbind(2)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.before)
+
+
+class ChannelAttention(nn.Module):
+    """A gate for each channel from its neighbours (ECA; Wang et al., 2020)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.conv(x.mean((2, 3)).view(x.shape[0], 1, -1))
+        return x * gate.view(x.shape[0], -1, 1, 1).sigmoid().expand_as(x)
+
+
+class SplitAttention(nn.Module):
+    """Two branches, weighted for each channel (ResNeSt; Zhang et al., 2020)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gate = nn.Conv2d(8, 16, 3, padding=1), nn.Linear(8, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branches = F.relu(self.conv(x)).reshape(x.shape[0], 2, 8, *x.shape[2:])
+        weights = self.gate(branches.sum(dim=1).mean((2, 3))).view(x.shape[0], 2, 8)
+        return (branches * weights.softmax(dim=1)[..., None, None]).sum(dim=1)
+
+
+class Standard(nn.Module):
+    """Less a mean, over a deviation that is held as a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("deviation", torch.rand(1, 8, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - 0.5) / self.deviation
 
 
 class Difference(nn.Module):
@@ -250,6 +351,13 @@ FLOATS: dict[str, set[str]] = {
     "numbers": {"Add", "Mul"},
     "encoder": {"LayerNormalization", "Mul", "Softmax"},
     "encoder_norm_first": {"Gelu", "LayerNormalization", "Mul", "Softmax"},
+    "windows": {"Add", "Mul", "Softmax"},
+    "windows_of_cosines": {"Add", "Softmax"},
+    "by_index": {"Mul", "Softmax"},
+    "masked": {"Add", "Mul", "Softmax"},
+    "split_attention": {"Softmax"},
+    "squashed": {"Tanh"},
+    "standardised_pixels": {"Add"},
     "group_norm": {"Add", "LayerNormalization", "Mul"},
     "group_norm_of_all": {"Add", "LayerNormalization", "Mul"},
 }

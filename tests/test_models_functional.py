@@ -207,6 +207,26 @@ PATTERNS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "x.swapaxes": lambda net, x, y: y.swapaxes(2, 3),
     "x.clamp_min": lambda net, x, y: y.float().clamp_min(0.0),
     "x.square": lambda net, x, y: y.relu() ** 2,
+    # along axes
+    "torch.stack": lambda net, x, y: torch.stack([x, y], 1).flatten(1, 2),
+    "torch.stack of the last axis": lambda net, x, y: torch.stack([x, y], -1).flatten(3),
+    "x.sum over groups": lambda net, x, y: y.unflatten(1, (2, 4)).sum(1),
+    "torch.roll": lambda net, x, y: torch.roll(y, shifts=(-1, 3), dims=(2, 3)),
+    "x.roll": lambda net, x, y: y.roll(-2, 1),
+    "x.mean, one axis after another": lambda net, x, y: y.mean(3).mean(2),
+    "x.mean of pixels in a row": lambda net, x, y: y.flatten(2).mean(-1),
+    "F.adaptive_max_pool2d": lambda net, x, y: F.adaptive_max_pool2d(y, (4, 2)),
+    "F.adaptive_max_pool2d of all": lambda net, x, y: F.adaptive_max_pool2d(y, 1),
+    "a sum that broadcasts": lambda net, x, y: x + y.mean((2, 3), keepdim=True),
+    "torch.add that broadcasts": lambda net, x, y: torch.add(y.mean((2, 3), True), x).relu(),
+    # pieces of what lowering holds in another shape
+    "halves of vectors": lambda net, x, y: torch.cat(
+        [y.flatten(2)[:, :, 5].chunk(2, 1)[i] for i in (1, 0)], 1
+    ),
+    # what does nothing
+    "x.clone": lambda net, x, y: y.clone().detach().to(x.dtype).type_as(x) + 0.0,
+    "x.clamp_min_": lambda net, x, y: y.clamp_min_(0.0),
+    "new axes": lambda net, x, y: y[:, None, ..., :].squeeze(1) + x[:, :, 0, None, :],
 }
 
 
@@ -283,7 +303,7 @@ def test_a_clip_of_both_signs_is_right_but_may_stay_in_float(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("pattern", "operation"),
     [
-        (lambda net, x, y: y.div_(2.0), "div_"),
+        (lambda net, x, y: y.floor_(), "floor_"),
         (lambda net, x, y: x / y, "truediv"),
         (lambda net, x, y: torch.cumsum(x, 1), "cumsum"),
         (lambda net, x, y: F.interpolate(x, scale_factor=2.0, mode="bilinear"), "interpolate"),
@@ -300,3 +320,11 @@ def test_what_has_no_integer_form_is_refused_by_name_and_line(
         f"operator '{operation}' (node '{operation}') at test_models_functional.py:{line} "
         "cannot be quantised: no integer form of it is known. "
     )
+
+
+def test_windows_have_no_batch_of_their_own(tmp_path: Path) -> None:
+    """A logit for each window is no answer for an image."""
+    torch.manual_seed(0)
+    net = Net(lambda net, x, y: y.reshape(-1, 8, 4, 8)).eval()
+    with pytest.raises(ModelError, match="one row of logits for each image"):
+        quantize(net, example=SHAPE)

@@ -39,6 +39,7 @@ FLOAT_LAYERS = {
     "LayerNormalization": "LayerNormalization",
     "LogSoftmax": "LogSoftmax",
     "Softmax": "Softmax",
+    "Tanh": "Tanh",
 }
 """Operators that count, by what ONNX Runtime may call them when they stay in float."""
 

@@ -20,9 +20,10 @@ _OPERATORS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "gelu": ("Gelu", {"approximate": "none"}),
     "gelu_tanh": ("Gelu", {"approximate": "tanh"}),
     "leaky_relu": ("LeakyRelu", {}),
+    "tanh": ("Tanh", {}),
 }
 
-WITHOUT_KERNEL = ("HardSigmoid", "Gelu", "LayerNormalization", "LogSoftmax")
+WITHOUT_KERNEL = ("HardSigmoid", "Gelu", "LayerNormalization", "LogSoftmax", "Tanh")
 """Operators that no runtime here computes in integers; each lacks some more."""
 
 GATES = {"Sigmoid": "SiLU", "HardSigmoid": "hard-swish"}

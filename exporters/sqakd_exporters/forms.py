@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
@@ -32,6 +33,35 @@ def as_conv(writer: Writer, node: g.Conv, *constants: ir.Value) -> None:
     if writer.packed:
         given = {name: value for name, value in given.items() if value != _CONV_DEFAULTS[name]}
     as_float(writer, node, "Conv", *constants, **given)
+
+
+def kept_in_float(emit: Callable[[Writer, Any], None]) -> Callable[[Writer, Any], None]:
+    """An emitter of layers whose float weights stay float.
+
+    ONNX Runtime makes int8 of a float weight between two quantizers by itself (its
+    WeightBiasQuantization), up to two steps off where it was measured: a Max of one value, which it
+    leaves alone, keeps the layer and the quantizer behind it apart.
+    """
+
+    def emitter(writer: Writer, node: g.Conv | g.Linear) -> None:
+        emit(writer, node)
+        if isinstance(node.weight, g.IntWeight) or not _between_quantizers(writer.graph, node):
+            return
+        result = writer.held_value(node.output)
+        apart = writer.op("Max", [result], f"{node.output}/apart", f"{node.name}/apart")
+        writer.hold(node, apart, grid=None)
+
+    return emitter
+
+
+def _between_quantizers(graph: g.IntegerGraph, node: g.Node) -> bool:
+    """Whether a layer reads codes, and a quantizer its output, perhaps behind a Clip."""
+    if graph.values[node.inputs[0]].grid is None:
+        return False
+    readers = [reader for reader in graph.nodes if node.output in reader.inputs]
+    clipped = {reader.output for reader in readers if isinstance(reader, g.Clip)}
+    readers += [reader for reader in graph.nodes if clipped & {*reader.inputs}]
+    return any(isinstance(reader, g.Quantize) for reader in readers)
 
 
 def as_moved(

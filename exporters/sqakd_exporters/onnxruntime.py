@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,18 +14,21 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from sqakd_deploy import graph as g
 from sqakd_deploy.errors import ExportError
 from sqakd_deploy.exporting import Artifact, Coverage, ExportOptions, PlacementRules
 from sqakd_deploy.graph import IntegerGraph
 from sqakd_deploy.spec import QuantSpec
 from sqakd_exporters.coverage import measure
 from sqakd_exporters.feeding import feed
+from sqakd_exporters.forms import kept_in_float
 from sqakd_exporters.joining import with_codes_joined
 from sqakd_exporters.packing import PACKED_BITS
 from sqakd_exporters.pooling import with_padding_apart
-from sqakd_exporters.qdq import build_model
+from sqakd_exporters.qdq import EMITTERS, build_model, conv, linear
 from sqakd_exporters.saving import save_checked
 from sqakd_exporters.unsigned import as_unsigned
+from sqakd_exporters.writer import Emitters
 
 _ERRORS_ONLY, _FATAL_ONLY = 3, 4  # ONNX Runtime's severity scale
 
@@ -55,8 +59,13 @@ class OnnxRuntimeExporter:
                 checker; if the file cannot be written.
         """
         graph = with_padding_apart(with_codes_joined(as_unsigned(graph)))
-        size = save_checked(build_model(graph, options, packs=self.packs), path)
+        size = save_checked(build_model(graph, options, packs=self.packs, emitters=_EMITTERS), path)
         return Artifact(path, self.name, size)
+
+
+_EMITTERS: Emitters = MappingProxyType(
+    {**EMITTERS, g.Conv: kept_in_float(conv), g.Linear: kept_in_float(linear)}
+)
 
 
 class OnnxRuntime:

@@ -34,6 +34,7 @@ LAYERS = {
     "PRelu": "LeakyRelu",
     "LogSoftmax": "LogSoftmax",
     "Softmax": "Softmax",
+    "Tanh": "Tanh",
     "MVN": "LayerNormalization",
 }
 """OpenVINO's operators that count, by ONNX's names for them."""

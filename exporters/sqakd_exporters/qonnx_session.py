@@ -32,6 +32,7 @@ _REAL = (
     "LogSoftmax",
     "Sigmoid",
     "Softmax",
+    "Tanh",
 )
 
 

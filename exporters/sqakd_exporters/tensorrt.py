@@ -16,7 +16,7 @@ from sqakd_deploy import graph as g
 from sqakd_deploy.errors import ExportError, SpecError
 from sqakd_deploy.exporting import Artifact, ExportOptions, PlacementRules, RuleCheck
 from sqakd_deploy.spec import QuantSpec
-from sqakd_exporters.forms import as_conv, as_float
+from sqakd_exporters.forms import as_conv, as_float, kept_in_float
 from sqakd_exporters.pooling import with_padding_apart
 from sqakd_exporters.qdq import EMITTERS, OPSETS, opset_for, weight
 from sqakd_exporters.reals import RealWriter, real_bias, real_pad
@@ -107,5 +107,11 @@ def _linear(writer: Writer, node: g.Linear) -> None:
 
 
 _EMITTERS: Emitters = MappingProxyType(
-    {**EMITTERS, g.Quantize: _quantize, g.Conv: _conv, g.Linear: _linear, g.Pad: real_pad}
+    {
+        **EMITTERS,
+        g.Quantize: _quantize,
+        g.Conv: kept_in_float(_conv),
+        g.Linear: kept_in_float(_linear),
+        g.Pad: real_pad,
+    }
 )

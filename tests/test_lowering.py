@@ -1,0 +1,184 @@
+"""Networks whose lowering once lost something: each file must answer as its student."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import SHAPE, images
+from test_families import FEW_STEPS, RARELY, with_spread
+from test_lifting import Net, Tokens
+from torch import Tensor, nn
+
+from sqakd_deploy.api import export, verify
+from sqakd_deploy.distillation import distill
+from sqakd_deploy.errors import ModelError
+from sqakd_deploy.quantization import quantize, weight_quantizers
+from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
+
+CALIBRATED = DistillConfig(epochs=0, calibration_images=64, bn_images=64)
+
+
+class Inner(nn.Module):
+    """Code of one's own over some layers."""
+
+    def __init__(self, code: Callable[[Any, Tensor], Tensor], **parts: Any) -> None:
+        super().__init__()
+        self.code = code
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.code(self, x)
+
+
+def conv(size: int = 3, **settings: Any) -> nn.Conv2d:
+    return nn.Conv2d(8, 8, size, padding=size // 2, **settings)
+
+
+def excluded_block() -> nn.Module:
+    def code(net: Any, x: Tensor) -> Tensor:
+        return F.relu(net.second(F.relu(net.norm(net.first(x)))) + x)
+
+    return Net(Inner(code, first=conv(bias=False), norm=nn.BatchNorm2d(8), second=conv()))
+
+
+def norm_behind_rows() -> nn.Module:
+    def code(net: Any, x: Tensor) -> Tensor:
+        return F.relu(net.norm(net.linear(x)))
+
+    return Net(nn.AvgPool2d(2), conv(), Inner(code, linear=nn.Linear(4, 8), norm=nn.BatchNorm2d(8)))
+
+
+def plain_norm() -> nn.Module:
+    return Net(conv(1, groups=8, bias=False), nn.BatchNorm2d(8, affine=False), nn.ReLU(), conv())
+
+
+def one_bias() -> nn.Module:
+    def code(net: Any, x: Tensor) -> Tensor:
+        x = F.conv2d(x, net.first, net.bias, padding=1).relu()
+        return F.conv2d(x, net.second, net.bias, padding=1)
+
+    weights = {name: nn.Parameter(torch.randn(8, 8, 3, 3)) for name in ("first", "second")}
+    return Net(Inner(code, **weights, bias=nn.Parameter(torch.randn(8))))
+
+
+def tied_by_hand() -> nn.Module:
+    first, second = conv(), conv()
+    second.bias = first.bias
+    return Net(first, nn.ReLU(), second)
+
+
+def named_as_an_operator() -> nn.Module:
+    def code(net: Any, x: Tensor) -> Tensor:
+        return net.add(net.add(x).relu() + x) + x
+
+    return Net(Inner(code, add=conv()))
+
+
+def rows_read_twice() -> nn.Module:
+    def code(net: Any, x: Tensor) -> Tensor:
+        y = net.linear(x)
+        return y + net.dropout(y)
+
+    return Net(Tokens(Inner(code, linear=nn.Linear(8, 8), dropout=nn.Dropout(0.1))))
+
+
+def pixels_read_twice() -> nn.Module:
+    def code(net: Any, x: Tensor) -> Tensor:
+        y = net.up(x)
+        return y + net.dropout(y)
+
+    return Net(Inner(code, up=nn.ConvTranspose2d(8, 8, 2, 2), dropout=nn.Dropout(0.1)))
+
+
+def gated_rows() -> nn.Module:
+    def code(net: Any, x: Tensor) -> Tensor:
+        value, gate = net.linear(x).chunk(2, -1)
+        return value * gate.sigmoid()
+
+    return Net(Tokens(Inner(code, linear=nn.Linear(8, 16))))
+
+
+def cut_token() -> nn.Module:
+    def code(net: Any, x: Tensor) -> Tensor:
+        first, second = x.flatten(2).transpose(1, 2)[:, 3].split(4, -1)
+        return torch.cat([second, first], -1)[..., None, None]
+
+    return Net(Inner(code), conv(1))
+
+
+def cut_pixels() -> nn.Module:
+    def code(net: Any, x: Tensor) -> Tensor:
+        first, second = net.up(x).chunk(2, 1)
+        return first + second
+
+    return Net(Inner(code, up=nn.ConvTranspose2d(8, 16, 2, 2)), conv(1))
+
+
+TWO = TensorSpec(bits=2)
+CASES: dict[str, tuple[Callable[[], nn.Module], QuantSpec]] = {
+    "excluded_block": (excluded_block, QuantSpec(exclude=("inner.0.first",))),
+    "norm_behind_rows": (norm_behind_rows, QuantSpec()),
+    "plain_norm": (plain_norm, QuantSpec(weights=TWO, activations=TWO)),
+    "one_bias": (one_bias, QuantSpec()),
+    "tied_by_hand": (tied_by_hand, QuantSpec()),
+    "named_as_an_operator": (named_as_an_operator, QuantSpec()),
+    "rows_read_twice": (rows_read_twice, QuantSpec(placement="paper")),
+    "pixels_read_twice": (pixels_read_twice, QuantSpec(placement="paper")),
+    "gated_rows": (gated_rows, QuantSpec(placement="paper")),
+    "cut_token": (cut_token, QuantSpec()),
+    "cut_pixels": (cut_pixels, QuantSpec(placement="paper")),
+}
+
+
+def made(name: str) -> tuple[nn.Module, QuantSpec]:
+    torch.manual_seed(0)
+    build, spec = CASES[name]
+    return with_spread(build()).eval(), spec
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_file_answers_as_the_student(name: str, tmp_path: Path) -> None:
+    model, spec = made(name)
+    student = quantize(model, spec, example=SHAPE)
+    distill(student, images(64), teacher=model, config=CALIBRATED)
+    report = verify(export(student, tmp_path / "model.onnx"), student, images(128, seed=5))
+    assert not report.failures
+    with torch.no_grad():
+        assert float(student(images(128)).std(0).max()) > 5 * report.output_step
+    for stage in report.stages:
+        assert stage.mean_error < RARELY, report
+        assert stage.max_error <= FEW_STEPS, report
+    floats = [f.node for f in report.coverage.fallbacks if f.op_type == "Conv"]
+    if spec.placement == "target":
+        assert floats == (["inner.0.first"] if spec.exclude else [])
+
+
+def test_an_exclusion_holds_for_every_call_of_a_layer() -> None:
+    torch.manual_seed(0)
+    model = Net(Inner(lambda net, x: net.add(net.add(x).relu()), add=conv())).eval()
+    student = quantize(model, QuantSpec(exclude=("inner.0.add",)), example=SHAPE)
+    assert not any("add" in name for name in weight_quantizers(student))
+
+
+@pytest.mark.parametrize("kind", [nn.ReLU, nn.MaxPool2d])
+def test_a_hook_of_a_layer_without_weights_is_refused(kind: Callable[..., nn.Module]) -> None:
+    layer = kind(2) if kind is nn.MaxPool2d else kind()
+    layer.register_forward_hook(lambda module, inputs, output: output * 2)
+    with pytest.raises(ModelError, match="forward hooks, which a file cannot have"):
+        quantize(Net(conv(), layer).eval(), example=SHAPE)
+
+
+def test_what_is_shared_by_hand_stays_shared_in_the_model() -> None:
+    model, spec = made("tied_by_hand")
+    before = copy.deepcopy(model.state_dict())
+    quantize(model, spec, example=SHAPE)
+    assert model.inner[0].bias is model.inner[2].bias
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert model(images(2)).shape[0] == 2
