@@ -97,7 +97,7 @@ def test_no_candidate_step_beats_the_one_found(
     found = search_step(rows, low, low + steps, offset)
     levels = low + np.arange(steps + 1)
     for row, step in zip(rows.double().numpy(), found.tolist(), strict=True):
-        full = np.abs(row).max() / np.abs(low)
+        full = max(row.max() / (low + steps), row.min() / low)
         fractions = np.arange(1, CANDIDATES + 1) / CANDIDATES
         best = min(error(row, levels * full * f) for f in fractions)
         assert error(row, levels * step) <= best * (1 + RTOL)
@@ -204,7 +204,7 @@ def test_thinning_of_rows_visits_every_place_of_a_kernel(
 def test_the_sample_of_a_large_weight_finds_a_step_as_good_as_any() -> None:
     row = torch.randn(1, 1 << 20, generator=torch.Generator().manual_seed(0))
     found = float(search_step(row, -8.0, 7.0, 0.0))
-    full = float(row.abs().max()) / 8  # not only the sample's
+    full = max(float(row.max()) / 7, float(row.min()) / -8)  # not only the sample's
     assert found / full * CANDIDATES == pytest.approx(round(found / full * CANDIDATES), rel=1e-6)
     values, levels = row[0].double().numpy(), np.arange(-8, 8)
     near = [found * (1 + k / 20) for k in range(-10, 11)]
