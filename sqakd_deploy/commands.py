@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from sqakd_deploy.report import (
 from sqakd_deploy.runs import held_out, load_student
 from sqakd_deploy.scoring import score_file, score_run, score_weights
 from sqakd_deploy.spec import parse_bits
+from sqakd_deploy.strict_json import strict
 from sqakd_deploy.teaching import teach
 from sqakd_deploy.verification.reference import save_reference as write_reference
 from sqakd_deploy.verification.student import reference_of
@@ -46,7 +46,7 @@ def _consoles() -> tuple[Console, Console]:
 
 
 def _print_json(values: Any) -> None:
-    print(json.dumps(values, indent=2))
+    print(strict(values, indent=2))
 
 
 def train(
