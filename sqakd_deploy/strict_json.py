@@ -1,4 +1,4 @@
-"""JSON as its standard has it: of ``NaN`` and ``Infinity``, which Python writes, it knows nothing."""
+"""JSON as its standard has it, without the ``NaN`` and ``Infinity`` that Python writes."""
 
 from __future__ import annotations
 
