@@ -10,6 +10,7 @@ from accelerate import PartialState
 from rich.console import Console
 
 import sqakd_deploy.training as training
+from sqakd_deploy.abilities import check_form
 from sqakd_deploy.api import check_folder, export_proven, would_change
 from sqakd_deploy.checkpoint import Run, newest_run, open_run
 from sqakd_deploy.config import DataConfig, load_config, merge
@@ -193,7 +194,9 @@ def export(
     if target is not None:
         get_exporter(target)
     how = ExportOptions(**options)
-    loaded = load_student(open_run(run) if run else newest_run())
+    opened = open_run(run) if run else newest_run()
+    check_form(get_exporter(target or opened.config.quantization.target), path, how.opset)
+    loaded = load_student(opened)
     listener_for(progress).message(f"exporting {loaded.run.path} ({loaded.run.status})")
     images, split = held_out(loaded, data, samples)
     if target is not None and anyway:

@@ -43,8 +43,8 @@ from sqakd_deploy.tracing import first_tensor
 
 _ENOUGH_BITS = 4  # to freeze BatchNorm from the start and to learn slowly (docs/decisions.md)
 # For statistics of BatchNorm that are better than the model's own. Measured with 0 epochs, as KL
-# from the teacher: 22 images of one class gave 0.235 and the model's own 0.048, 240 mixed ones 0.011
-# and the model's own 0.045.
+# from the teacher: 22 images of one class gave 0.235 and the model's own 0.048, 240 mixed images
+# 0.011 and the model's own 0.045.
 _ENOUGH_IMAGES = 128
 _LR, _FEW_BITS_LR = 3e-4, 1e-3
 _DELTA_BATCHES = 3  # as EWGS averages its trace (Lee et al., 2021, §4.1)

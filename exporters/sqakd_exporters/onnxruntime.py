@@ -22,7 +22,7 @@ from sqakd_exporters.feeding import feed
 from sqakd_exporters.joining import with_codes_joined
 from sqakd_exporters.packing import PACKED_BITS
 from sqakd_exporters.pooling import with_padding_apart
-from sqakd_exporters.qdq import build_model
+from sqakd_exporters.qdq import OPSETS, build_model
 from sqakd_exporters.saving import save_checked
 from sqakd_exporters.unsigned import as_unsigned
 
@@ -43,6 +43,8 @@ class OnnxRuntimeExporter:
     runtime = "onnxruntime"
     placement = PlacementRules()
     packs = PACKED_BITS
+    suffixes = (".onnx",)
+    opsets = OPSETS
 
     def check(self, spec: QuantSpec) -> None:
         """Every spec that validates can run: 1 to 8 bits, any registered method."""
