@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sqakd_deploy.abilities import check_form, packs_of
 from sqakd_deploy.errors import ExportError, SpecError
 from sqakd_deploy.exporting import (
     PROFILE_KEY,
@@ -21,7 +22,6 @@ from sqakd_deploy.exporting import (
     ExportOptions,
     ProfileExporter,
     conformance_of,
-    packs_of,
 )
 from sqakd_deploy.integer import lower
 from sqakd_deploy.parity import ParityReport, Tolerance, verify
@@ -55,13 +55,15 @@ def export(
         ExportError: if the folder does not exist, the path is one itself, or a layer cannot be
             written, naming it; if the file breaks a documented rule of a target that it cannot be
             run in.
-        SpecError: if the options insist on packed weights and the target cannot restore them, or
-            want raw pixels and the metadata do not say how they are prepared; if another target
-            would have placed quantizers otherwise.
+        SpecError: if no file of the target has such a name or opset; if the options insist on
+            packed weights and the target cannot restore them, or want raw pixels and the metadata
+            do not say how they are prepared; if another target would have placed quantizers
+            otherwise.
     """
     final = Path(path)
     exporter = get_exporter(target or spec_of(student).target)
     check_folder(final)
+    check_form(exporter, final, options.opset if options else None)
     asked = (target, anyway, options, metadata)
     if not isinstance(exporter, ProfileExporter):
         return _write(student, final, *asked)
@@ -121,6 +123,8 @@ def export_proven(
     """
     final = Path(path)
     check_folder(final)
+    exporter = get_exporter(target or spec_of(student).target)
+    check_form(exporter, final, options.opset if options else None)
     with _trial(final) as trial:
         artifact = _write(student, trial, target, anyway, options, metadata)
         report = verify(artifact, student, images, labels=labels, tolerance=tolerance)

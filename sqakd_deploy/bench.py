@@ -113,6 +113,11 @@ def bench(
     """
     how = options or BenchOptions()
     files = {MODEL: Path(model)} | ({} if fp32 is None else {FP32: Path(fp32)})
+    if fp32 is not None and not Path(fp32).exists():  # which export does not write
+        raise ExportError(
+            f"fp32: there is no file {fp32}; name the float model as ONNX, or leave it out: the "
+            "command line takes the run's teacher"
+        )
     known = {kind: onnx_input(path) for kind, path in files.items()}
     _check_alike(files, known)
     pixels = {kind: given is not None and given.pixels for kind, given in known.items()}

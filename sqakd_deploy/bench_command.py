@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from sqakd_deploy.errors import CheckpointError, ExportError, ModelError
 from sqakd_deploy.listening import told
 from sqakd_deploy.plugins import get_runtime
 from sqakd_deploy.report import listener_for
+from sqakd_deploy.strict_json import strict
 
 
 def run(
@@ -58,7 +58,7 @@ def run(
     if plot is not None:
         draw(report, plot)
     if as_json:
-        print(json.dumps(report.to_dict() | {"baseline": note, "profile": profile}, indent=2))
+        print(strict(report.to_dict() | {"baseline": note, "profile": profile}, indent=2))
     else:
         _print(report, [profile, note] if profile else [note], plot)
 

@@ -26,6 +26,8 @@ from sqakd_deploy.config import RunConfig, load_config
 from sqakd_deploy.data import DATASETS
 from sqakd_deploy.errors import CheckpointError, SqakdError
 from sqakd_deploy.files import replacing, write_text
+from sqakd_deploy.nonfinite import non_finite_tensor
+from sqakd_deploy.strict_json import strict
 
 Status = Literal["running", "interrupted", "failed", "complete"]
 CONFIG, STATE, METRICS = "config.yaml", "run.json", "metrics.jsonl"
@@ -70,7 +72,7 @@ class Run:
         if not self.writable:
             return
         try:
-            write_text(self.path / STATE, json.dumps(self.facts, indent=2) + "\n")
+            write_text(self.path / STATE, strict(self.facts, indent=2) + "\n")
         except OSError as error:
             raise CheckpointError(f"cannot write {self.path / STATE}: {error}") from error
 
@@ -86,7 +88,7 @@ class Run:
         path = self.path / METRICS
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if not _supersedes(values, json.loads(line))]
-        write_text(path, "\n".join([*kept, json.dumps(values)]) + "\n")
+        write_text(path, "\n".join([*kept, strict(values)]) + "\n")
 
 
 def _supersedes(new: dict[str, Any], old: dict[str, Any]) -> bool:
@@ -224,10 +226,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Load what :func:`save_weights` wrote into a model of the same kind.
 
     Raises:
-        CheckpointError: if the file is missing, truncated or of another model.
+        CheckpointError: if the file is missing, truncated or of another model, or holds numbers
+            that are not finite.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; the run was stopped before it was saved")
+        raise CheckpointError(f"{path} does not exist")
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -245,5 +248,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
             f"{path} belongs to another model: {'; '.join(problems[:5])}"
             + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         )
+    spoilt = non_finite_tensor(state, own)
+    if spoilt is not None:
+        raise CheckpointError(f"{path}: weights hold values that are not finite: {spoilt}")
     own.update(state)  # it knows its modules' versions, which MNASNet asks for
     model.load_state_dict(own)

@@ -129,7 +129,12 @@ def main() -> None:
     type=click.Choice(["kl", "ce", "kl+ce"]),
     help="kl sees no label; the others are baselines.  [default: kl]",
 )
-@setting("distillation.epochs", "--epochs", type=int, help="0 only calibrates.  [default: 30]")
+@setting(
+    "distillation.epochs",
+    "--epochs",
+    type=int,
+    help="0 calibrates ranges and re-estimates BatchNorm.  [default: 30]",
+)
 @setting("distillation.batch_size", "--batch-size", type=int, help="[default: 128]")
 @setting(
     "distillation.lr",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from accelerate import PartialState
 from rich.console import Console
 
 import sqakd_deploy.training as training
+from sqakd_deploy.abilities import check_form
 from sqakd_deploy.api import check_folder, export_proven, would_change
 from sqakd_deploy.checkpoint import Run, newest_run, open_run
 from sqakd_deploy.config import DataConfig, load_config, merge
@@ -35,6 +35,7 @@ from sqakd_deploy.report import (
 from sqakd_deploy.runs import held_out, load_student
 from sqakd_deploy.scoring import score_file, score_run, score_weights
 from sqakd_deploy.spec import parse_bits
+from sqakd_deploy.strict_json import strict
 from sqakd_deploy.teaching import teach
 from sqakd_deploy.verification.reference import save_reference as write_reference
 from sqakd_deploy.verification.student import reference_of
@@ -46,7 +47,7 @@ def _consoles() -> tuple[Console, Console]:
 
 
 def _print_json(values: Any) -> None:
-    print(json.dumps(values, indent=2))
+    print(strict(values, indent=2))
 
 
 def train(
@@ -193,7 +194,9 @@ def export(
     if target is not None:
         get_exporter(target)
     how = ExportOptions(**options)
-    loaded = load_student(open_run(run) if run else newest_run())
+    opened = open_run(run) if run else newest_run()
+    check_form(get_exporter(target or opened.config.quantization.target), path, how.opset)
+    loaded = load_student(opened)
     listener_for(progress).message(f"exporting {loaded.run.path} ({loaded.run.status})")
     images, split = held_out(loaded, data, samples)
     if target is not None and anyway:

@@ -36,12 +36,16 @@ from sqakd_deploy.quantization import (
     scaling_quantizers,
     weight_quantizers,
 )
-from sqakd_deploy.sampling import sample
+from sqakd_deploy.sampling import holding, sample
 from sqakd_deploy.saves import Saves
 from sqakd_deploy.spec import DistillConfig
 from sqakd_deploy.tracing import first_tensor
 
 _ENOUGH_BITS = 4  # to freeze BatchNorm from the start and to learn slowly (docs/decisions.md)
+# For statistics of BatchNorm that are better than the model's own. Measured with 0 epochs, as KL
+# from the teacher: 22 images of one class gave 0.235 and the model's own 0.048, 240 mixed images
+# 0.011 and the model's own 0.045.
+_ENOUGH_IMAGES = 128
 _LR, _FEW_BITS_LR = 3e-4, 1e-3
 _DELTA_BATCHES = 3  # as EWGS averages its trace (Lee et al., 2021, §4.1)
 
@@ -64,7 +68,8 @@ def distill(
     Args:
         student: from :func:`~sqakd_deploy.quantization.quantize`; **changed in place**: calibrated
             (unless it is: a student that was trained or calibrated before goes on with its ranges),
-            BatchNorm re-estimated, trained, biases moved onto the integer grid (where it has one).
+            BatchNorm re-estimated (from 128 images on, unless ``bn_images`` are fewer), trained,
+            biases moved onto the integer grid (where it has one).
         images: preprocessed images ``(N, C, H, W)``, or batches of them, gone through once an
             epoch. Of a batch that is a tuple only the first element is used.
         teacher: the float model; used in evaluation mode, not changed.
@@ -105,7 +110,7 @@ def distill(
     if calibration is not None or not is_calibrated(student):
         calibrate(student, sample(still, config.calibration_images))
     records = []
-    reestimate = partial(_reestimate, student, still, config)
+    reestimate = partial(_reestimate, student, still, config, say)
     if config.epochs:
         run = _Distillation(student, teacher, config, batches, say)
         records = run.fit(saves, on_step, on_epoch, reestimate)
@@ -117,9 +122,26 @@ def distill(
 
 
 def _reestimate(
-    student: nn.Module, images: Tensor | Iterable[object], config: DistillConfig
+    student: nn.Module,
+    images: Tensor | Iterable[object],
+    config: DistillConfig,
+    say: Callable[[str], None],
 ) -> None:
-    reestimate_batch_norm(student, sample(images, config.bn_images))
+    """Estimate BatchNorm's statistics anew, unless there are too few images to gain by it.
+
+    Whoever asks for fewer gets what they ask for.
+    """
+    found = sample(images, config.bn_images)
+    if config.bn_images >= _ENOUGH_IMAGES and batch_norms(student):
+        enough = holding(found, _ENOUGH_IMAGES)
+        if enough is None:
+            say(
+                f"BatchNorm's statistics stay as they are: there are fewer than {_ENOUGH_IMAGES} "
+                "images to estimate them from"
+            )
+            return
+        found = enough
+    reestimate_batch_norm(student, found)
 
 
 def frozen_epochs(student: nn.Module, config: DistillConfig) -> int:

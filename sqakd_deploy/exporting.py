@@ -89,6 +89,10 @@ class ExportOptions:
         for field_name in ("input_name", "output_name"):
             if not getattr(self, field_name).strip():
                 raise SpecError(f"{field_name}: wanted a name, got an empty one")
+        if self.input_name == self.output_name:
+            raise SpecError(
+                f"input_name, output_name: wanted two names, got {self.input_name!r} for both"
+            )
         if self.input_type not in ("float32", "uint8"):
             raise SpecError(f"input: wanted float32 or uint8, got {self.input_type!r}")
         if self.input_layout not in ("nchw", "nhwc"):
@@ -306,18 +310,6 @@ class Conformance:
         ]
 
 
-@runtime_checkable
-class PackingExporter(Exporter, Protocol):
-    """An exporter that can store weights below a byte each.
-
-    Attributes:
-        packs: weight bits (1 to 7) that its runtime restores at load, once and for all, so that
-            the kernels are those of the unpacked file.
-    """
-
-    packs: frozenset[int]
-
-
 PROFILE_KEY = "sqakd.profile"
 """Metadata: that a file was not run in the runtime it was written for, and which that is."""
 
@@ -347,11 +339,6 @@ def conformance_of(exporter: Exporter, path: Path) -> Conformance | None:
     if not isinstance(exporter, ProfileExporter):
         return None
     return Conformance(exporter.deployed_in, exporter.conformance(path))
-
-
-def packs_of(exporter: Exporter) -> frozenset[int]:
-    """Weight bits that an exporter can pack; none if it does not say."""
-    return exporter.packs if isinstance(exporter, PackingExporter) else frozenset()
 
 
 def named_stages(runtime: Runtime) -> dict[str, bool]:

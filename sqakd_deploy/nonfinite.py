@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+
+
+def non_finite_tensor(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
+    """The first tensor that would not be finite in a model.
+
+    Args:
+        found: to be loaded, under the model's own names.
+        wanted: what the model has of its own: a mask that it builds with -inf may hold one.
+
+    Returns:
+        Its name; None if there is none.
+    """
+    for name, own in wanted.items():
+        if bool(own.isfinite().all()) and not bool(found[name].to(own.dtype).isfinite().all()):
+            return name
+    return None
 
 
 def first_non_finite(model: nn.Module, images: Tensor) -> str:

@@ -6,6 +6,7 @@ Imports click alone, as :mod:`sqakd_deploy.cli` does.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -237,16 +238,37 @@ export_options = grouped(
 )
 """What the file looks like from outside."""
 
+
+class _Finite(click.FloatRange):
+    """A range that infinity is outside of, and NaN, which compares with nothing."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"wanted a finite number, got {value}", param, ctx)
+        return number
+
+
 tolerance_options = grouped(
     click.option(
-        "--min-agreement", type=float, default=99.5, show_default=True, help="Top-1, percent."
+        "--min-agreement",
+        type=_Finite(0, 100),
+        default=99.5,
+        show_default=True,
+        help="Top-1, percent.",
     ),
     click.option(
-        "--max-accuracy-gap", type=float, default=0.3, show_default=True, help="Top-1, points."
+        "--max-accuracy-gap",
+        type=_Finite(0, 100),
+        default=0.3,
+        show_default=True,
+        help="Top-1, points.",
     ),
     click.option(
         "--max-mean-error",
-        type=float,
+        type=_Finite(min=0),
         default=4.0,
         show_default=True,
         help="Logits, in steps of the output's scale.",

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sqakd_deploy.errors import ExportError
+from sqakd_deploy.errors import DataError, ExportError
 from sqakd_deploy.evaluate import predict
 from sqakd_deploy.exporting import Artifact, conformance_of
 from sqakd_deploy.integer import lower
@@ -67,6 +67,8 @@ def verify(
     """
     path = artifact.path if isinstance(artifact, Artifact) else Path(artifact)
     batches = [first_tensor(b) for b in ([images] if isinstance(images, Tensor) else images)]
+    if not sum(map(len, batches)):
+        raise DataError("wanted at least one image to compare on, got none")
     name = artifact.exporter if isinstance(artifact, Artifact) else spec_of(student).target
     exporter = get_exporter(name)
     runtime = get_runtime(exporter.runtime)

@@ -12,7 +12,7 @@ from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
 from torch import Tensor, fx, nn
 
 from sqakd_deploy.attention import open_attention
-from sqakd_deploy.errors import DataError, ModelError
+from sqakd_deploy.errors import DataError, ModelError, SpecError
 from sqakd_deploy.geometry import conv_arguments
 from sqakd_deploy.lifting import free_name
 from sqakd_deploy.placement import Placed, place
@@ -44,7 +44,8 @@ def quantize(
         set yet: :func:`calibrate` or the first training batch does that.
 
     Raises:
-        SpecError: if a method or target is unknown or the target cannot run the spec.
+        SpecError: if a method or target is unknown, the target cannot run the spec, or the example
+            has another form.
         ModelError: if the model cannot be traced or holds a layer without an integer form.
     """
     spec = spec or QuantSpec()
@@ -52,7 +53,7 @@ def quantize(
         METHODS[side.method]  # a misspelt method must not cost a trace
     exporter = get_exporter(spec.target)
     exporter.check(spec)
-    input_shape = tuple(example.shape[1:]) if isinstance(example, Tensor) else tuple(example)
+    input_shape = _image_shape(example)
     opened = unwrapped(model)
     open_attention(opened)
     student = trace(opened, input_shape)
@@ -68,6 +69,21 @@ def quantize(
     student.recompile()
     student.meta[_SPEC], student.meta[_INPUT_SHAPE] = spec, input_shape
     return student.eval()
+
+
+def _image_shape(example: Tensor | tuple[int, ...]) -> tuple[int, ...]:
+    """``(C, H, W)`` of example images, or as given."""
+    if isinstance(example, Tensor) and example.dim() == 4:
+        return tuple(example.shape[1:])
+    is_shape = isinstance(example, (tuple, list)) and all(isinstance(n, int) for n in example)
+    if is_shape and len(example) == 3:
+        return tuple(example)
+    shape = example if is_shape else getattr(example, "shape", None)
+    got = type(example).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
+    raise SpecError(
+        "example: wanted a torch tensor of images (N, C, H, W), or their shape (C, H, W); "
+        f"got {got}"
+    )
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -93,14 +93,20 @@ def load_student(run: Run | Path | str) -> Loaded:
         run: its folder, opened or not.
 
     Raises:
-        CheckpointError: if the folder is incomplete or damaged, or placed by other rules.
+        CheckpointError: if the folder is incomplete or damaged, a teacher's, or placed by other
+            rules.
     """
     run = opened(run)
+    if run.kind == "teacher":
+        raise CheckpointError(
+            f"{run.path} is a teacher's run, which has no student; train one from it: "
+            f"'sqakd-deploy train --weights {run.path / TEACHER}'"
+        )
     check_rules(run)
     model, preprocessing = _untrained(run)
     shape = (preprocessing.channels, *preprocessing.input_size)
     student = quantize(model, run.config.quantization, example=shape)
-    load_weights(student, run.path / STUDENT)
+    load_weights(student, _saved(run, STUDENT))
     classes = run.facts["data"].get("classes")
     return Loaded(run, student.eval(), preprocessing, tuple(classes) if classes else None)
 
@@ -116,8 +122,26 @@ def load_teacher(run: Run | Path | str) -> tuple[nn.Module, Preprocessing]:
     """
     run = opened(run)
     model, preprocessing = _untrained(run)
-    load_weights(model, run.path / TEACHER)
+    load_weights(model, _saved(run, TEACHER))
     return model.eval(), preprocessing
+
+
+def _saved(run: Run, name: str) -> Path:
+    """A run's file of weights.
+
+    Raises:
+        CheckpointError: if it is not there, saying how the run goes on.
+    """
+    path = run.path / name
+    if path.is_file():
+        return path
+    if run.status == "complete":  # which nothing goes on with
+        raise CheckpointError(f"{path} does not exist, though the run is complete; train it anew")
+    command = "teacher" if run.kind == "teacher" else "train"
+    raise CheckpointError(
+        f"{path} does not exist; the run was stopped before it was saved: go on with "
+        f"'sqakd-deploy {command} --resume {run.path}'"
+    )
 
 
 def _untrained(run: Run) -> tuple[nn.Module, Preprocessing]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -26,6 +27,16 @@ def sample(images: Tensor | Iterable[object], count: int) -> Iterator[Tensor]:
         Batches; of a single image only if there is no other.
     """
     return _spread(images, count) if isinstance(images, Tensor) else _joined(_first(images, count))
+
+
+def holding(batches: Iterator[Tensor], count: int) -> Iterator[Tensor] | None:
+    """The same batches if they hold at least ``count`` images, else None; none is made twice."""
+    ahead: list[Tensor] = []
+    for batch in batches:
+        ahead.append(batch)
+        if sum(map(len, ahead)) >= count:
+            return itertools.chain(ahead, batches)
+    return None
 
 
 def _spread(images: Tensor, count: int) -> Iterator[Tensor]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +16,14 @@ from pydantic import ValidationError
 from sqakd_deploy.checkpoint import TEACHER, Run, opened
 from sqakd_deploy.config import DataConfig, RunConfig
 from sqakd_deploy.data import ImageData, Preprocessing
-from sqakd_deploy.errors import CheckpointError, DataError, SpecError
+from sqakd_deploy.errors import CheckpointError, DataError, ExportError, SpecError
 from sqakd_deploy.evaluate import Logits, accuracy, predict
 from sqakd_deploy.listening import Listener
 from sqakd_deploy.models import load_any_weights
 from sqakd_deploy.models.outputs import count_logits
 from sqakd_deploy.onnx_file import read_onnx
 from sqakd_deploy.origin import origin_in, origin_of
+from sqakd_deploy.pixels import PREPROCESSING_KEY
 from sqakd_deploy.plugins import get_runtime
 from sqakd_deploy.preparing import build, check_there, load
 from sqakd_deploy.runs import load_student, load_teacher, still_batches
@@ -157,21 +159,22 @@ def score_file(
         listener: hears of the progress.
 
     Raises:
-        ExportError: if it is no such file, or the runtime refuses it.
+        ExportError: if it is no such file, says no JSON where it should, or the runtime refuses it.
         SpecError: if other channels are asked for than it takes.
         DataError: if the images have no labels, or are of other classes.
     """
     path = Path(path)
     facts = _metadata(path)
-    given = facts.get("sqakd.preprocessing")
-    preprocessing = _preprocessing(json.loads(given), str(path)) if given else None
+    given = _stated(facts, PREPROCESSING_KEY, path)
+    preprocessing = None if given is None else _preprocessing(given, str(path))
+    classes = _class_names(_stated(facts, "sqakd.classes", path), path)
     if preprocessing is not None and config.data.channels not in (None, preprocessing.channels):
         raise SpecError(
             f"channels: {path.name} takes images of {preprocessing.channels}, got "
             f"{config.data.channels}; leave out --channels"
         )
     data = _labelled(config, preprocessing, limit, listener)
-    _same_classes(data, path.name, json.loads(facts.get("sqakd.classes", "null")))
+    _same_classes(data, path.name, classes)
     session = get_runtime(runtime).open(path)
     batches = still_batches(data.test, data.preprocessing)
     logits = np.concatenate([session.run(batch.numpy()) for batch in batches])
@@ -191,7 +194,11 @@ def _labelled(
     listener: Listener | None,
 ) -> ImageData:
     data = load(config, listener or Listener(), preprocessing=preprocessing, limit=limit)
-    data.test.need_labels()
+    if data.test.labels is None:
+        raise DataError(
+            f"{data.name}: these images have no labels, which scores need: give --data a tree of "
+            "class folders"
+        )
     return data
 
 
@@ -205,6 +212,27 @@ def _preprocessing(values: object, where: str) -> Preprocessing:
 def _metadata(path: Path) -> dict[str, str]:
     model = read_onnx(path, weights=False)
     return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def _stated(facts: dict[str, str], key: str, path: Path) -> Any:
+    """What a file says under a key of its metadata; None where it says nothing."""
+    try:
+        return json.loads(facts.get(key) or "null")
+    except ValueError as error:
+        raise ExportError(
+            f"{path}: wanted JSON under {key!r} in its metadata, got {error}; export it again"
+        ) from error
+
+
+def _class_names(stated: Any, path: Path) -> list[str] | None:
+    if stated is None:
+        return None
+    if not isinstance(stated, list) or not all(isinstance(name, str) for name in stated):
+        raise ExportError(
+            f"{path}: wanted a list of names under 'sqakd.classes' in its metadata, got "
+            f"{type(stated).__name__}; export it again"
+        )
+    return stated
 
 
 def _same_classes(

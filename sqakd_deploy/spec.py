@@ -107,7 +107,7 @@ class DistillConfig(Spec):
     Attributes:
         loss: ``"kl"`` is SQAKD and sees no label; ``"ce"`` and ``"kl+ce"`` are baselines.
         temperature: softening of both softmaxes, T in ``T²·KL`` (Hinton et al., 2015).
-        epochs: passes over the training images; 0 only calibrates.
+        epochs: passes over the training images; 0 only sets ranges and re-estimates BatchNorm.
         batch_size: images a step.
         kl_weight: α in ``α·T²·KL``; with ``"kl+ce"`` it weighs the two.
         feature_weight: γ of SQuaT's term beside the KL (:mod:`sqakd_deploy.features`); 0 is none.
@@ -127,7 +127,8 @@ class DistillConfig(Spec):
         clip_grad: largest gradient norm; ``None`` does not clip.
         calibration_images: unlabelled images that set the initial ranges.
         bn_images: unlabelled images that re-estimate BatchNorm's statistics, where they freeze or
-            at the end.
+            at the end. Where there are fewer than 128 the statistics stay as they are, unless so
+            few are asked for here.
         freeze_bn_after: share of the epochs after which BatchNorm's statistics are re-estimated and
             frozen, as they are at inference: 0 trains with constants from the start, 1 with each
             batch's own to the end, as published. None takes 0 where nothing has fewer than 4 bits,

@@ -40,7 +40,8 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
 
     Raises:
         ModelError: if the model branches on values, with the line of its code; if it does not run
-            on such an image or returns no tensor; if its graph answers otherwise than the model.
+            on such an image or returns no tensor; if its weights are not finite; if its graph
+            answers otherwise than the model.
     """
     model.eval()
     images = _example(model, input_shape)
@@ -141,7 +142,16 @@ def _answer(model: nn.Module, images: Tensor) -> Tensor:
             f"wanted one row of logits for each image, ({len(images)}, K), got "
             f"{tuple(logits.shape)}"
         )
+    if not bool(logits.isfinite().all()):
+        _check_finite(model)
     return logits
+
+
+def _check_finite(model: nn.Module) -> None:
+    """Refuse a model of spoilt weights, of which neither ranges nor answers could be made."""
+    for name, value in model.named_parameters():
+        if not bool(value.isfinite().all()):
+            raise ModelError(f"the model's weights hold values that are not finite: {name}")
 
 
 def _check_inputs(traced: fx.GraphModule) -> None:
@@ -184,7 +194,8 @@ def _propagate(traced: fx.GraphModule, images: Tensor, wanted: Tensor) -> None:
 
 
 def _differs(found: Tensor, wanted: Tensor) -> bool:
-    bound = _SAME * float(wanted.abs().max())
+    finite = wanted[wanted.isfinite()]  # a network of roots and logarithms need not be so
+    bound = _SAME * float(finite.abs().max()) if finite.numel() else 0.0
     return not torch.allclose(found, wanted, rtol=0, atol=bound, equal_nan=True)
 
 

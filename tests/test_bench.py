@@ -251,8 +251,15 @@ def test_bad_files(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"text\.onnx is no ONNX file, or damaged"):
         bench(tmp_path / "text.onnx")
     (tmp_path / "empty.onnx").write_bytes(b"")
-    with pytest.raises(ModelError, match=r"an ONNX model with one input, got none"):
+    with pytest.raises(ExportError, match=r"empty\.onnx is empty, or no ONNX file"):
         bench(tmp_path / "empty.onnx")
+    with pytest.raises(ExportError, match=r"is a folder; wanted an ONNX file, as sqakd-deploy exp"):
+        bench(tmp_path)
+    one = made_model(tmp_path / "one.onnx", ["N", 3, 8, 8])
+    with pytest.raises(
+        ExportError, match=r"^fp32: there is no file none\.onnx; name the float mod"
+    ):
+        bench(one, fp32="none.onnx")
     two = made_model(tmp_path / "two.onnx", ["N", 3, 8, 8], inputs=2)
     with pytest.raises(ModelError, match=r"with one input, got 'in0', 'in1'"):
         bench(two)

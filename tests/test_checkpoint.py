@@ -168,3 +168,18 @@ def test_a_damaged_run_is_named(tmp_path: Path) -> None:
     (run.path / "run.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"run .*run is damaged"):
         open_run(run.path)
+
+
+def test_a_student_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    state = load_file(_saved(tmp_path / STUDENT))
+    state["conv1.weight"].view(-1)[3] = float("nan")
+    save_file(state, tmp_path / STUDENT)
+    with pytest.raises(CheckpointError, match=r"values that are not finite: conv1\.weight"):
+        load_weights(student(), tmp_path / STUDENT)
+
+
+def test_what_a_run_keeps_is_strict_json(tmp_path: Path) -> None:
+    run = create_run(RunConfig(), tmp_path / "run")
+    run.update(results={"divergence": float("nan"), "sizes": (1, float("inf"))})
+    assert "NaN" not in (run.path / "run.json").read_text()
+    assert open_run(run.path).facts["results"] == {"divergence": None, "sizes": [1, None]}

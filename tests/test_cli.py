@@ -20,6 +20,7 @@ from sqakd_deploy import __version__
 from sqakd_deploy.checkpoint import open_run
 from sqakd_deploy.cli import main
 from sqakd_deploy.config import load_config
+from sqakd_deploy.parity import Tolerance
 
 QUICK = ("--epochs", "1", "--teacher-epochs", "3")
 
@@ -378,9 +379,10 @@ def test_a_student_placed_by_other_rules_is_refused(resumed: bool, tmp_path: Pat
     assert not Path("m.onnx").exists()
 
 
-def test_a_failed_proof_leaves_no_file(tmp_path: Path) -> None:
+def test_a_failed_proof_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("train", *QUICK, "--epochs", "0", "--output", "r").exit_code == 0
-    result = run("export", "model.onnx", "--run", "r", "--min-agreement", "100.5")
+    monkeypatch.setattr("sqakd_deploy.commands.Tolerance", lambda *asked: Tolerance(100.5))
+    result = run("export", "model.onnx", "--run", "r")
     assert result.exit_code == 3
     assert "error: the exported file is not its student" in result.stderr
     assert "Parity on 360 images" in result.stdout
@@ -499,3 +501,43 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
         subprocess.run(arguments, env=environment, check=True, capture_output=True)
     for file in ("teacher.safetensors", "student.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--min-agreement", "100.5", "not in the range 0<=x<=100"),
+        ("--min-agreement", "-1", "not in the range 0<=x<=100"),
+        ("--min-agreement", "nan", "wanted a finite number, got nan"),
+        ("--max-accuracy-gap", "-0.1", "not in the range 0<=x<=100"),
+        ("--max-mean-error", "-4", "not in the range x>=0"),
+        ("--max-mean-error", "inf", "wanted a finite number, got inf"),
+    ],
+)
+def test_tolerances_are_checked_at_once(option: str, value: str, said: str) -> None:
+    for command in ("export", "verify"):
+        result = run(command, "m.onnx", "--run", "none", option, value)
+        assert (result.exit_code, said in result.stderr) == (2, True), result.output
+
+
+def test_what_no_file_of_the_target_has_is_refused_before_the_student_is_read() -> None:
+    assert run("train", *QUICK, "--epochs", "0", "--output", "r").exit_code == 0
+    Path("r", "student.safetensors").write_bytes(b"damaged")
+    for arguments, said in (
+        (("m5",), "m5: wanted a name that ends in .onnx, by which other commands know the file; "
+                  "for instance m5.onnx"),
+        (("m.pt",), "for instance m.pt.onnx"),
+        (("m.xml",), "wanted a name that ends in .onnx"),
+        (("m.onnx", "--opset", "5"), "opset: wanted 13 to 25 for target 'onnxruntime', got 5"),
+        (("m.onnx", "--opset", "99"), "got 99"),
+        (("m.onnx", "--input-name", "a", "--output-name", "a"), "wanted two names, got 'a' for bo"),
+    ):  # fmt: skip
+        result = run("export", *arguments, "--run", "r")
+        assert (result.exit_code, said in result.stderr) == (2, True), result.output
+    assert run("export", "m.xml", "--run", "r", "--target", "openvino").exit_code == 5
+
+
+def test_sizes_that_no_memory_holds_are_refused() -> None:
+    result = run("train", "--epochs", "0", "--input-size", "1000000", "1000000")
+    assert result.exit_code == 2, result.output
+    assert "input_size.0: Input should be less than or equal to 4096" in result.stderr

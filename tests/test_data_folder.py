@@ -312,3 +312,33 @@ def test_the_test_part_has_class_folders_if_the_training_part_has(
         DataError, match=r"test has no folder named after a class of the training part, as a; sort"
     ):
         load_data(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, ["images are normalised by ImageNet's mean and std (--mean, --std)"]),
+        ({"mean": (0.5,)}, ["images are normalised by ImageNet's std (--std)"]),
+        ({"mean": (0.5,), "std": (0.5,)}, []),
+    ],
+)
+def test_a_normalisation_that_nobody_gave_is_said(
+    given: dict[str, tuple[float]], said: list[str], tmp_path: Path
+) -> None:
+    _write(tmp_path, 3)
+    messages: list[str] = []
+    data = load_data(tmp_path, message=messages.append, **given)  # type: ignore[arg-type]
+    assert messages == said
+    load_data(tmp_path, message=messages.append, preprocessing=data.preprocessing)
+    assert messages == said
+
+
+def test_images_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    _write(tmp_path, 3)
+    _write(tmp_path / "more" / "deep", 2)
+    messages: list[str] = []
+    data = load_data(tmp_path, message=messages.append, mean=(0.5,), std=(0.5,))
+    assert len(data.train) + len(data.test) == 3
+    assert messages == [
+        f"{tmp_path}: 2 images in 1 subfolder are left out, beside 3 that lie in the folder itself"
+    ]

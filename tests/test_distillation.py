@@ -535,3 +535,20 @@ def test_sgd_trains() -> None:
     student = quantize(teacher, spec("lsq", 2), example=SHAPE)
     records = distill(student, images(256), teacher=teacher, config=config)
     assert records[-1].loss < records[0].loss / 1.5
+
+
+@pytest.mark.parametrize(
+    ("count", "bn_images", "kept"), [(127, 4096, True), (128, 4096, False), (64, 64, False)]
+)
+def test_too_few_images_leave_batch_norm_as_it_was(count: int, bn_images: int, kept: bool) -> None:
+    """Unless a person asks for so few."""
+    teacher, said = norm_over_a_vector(), list[str]()
+    student = quantize(teacher, example=SHAPE)
+    config = DistillConfig(epochs=0, bn_images=bn_images)
+    batches = list(images(count).split(30))  # of which the first are seen once
+    distill(student, batches, teacher=teacher, config=config, message=said.append)
+    before, after = (
+        [b for n in model.modules() for b in _statistics(n)] for model in (teacher, student)
+    )
+    assert torch.equal(before[0], after[0]) == kept
+    assert any("stay as they are: there are fewer than 128" in text for text in said) == kept

@@ -484,3 +484,24 @@ def test_a_float_conv_named_as_a_norm_is_found(tmp_path: Path) -> None:
     fallback, _ = coverage(file, tmp_path).fallbacks
     assert (fallback.node, fallback.op_type) == ("mid_bn", "Conv")
     assert fallback.reason.startswith("input 'x' is not quantised (rule 1)")
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ('{"exclude": ["stem", "b*dy"]}', "excluded from quantization ('b*dy')"),
+        ('{"exclude": ["head"]}', "weights are float (rule 1)"),
+        ('{"exclude": 3}', "weights are float (rule 1)"),
+        ("no json", "weights are float (rule 1)"),
+    ],
+)
+def test_a_layer_that_a_person_excluded_breaks_no_rule(
+    spec: str, reason: str, tmp_path: Path
+) -> None:
+    file = float_weights()
+    file.find("Conv").name = "body"
+    model = onnx.load(file.write(tmp_path / "file.onnx"))
+    helper.set_model_props(model, {"sqakd.spec": spec})
+    onnx.save(model, tmp_path / "file.onnx")
+    (fallback,) = OnnxRuntime().open(tmp_path / "file.onnx").coverage().fallbacks
+    assert fallback.reason == reason

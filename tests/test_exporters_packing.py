@@ -26,22 +26,24 @@ from sqakd_exporters.packing import PACKED_BITS, PLANES, Packed, pack, plan
 
 from sqakd_deploy import commands
 from sqakd_deploy import graph as g
+from sqakd_deploy.abilities import PackingExporter, packs_of
 from sqakd_deploy.api import export, export_proven
 from sqakd_deploy.cli import main
 from sqakd_deploy.errors import ExportError, SpecError
 from sqakd_deploy.exporting import (
     Artifact,
     ExportOptions,
-    PackingExporter,
+    FloatFallback,
     PlacementRules,
-    packs_of,
 )
 from sqakd_deploy.integer import snap_biases
 from sqakd_deploy.models import build_model
-from sqakd_deploy.parity import information_size
+from sqakd_deploy.parity import information_size, verify
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.report import coverage_lines
 from sqakd_deploy.spec import QuantSpec, TensorSpec
+from sqakd_deploy.verification.reference import load_reference, save_reference
+from sqakd_deploy.verification.student import reference_of
 
 SHAPE = (3, 4, 4)
 GRIDS = [
@@ -465,7 +467,7 @@ def test_the_digits_student_is_proven_packed(bits: int, method: str, tmp_path: P
     student, pixels = digits_student(bits, method)
     artifact, report = export_proven(student, tmp_path / "m.onnx", pixels)
     report.raise_for_failures()
-    assert report.narrow_layers == 18
+    assert (report.narrow_layers, report.byte_layers, report.float_layers) == (18, 3, 0)
     assert report.coverage.packed >= 16  # those of a few hundred weights would not gain
     assert report.coverage.unfolded == ()
     assert report.coverage.fallbacks == ()
@@ -500,3 +502,50 @@ def test_an_unfolded_node_shows_in_the_report(tmp_path: Path) -> None:
     coverage = replace(report.coverage, unfolded=("conv1/weight/t/Gather",))
     lines = coverage_lines(replace(report, coverage=coverage))
     assert "not folded at load, runs every time: conv1/weight/t/Gather" in lines
+
+
+@pytest.mark.parametrize(
+    ("whole", "floats", "said"),
+    [
+        (2, 0, "layers below 8 bits; the others a byte each"),
+        (0, 0, "layers below 8 bits"),
+        (0, 2, "layers below 8 bits; 2 in float"),
+        (1, 2, "layers below 8 bits; 1 a byte each; 2 in float"),
+        (None, None, "layers below 8 bits"),  # an older reference's
+    ],
+)
+def test_layers_in_float_take_no_byte(
+    whole: int | None, floats: int | None, said: str, tmp_path: Path
+) -> None:
+    student, pixels = digits_student(4)
+    report = verify(export(student, tmp_path / "m.onnx"), student, pixels)
+    coverage = replace(report.coverage, packed=report.narrow_layers or 0)
+    lines = coverage_lines(
+        replace(report, coverage=coverage, byte_layers=whole, float_layers=floats)
+    )
+    (packed,) = [line for line in lines if line.startswith("packed")]
+    assert packed.endswith(said)
+
+
+def test_sizes_of_an_older_reference_are_read(tmp_path: Path) -> None:
+    student, pixels = digits_student(4)
+    reference = reference_of(student, [pixels])
+    save_reference(reference, tmp_path / "new.npz")
+    assert load_reference(tmp_path / "new.npz").sizes == reference.sizes
+    with np.load(tmp_path / "new.npz") as stored:
+        older = {**stored, "sizes": stored["sizes"][:3]}
+    np.savez(tmp_path / "old.npz", **older)
+    sizes = load_reference(tmp_path / "old.npz").sizes
+    assert sizes is not None
+    assert (sizes.narrow_layers, sizes.byte_layers, sizes.float_layers) == (18, None, None)
+
+
+def test_where_rules_are_explained_is_said_once(tmp_path: Path) -> None:
+    student, pixels = digits_student(4)
+    report = verify(export(student, tmp_path / "m.onnx"), student, pixels)
+    for reason, times in (("its weights are float (rule 1)", 1), ("excluded", 0)):
+        fallbacks = (FloatFallback("a", "Conv", reason), FloatFallback("b", "Gemm", reason))
+        lines = coverage_lines(
+            replace(report, coverage=replace(report.coverage, fallbacks=fallbacks))
+        )
+        assert sum("docs/runtime-rules.md" in line for line in lines) == times

@@ -232,3 +232,24 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "teacher.safetensors").touch()
     with pytest.raises(CheckpointError, match=r"it is a run: name its .*teacher\.safetensors$"):
         load_weights(_net(), tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(
+    value: float, source: nn.Module, tmp_path: Path
+) -> None:
+    state = source.state_dict()
+    state["3.weight"][0, 1] = value
+    save_file(state, tmp_path / "w.safetensors")
+    model = _net()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"weights hold .* not finite: 3\.weight$"):
+        load_weights(model, tmp_path / "w.safetensors")
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_a_mask_that_the_model_builds_with_infinities_is_no_fault(tmp_path: Path) -> None:
+    model = _net()
+    model.register_buffer("mask", torch.tensor([0.0, -float("inf")]))
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    load_weights(model, tmp_path / "w.safetensors")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from sqakd_deploy.api import export, export_proven
-from sqakd_deploy.errors import ExportError, ParityError
+from sqakd_deploy.errors import DataError, ExportError, ParityError, SpecError
 from sqakd_deploy.evaluate import accuracy, agreement, divergence, predict
 from sqakd_deploy.exporting import ExportOptions
 from sqakd_deploy.integer import lower, snap_biases
@@ -267,3 +268,23 @@ def test_measures_of_agreement() -> None:
     p, q = np.exp([1.0, 2.0]), np.exp([2.0, 1.0])
     p, q = p / p.sum(), q / q.sum()
     assert divergence(first, second) == pytest.approx((p * np.log(p / q)).sum() / 4, rel=1e-5)
+
+
+def test_no_images_compare_nothing(student: torch.fx.GraphModule, model: Path) -> None:
+    for none in (images(4)[:0], [images(4)[:0]], []):
+        with pytest.raises(DataError, match="at least one image to compare on, got none"):
+            verify(model, student, none)
+
+
+@pytest.mark.parametrize(
+    ("example", "got"),
+    [
+        (images(2)[0], r"Tensor of shape \(3, 8, 8\)"),
+        (images(2).numpy(), r"ndarray of shape \(2, 3, 8, 8\)"),
+        ((8, 8), r"tuple of shape \(8, 8\)"),
+        (None, "NoneType"),
+    ],
+)
+def test_an_example_of_another_form_is_refused(example: Any, got: str) -> None:
+    with pytest.raises(SpecError, match=rf"images \(N, C, H, W\), or .* \(C, H, W\); got {got}$"):
+        quantize(network("residual"), example=example)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from io import StringIO
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from sqakd_deploy.report import (
 )
 from sqakd_deploy.results import TrainResult
 from sqakd_deploy.scoring import Score
+from sqakd_deploy.strict_json import strict
 
 ODD = "runs/p[/q] [a] [bold]b :cat:"
 """A path with what a console could take for markup, and for the name of a picture."""
@@ -132,3 +134,8 @@ def test_consoles_print_paths_as_they_are(capsys: pytest.CaptureFixture[str]) ->
         assert capsys.readouterr().out.count(ODD) == times
     console(stderr=True).print(ODD)
     assert capsys.readouterr().err == f"{ODD}\n"
+
+
+def test_json_for_other_programs_has_no_words_for_numbers() -> None:
+    text = strict({"loss": float("nan"), "by": [float("inf"), 1.5, ("a", None)]}, indent=2)
+    assert json.loads(text) == {"loss": None, "by": [None, 1.5, ["a", None]]}

@@ -29,6 +29,7 @@ TORCH_FREE = (
     "epilogs",
     "subpixel",
 )
+TORCH_FREE += ("abilities", "strict_json")
 TORCH_FREE += ("bench", "bench_input", "bench_process", "bench_worker", "cpu")
 TORCH_FREE_VERIFICATION = ("command", "reference", "tables", "verifying")
 TORCH_FREE_DATA = ("preprocessing", "splits", "options", "digits", "decode", "layout", "load")

@@ -662,3 +662,53 @@ def test_a_runs_model_file_is_found_from_another_folder(
     assert done.exit_code == 0, done.output
     monkeypatch.chdir(tmp_path / "own")
     assert scores("../code/student") != []
+
+
+@pytest.mark.parametrize("key", ["sqakd.preprocessing", "sqakd.classes"])
+def test_metadata_that_are_no_json_are_named(key: str, trained: Path) -> None:
+    model = onnx.load(trained / "model.onnx")
+    for entry in model.metadata_props:
+        if entry.key == key:
+            entry.value = "{'mean': "
+    onnx.save(model, "other.onnx")
+    done = run("eval", "other.onnx")
+    assert (done.exit_code, f"wanted JSON under '{key}'" in done.stderr) == (7, True)
+
+
+def test_weights_that_are_not_finite_score_nothing(trained: Path) -> None:
+    state = read_state_dict(trained / "teacher" / "teacher.safetensors")
+    state["linear.weight" if "linear.weight" in state else list(state)[-1]].view(-1)[0] = np.nan
+    torch.save(state, "w.pt")
+    for command in (("eval", "w.pt"), ("train", "--epochs", "0", "--weights", "w.pt")):
+        done = run(*command, "--model", "resnet20")
+        assert (done.exit_code, "that are not finite" in done.stderr) == (5, True), done.output
+
+
+def test_a_teachers_run_has_no_student_to_export(trained: Path) -> None:
+    weights = trained / "teacher" / "teacher.safetensors"
+    for command in (("export", "m.onnx"), ("verify", str(trained / "model.onnx"))):
+        done = run(*command, "--run", str(trained / "teacher"))
+        assert done.exit_code == 5, done.output
+        assert (
+            f"a teacher's run, which has no student; train one from it: 'sqakd-deploy train "
+            f"--weights {weights}'" in done.stderr
+        )
+
+
+def test_a_stopped_run_says_how_to_go_on(trained: Path) -> None:
+    copytree(trained / "student", "stopped")
+    Path("stopped", "student.safetensors").unlink()
+    run_of = open_run("stopped")
+    with pytest.raises(CheckpointError, match="though the run is complete; train it anew"):
+        load_student(run_of)
+    run_of.update(status="interrupted")
+    with pytest.raises(CheckpointError, match="go on with 'sqakd-deploy train --resume stopped'"):
+        load_student("stopped")
+
+
+def test_eval_of_unlabelled_images_does_not_advise_training(trained: Path) -> None:
+    flat(Path("flat"))
+    done = run("eval", str(trained / "model.onnx"), "--data", "flat")
+    assert done.exit_code == 4
+    assert "scores need: give --data a tree of class folders" in done.stderr
+    assert "--loss" not in done.stderr

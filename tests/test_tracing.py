@@ -126,3 +126,15 @@ def test_sizes_are_known_and_the_batch_stays_open() -> None:
     assert (known(batch), channels) == (2, 4)
     assert is_size(batch)
     assert not is_size(named["view"])
+
+
+def test_a_model_of_spoilt_weights_is_refused() -> None:
+    model = Through(torch.relu)
+    with torch.no_grad():
+        model.conv.weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match=r"weights hold values .* not finite: conv\.weight"):
+        trace(model, SHAPE)
+
+
+def test_an_answer_that_is_not_finite_for_noise_is_no_fault() -> None:
+    trace(Through(torch.sqrt), SHAPE)

@@ -131,11 +131,17 @@ def test_other_runtimes_can_be_chosen(home: Path) -> None:
     assert "unknown runtime 'toaster'. There are: " in unknown.stderr
 
 
-def test_the_tolerance_is_the_callers(home: Path) -> None:
-    result = run("verify", home / "m.onnx", "--reference", home / "plain.npz",
-                 "--min-agreement", 100.5)  # fmt: skip
-    assert result.exit_code == 3
-    assert "is below 100.50 %" in result.stderr
+def test_the_tolerance_is_the_callers(home: Path, tmp_path: Path) -> None:
+    """Three answers of 40 are others than the file's."""
+    with np.load(home / "plain.npz") as stored:
+        images, logits = stored["images"], stored["logits"]
+    logits[:3] = -logits[:3]
+    np.savez(tmp_path / "other.npz", images=images, logits=logits)
+    loose = ("--reference", tmp_path / "other.npz", "--max-mean-error", 1000)
+    refused = run("verify", home / "m.onnx", *loose, "--min-agreement", 95)
+    assert refused.exit_code == 3
+    assert "agreement 92.50 % is below 95.00 %" in refused.stderr
+    assert run("verify", home / "m.onnx", *loose, "--min-agreement", 90).exit_code == 0
 
 
 @pytest.mark.parametrize(

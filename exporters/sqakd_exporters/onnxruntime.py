@@ -25,7 +25,7 @@ from sqakd_exporters.forms import kept_in_float
 from sqakd_exporters.joining import with_codes_joined
 from sqakd_exporters.packing import PACKED_BITS
 from sqakd_exporters.pooling import with_padding_apart
-from sqakd_exporters.qdq import EMITTERS, build_model, conv, linear
+from sqakd_exporters.qdq import EMITTERS, OPSETS, build_model, conv, linear
 from sqakd_exporters.saving import save_checked
 from sqakd_exporters.unsigned import as_unsigned
 from sqakd_exporters.writer import Emitters
@@ -47,6 +47,8 @@ class OnnxRuntimeExporter:
     runtime = "onnxruntime"
     placement = PlacementRules()
     packs = PACKED_BITS
+    suffixes = (".onnx",)
+    opsets = OPSETS
 
     def check(self, spec: QuantSpec) -> None:
         """Every spec that validates can run: 1 to 8 bits, any registered method."""

@@ -24,7 +24,7 @@ from sqakd_exporters.joining import with_codes_joined
 from sqakd_exporters.openvino_bounds import clip_of_reals_or_codes
 from sqakd_exporters.openvino_forms import for_openvino
 from sqakd_exporters.packing import PACKED_BITS
-from sqakd_exporters.qdq import EMITTERS, build_model
+from sqakd_exporters.qdq import EMITTERS, OPSETS, build_model
 from sqakd_exporters.saving import save_checked
 from sqakd_exporters.unsigned import as_unsigned
 from sqakd_exporters.writer import Emitters
@@ -44,8 +44,8 @@ def _require_openvino() -> None:
 class OpenVinoExporter:
     """QDQ ONNX, or OpenVINO IR, in the forms that OpenVINO's CPU plugin runs in integers.
 
-    A path that ends in ``.xml`` gives IR, with its weights in a ``.bin`` beside it; any other
-    gives ONNX.
+    A path that ends in ``.xml`` gives IR, with its weights in a ``.bin`` beside it, one in
+    ``.onnx`` ONNX.
 
     Raises:
         UnavailableError: if the package openvino, which proves its files, is not installed.
@@ -56,6 +56,8 @@ class OpenVinoExporter:
     runtime = "openvino"
     placement = PlacementRules(fuse_sums=True, integer_products=False, widest_ends=7)
     packs = PACKED_BITS
+    suffixes = (".onnx", ".xml")
+    opsets = OPSETS
 
     def __init__(self) -> None:
         _require_openvino()

@@ -46,6 +46,8 @@ class QonnxExporter:
     summary = "QONNX for FPGA flows (FINN, hls4ml): weights and activations at their own bits"
     runtime = "qonnx"
     placement = PlacementRules()
+    suffixes = (".onnx",)
+    opsets = range(OPSET, OPSETS.stop)
 
     def __init__(self) -> None:
         _require_qonnx()

@@ -6,7 +6,9 @@ without having been the cause (the shape of a scale, say) is given only where no
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import TypeAlias
 
 import numpy as np
@@ -17,6 +19,7 @@ from sqakd_exporters.view import EIGHT_BIT, GraphView
 
 Rule: TypeAlias = Callable[[GraphView, NodeProto], str | None]
 
+_SPEC_KEY = "sqakd.spec"
 _JOINS = ("Add", "Mul", "Concat", "MatMul")
 _WITHOUT_KERNEL = (*WITHOUT_KERNEL, "BatchNormalization", "ConvTranspose")
 _POOLS = ("AveragePool", "GlobalAveragePool", "MaxPool")
@@ -38,11 +41,26 @@ def reason(file: GraphView, layer: NodeProto) -> str:
     kernel = no_kernel(file, layer)
     if kernel is not None:  # nothing else matters then
         return kernel
+    wish = excluded(file, layer)
+    if wish is not None:  # a person's choice breaks no rule
+        return wish
     for rules in (_CAUSES, _SUSPICIONS):
         found = [line for rule in rules if (line := rule(file, layer))]
         if found:
             return "; ".join(found)
     return "the runtime did not fuse it, though it follows the rules"
+
+
+def excluded(file: GraphView, layer: NodeProto) -> str | None:
+    """A person's choice: a pattern in the spec that travels with the file names the layer."""
+    try:
+        patterns = json.loads(file.metadata.get(_SPEC_KEY, "{}")).get("exclude", ())
+        named = [pattern for pattern in patterns if fnmatchcase(layer.name, pattern)]
+    except (ValueError, AttributeError, TypeError):
+        return None  # another program's, or another version's
+    if not named or not (weights(file, layer) or inputs(file, layer)):
+        return None
+    return f"excluded from quantization ({named[0]!r})"
 
 
 def no_kernel(file: GraphView, layer: NodeProto) -> str | None:

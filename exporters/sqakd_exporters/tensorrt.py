@@ -33,6 +33,8 @@ class TensorRtExporter:
     summary = "profile, not run in TensorRT: int8 QDQ ONNX, checked against its documented rules"
     runtime = "onnxruntime"
     deployed_in = "TensorRT"
+    suffixes = (".onnx",)
+    opsets = OPSETS
     placement = PlacementRules(
         fuse_sums=True,
         fuse_scaled=True,

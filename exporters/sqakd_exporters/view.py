@@ -22,12 +22,14 @@ class GraphView:
         nodes: in the model's order.
         producers: node by the name of each output.
         outputs: names of the graph's outputs.
+        metadata: texts by key.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.nodes = list(model.graph.node)
         self.producers = {name: node for node in self.nodes for name in node.output}
         self.outputs = {value.name for value in model.graph.output}
+        self.metadata = {entry.key: entry.value for entry in model.metadata_props}
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self._readers: dict[str, list[NodeProto]] = {}
         for node in self.nodes:

@@ -51,7 +51,7 @@ def load_folder(path: Path, options: ReadOptions | None = None) -> ImageData:
         SpecError: if an option is out of range.
     """
     options = options or ReadOptions()
-    return read_parts(path, *find_splits(path), options)
+    return read_parts(path, *find_splits(path, options.message), options)
 
 
 def read_parts(
@@ -85,6 +85,8 @@ def read_parts(
     preprocessing = options.changed(own or seen.preprocessing(options, is_imagenet(train.classes)))
     files = ImageFiles(path, paths, preprocessing.channels, seen.stored(preprocessing))
     decoded = read_images(files, options)
+    if own is None and options.preprocessing is None:
+        _say_what_is_assumed(options)
     train_split, test_split = _split(decoded, train, test)
     usual = augmentation or _augmentation(
         preprocessing, is_imagenet(train.classes), grey=seen.own_channels == 1
@@ -98,6 +100,15 @@ def read_parts(
         augmentation=chosen_augmentation(options.augmentation, usual, preprocessing),
         skipped=tuple(str(bad) for bad in decoded.bad),
     )
+
+
+def _say_what_is_assumed(options: ReadOptions) -> None:
+    """Numbers that nobody gave, which a model trained on others would suffer from."""
+    given = {"mean": options.mean, "std": options.std}
+    assumed = [name for name, values in given.items() if values is None]
+    if assumed:
+        flags = ", ".join(f"--{name}" for name in assumed)
+        options.message(f"images are normalised by ImageNet's {' and '.join(assumed)} ({flags})")
 
 
 def _split(decoded: Decoded, train: Listing, test: Listing) -> tuple[ImageSplit, ImageSplit]:

@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sqakd_deploy.data.options import Message
 from sqakd_deploy.data.splits import held_out, spread
 from sqakd_deploy.errors import DataError
 
@@ -72,8 +73,12 @@ class Listing:
         return self.take(spread(len(self.paths), limit))
 
 
-def find_splits(path: Path) -> tuple[Listing, Listing]:
+def find_splits(path: Path, message: Message = lambda text: None) -> tuple[Listing, Listing]:
     """The training and the test files of a folder.
+
+    Args:
+        path: the folder.
+        message: told of images that are left out.
 
     Raises:
         DataError: if the folder is missing, holds no images, or is laid out otherwise.
@@ -85,10 +90,10 @@ def find_splits(path: Path) -> tuple[Listing, Listing]:
     folders = _entries(path)[1]
     trains, tests = _named(folders, _TRAIN_NAMES), _named(folders, _TEST_NAMES)
     if not (trains and tests):
-        return _hold_out(_list(_undivided(path, trains, tests)))
-    train = _list(trains[0])
+        return _hold_out(_list(_undivided(path, trains, tests), message))
+    train = _list(trains[0], message)
     chosen = _test_of(train, tests)
-    test = _list(chosen, min_classes=1 if train.classes else 2)
+    test = _list(chosen, message, min_classes=1 if train.classes else 2)
     return train, _with_classes_of(train, test, chosen)
 
 
@@ -142,7 +147,7 @@ def _test_of(train: Listing, tests: list[Path]) -> Path:
     return next(known, tests[0])
 
 
-def _list(folder: Path, *, min_classes: int = 2) -> Listing:
+def _list(folder: Path, message: Message, *, min_classes: int = 2) -> Listing:
     """Images of one part; fewer class folders than ``min_classes`` are taken as none."""
     flat, folders = _entries(folder)
     by_class = {sub.name: images_below(sub) for sub in folders}
@@ -157,6 +162,12 @@ def _list(folder: Path, *, min_classes: int = 2) -> Listing:
     paths = tuple(flat) or tuple(path for paths in by_class.values() for path in paths)
     if not paths:
         raise DataError(f"no images in {folder}; searched for {', '.join(EXTENSIONS)}")
+    left_out = sum(map(len, by_class.values())) if flat else 0
+    if left_out:
+        message(
+            f"{folder}: {left_out} images in {len(by_class)} subfolder are left out, beside "
+            f"{len(flat)} that lie in the folder itself"
+        )
     return Listing(paths)
 
 

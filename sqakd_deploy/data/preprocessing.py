@@ -23,6 +23,7 @@ def _on_unit_scale(value: float) -> float:
 
 
 Positive = Annotated[int, Field(ge=1)]
+Pixels = Annotated[int, Field(ge=1, le=4096)]  # beyond which an image is a typing error
 Share = Annotated[float, Field(gt=0, le=1)]
 Mean = Annotated[float, AfterValidator(_on_unit_scale)]
 Std = Annotated[float, AfterValidator(_on_unit_scale), Field(gt=0)]
@@ -38,7 +39,7 @@ class Preprocessing(Spec):
 
     Attributes:
         channels: 1 for grayscale, 3 for RGB in that order.
-        input_size: height and width (pixels).
+        input_size: height and width (pixels), at most 4096.
         mean: one value a channel, 0 to 1.
         std: one value a channel, above 0, at most 1.
         resize: short side before the crop (pixels), as ImageNet models are tested; at least that
@@ -46,7 +47,7 @@ class Preprocessing(Spec):
     """
 
     channels: Positive
-    input_size: tuple[Positive, Positive]
+    input_size: tuple[Pixels, Pixels]
     resize: Positive | None = None
     mean: tuple[Mean, ...]
     std: tuple[Std, ...]

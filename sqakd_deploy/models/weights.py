@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sqakd_deploy.errors import CheckpointError
+from sqakd_deploy.nonfinite import non_finite_tensor
 
 _NESTED = (
     "state_dict",
@@ -66,8 +67,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
         path: the file.
 
     Raises:
-        CheckpointError: if the file is missing, damaged, holds other things than tensors, or
-            belongs to another model.
+        CheckpointError: if the file is missing, damaged, holds other things than tensors or
+            values that are not finite, or belongs to another model.
     """
     load_state(model, read_state_dict(path), path)
 
@@ -93,7 +94,8 @@ def load_state(
         That other number of outputs; None where all was loaded.
 
     Raises:
-        CheckpointError: if they belong to another model; names what differs.
+        CheckpointError: if they belong to another model, naming what differs, or hold values that
+            are not finite, naming the first tensor that does.
     """
     wanted = model.state_dict()
     found = _unwrapped(dict(state), wanted)
@@ -109,6 +111,9 @@ def load_state(
             f"{path} does not fit {type(model).__name__}: {'; '.join(problems)}. "
             "Is it of another model, or of another number of classes or channels (--channels)?"
         )
+    spoilt = non_finite_tensor(complete, wanted)
+    if spoilt is not None:
+        raise CheckpointError(f"{path}: weights hold values that are not finite: {spoilt}")
     wanted.update(complete)  # it knows its modules' versions, which MNASNet asks for
     model.load_state_dict(wanted)
     return outputs

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 
 from sqakd_deploy.consoles import console
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.plugins import get_runtime
+from sqakd_deploy.strict_json import strict
 from sqakd_deploy.verification.isolated import Isolator
 from sqakd_deploy.verification.reference import Reference, load_reference, save_reference
 from sqakd_deploy.verification.stages import Tolerance
@@ -64,7 +64,7 @@ def verify(
     if save_reference is not None:
         _save(report.reference, save_reference)
     if as_json:
-        print(json.dumps({"path": str(path)} | report.to_dict(), indent=2))
+        print(strict({"path": str(path)} | report.to_dict(), indent=2))
     else:
         _print(report)
     report.raise_for_failures()

@@ -94,7 +94,8 @@ def save_reference(reference: Reference, path: Path) -> None:
     if reference.step is not None:
         arrays["step"], arrays["step_source"] = map(np.array, reference.step)
     if reference.sizes is not None:
-        arrays["sizes"] = np.array(astuple(reference.sizes))
+        known = [size for size in astuple(reference.sizes) if size is not None]
+        arrays["sizes"] = np.array(known)
     for layer, facts in (reference.constants or {}).items():
         for name, array in facts.items():
             arrays[_SEPARATOR.join((_CONSTANT, layer, name))] = array

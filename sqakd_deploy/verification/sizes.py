@@ -17,18 +17,24 @@ class Sizes:
         float_size: in float32 (bytes).
         information_size: weights at their own bits, all else at 32 (bytes).
         narrow_layers: count of layers with weights below 8 bits.
+        byte_layers: of those with 8; None in what an older version saved.
+        float_layers: of those with float weights; None there, too.
     """
 
     float_size: int
     information_size: int
     narrow_layers: int
+    byte_layers: int | None = None
+    float_layers: int | None = None
 
 
 def sizes_of(graph: IntegerGraph) -> Sizes:
     """All sizes of a graph."""
-    weights = [getattr(node, "weight", None) for node in graph.nodes]
-    narrow = sum(isinstance(weight, IntWeight) and weight.bits < 8 for weight in weights)
-    return Sizes(float_size(graph), information_size(graph), narrow)
+    layers = [node for node in graph.nodes if isinstance(node, (Conv, Linear))]
+    bits = [_weights(layer)[1] for layer in layers]
+    narrow, whole = sum(b < 8 for b in bits), bits.count(8)
+    sizes = float_size(graph), information_size(graph)
+    return Sizes(*sizes, narrow, whole, len(layers) - narrow - whole)
 
 
 def float_size(graph: IntegerGraph) -> int:

@@ -76,6 +76,8 @@ class ParityReport:
             has beyond is its graph. None where they are not known.
         narrow_layers: count of layers with weights below 8 bits; ``coverage.packed`` of them are
             stored so. None where they are not known.
+        byte_layers: count of layers with weights of 8 bits; None as above.
+        float_layers: count of layers with float weights; None as above.
         tolerance: what was allowed.
         skipped: why a runtime took no part, by its name.
         conformance: the documented rules of a target whose runtime files are not run in.
@@ -100,6 +102,8 @@ class ParityReport:
     constants: tuple[Difference, ...] | None = None
     saturation: SaturationReport | None = None
     answers: int | None = None
+    byte_layers: int | None = None
+    float_layers: int | None = None
 
     @property
     def failures(self) -> list[str]:
@@ -302,6 +306,8 @@ def report_of(
         constants=None if constants is None else tuple(constants),
         saturation=saturation,
         answers=len(np.unique(expected.logits.argmax(axis=1))),
+        byte_layers=sizes.byte_layers if sizes else None,
+        float_layers=sizes.float_layers if sizes else None,
     )
 
 

@@ -70,6 +70,8 @@ def coverage_lines(report: ParityReport) -> list[str]:
     )
     lines = [f"in integers: {counts}"]
     lines += _float_lines(report.coverage.fallbacks)
+    if any("(rule " in fallback.reason for fallback in report.coverage.fallbacks):
+        lines.append(_RULES)
     lines += [f"not folded at load, runs every time: {name}" for name in report.coverage.unfolded]
     return [*lines, *_other_lines(report), *_size_lines(report)]
 
@@ -84,6 +86,8 @@ def _other_lines(report: ParityReport) -> list[str]:
     ]
     return lines + [f"took no part: {name}: {reason}" for name, reason in report.skipped.items()]
 
+
+_RULES = "rules are explained in docs/runtime-rules.md of sqakd-deploy's sources"
 
 _FEW = 3
 """More fall-backs than this, of one kind for one reason, share a line."""
@@ -110,8 +114,7 @@ def _size_lines(report: ParityReport) -> list[str]:
     if report.coverage.packed is None:
         lines.append("weights: reals on the grids of their bits, four bytes each in this format")
     elif report.narrow_layers:
-        packed = f"{report.coverage.packed} of {report.narrow_layers}"
-        lines.append(f"packed: weights of {packed} layers below 8 bits; the others a byte each")
+        lines.append(_packed_line(report, report.coverage.packed, report.narrow_layers))
     ratio = report.float_size / report.size
     over = 100 * (report.size / report.information_size - 1)
     lines.append(
@@ -119,6 +122,15 @@ def _size_lines(report: ParityReport) -> list[str]:
         f"their bits, scales and biases; {kib(report.float_size)} in fp32 ({ratio:.2f}×)"
     )
     return lines
+
+
+def _packed_line(report: ParityReport, packed: int, narrow: int) -> str:
+    """Layers by what each of their weights takes; those of an older reference are not all known."""
+    line = f"packed: weights of {packed} of {narrow} layers below 8 bits"
+    floats, whole = report.float_layers or 0, narrow - packed + (report.byte_layers or 0)
+    if whole:
+        line += f"; {whole} a byte each" if floats else "; the others a byte each"
+    return f"{line}; {floats} in float" if floats else line
 
 
 def constants_lines(report: ParityReport, *, known: bool = True) -> list[str]:

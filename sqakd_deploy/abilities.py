@@ -1,0 +1,65 @@
+"""What an exporter may say of its files, beyond what every one must."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from sqakd_deploy.errors import SpecError
+from sqakd_deploy.exporting import Exporter
+
+
+@runtime_checkable
+class PackingExporter(Exporter, Protocol):
+    """An exporter that can store weights below a byte each.
+
+    Attributes:
+        packs: weight bits (1 to 7) that its runtime restores at load, once and for all, so that
+            the kernels are those of the unpacked file.
+    """
+
+    packs: frozenset[int]
+
+
+@runtime_checkable
+class FormalExporter(Exporter, Protocol):
+    """An exporter that says what a person may ask for, so that the rest is refused at once.
+
+    Attributes:
+        suffixes: that a file's name may have; the first is the usual one.
+        opsets: that a file may have.
+    """
+
+    suffixes: tuple[str, ...]
+    opsets: range
+
+
+def packs_of(exporter: Exporter) -> frozenset[int]:
+    """Weight bits that an exporter can pack; none if it does not say."""
+    return exporter.packs if isinstance(exporter, PackingExporter) else frozenset()
+
+
+def check_form(exporter: Exporter, path: Path, opset: int | None) -> None:
+    """Refuse a name or an opset that no file of a target has; one that says nothing takes any.
+
+    Args:
+        exporter: of the target.
+        path: of the file to be.
+        opset: that is asked for; None leaves it to the exporter.
+
+    Raises:
+        SpecError: if so.
+    """
+    if not isinstance(exporter, FormalExporter):
+        return
+    if path.suffix not in exporter.suffixes:
+        wanted = " or ".join(exporter.suffixes)
+        raise SpecError(
+            f"{path}: wanted a name that ends in {wanted}, by which other commands know the file; "
+            f"for instance {path.name}{exporter.suffixes[0]}"
+        )
+    if opset is not None and opset not in exporter.opsets:
+        raise SpecError(
+            f"opset: wanted {exporter.opsets[0]} to {exporter.opsets[-1]} for target "
+            f"{exporter.name!r}, got {opset}; leave it out for the lowest that will do"
+        )
