@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
 
@@ -20,10 +23,18 @@ if os.environ.get("CI"):
 torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session")
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where each test's cache would be: a folder for each of thousands costs minutes to make,
+    to number and to remove, and few tests write to theirs."""
+    home = tmp_path_factory.mktemp("caches")
+    return (home / str(number) for number in count())
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_cache(_caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """No test writes to the user's cache, or finds what another left in one."""
-    monkeypatch.setenv("SQAKD_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("SQAKD_CACHE", str(next(_caches)))
 
 
 @pytest.fixture(autouse=True)

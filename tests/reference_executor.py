@@ -119,14 +119,24 @@ def _accumulate(node: g.Conv | g.Linear, reader: Reader, product: Any, channels:
     return Scaled(sums, scale)
 
 
+def _contract(windows: Array, weight: Array) -> Array:
+    """``(N, C, H, W, I, J)`` with ``(O, C, I, J)``: ``(N, O, H, W)``, of the windows' type.
+
+    float64 has fast kernels, numpy's integers have none; and integers below 2⁵³ are exact in it in
+    whatever order they are summed, far above the int32 that ``_accumulate`` allows.
+    """
+    axes = ((1, 4, 5), (1, 2, 3))
+    sums = np.tensordot(windows.astype(np.float64), weight.astype(np.float64), axes)
+    return np.moveaxis(sums, -1, 1).astype(windows.dtype)
+
+
 @run.register
 def _(node: g.Conv, reader: Reader) -> Held:
     def product(x: Array, weight: Array) -> Array:
         windows = _windows(x, weight.shape[2:], node.stride, node.padding, node.dilation)
         group_in, group_out = x.shape[1] // node.groups, len(weight) // node.groups
         parts = [
-            np.einsum(
-                "nchwij,ocij->nohw",
+            _contract(
                 windows[:, i * group_in : (i + 1) * group_in],
                 weight[i * group_out : (i + 1) * group_out],
             )

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from networks import SHAPE, exact_here, images, network
 from onnx import TensorProto, helper
 from PIL import Image
+from small_network import SMALL
 
 from sqakd_deploy import bench_process, bench_worker
 from sqakd_deploy.api import export
@@ -430,7 +431,7 @@ def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_teacher_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = {"distillation": {"epochs": 0}, "teacher": {"epochs": 1}}
+    settings = {"distillation": {"epochs": 0}, "teacher": {"epochs": 1}, "model": {"name": SMALL}}
     folder = train(RunConfig.model_validate(settings)).run
     assert CliRunner().invoke(main, ["export", "m.onnx", "--min-agreement", "0"]).exit_code == 0
     quick = ("--runtime", "onnxruntime", "--rounds", "1", "--seconds", "0.01", "--json")

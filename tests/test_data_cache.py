@@ -41,7 +41,9 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def place() -> Path:
-    return Path(os.environ["SQAKD_CACHE"])
+    folder = Path(os.environ["SQAKD_CACHE"])
+    folder.mkdir()
+    return folder
 
 
 def _files(folder: Path) -> ImageFiles:

@@ -16,8 +16,11 @@ import torch
 import torch.distributed as dist
 from networks import images
 from safetensors.torch import load_file
+from small_network import SMALL
 from torch import Tensor, nn
 
+from sqakd_deploy import teach
+from sqakd_deploy.config import RunConfig
 from sqakd_deploy.data import Preprocessing
 from sqakd_deploy.data.batches import Batches
 from sqakd_deploy.errors import SpecError
@@ -84,10 +87,9 @@ def test_two_processes_train_the_same_teacher(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a trained teacher."""
-    base = tmp_path_factory.mktemp("teacher") / "base"
-    train(base, 1, "--epochs", "0", "--teacher-epochs", "10")
-    return base / "teacher.safetensors"
+    """Weights of a trained teacher; what two processes do is no matter of its size."""
+    config = RunConfig.parse({"model": {"name": SMALL}, "teacher": {"epochs": 10}})
+    return teach(config, output=tmp_path_factory.mktemp("teacher") / "base").weights
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from networks import SHAPE, images, network
+from small_network import SMALL
 from torch import nn
 
 from sqakd_deploy.checkpoint import open_run
@@ -54,10 +55,10 @@ def kill_after_some_saves(folder: Path, saves: int, arguments: list[str]) -> Non
         process.wait()
 
 
-def check_kills(tmp_path: Path, kills: int, seed: int) -> None:
+def check_kills(tmp_path: Path, kills: int, seed: int, model: str = "resnet20") -> None:
     often = tmp_path / "often.yaml"
     often.write_text("distillation: {delta_every: 1}\n")
-    settings = [*SETTINGS, "--config", str(often)]
+    settings = [*SETTINGS, "--config", str(often), "--model", model]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     subprocess.run([*COMMAND, *settings, "--output", str(whole)], check=True, capture_output=True)
     chance = random.Random(seed)
@@ -78,7 +79,7 @@ def check_kills(tmp_path: Path, kills: int, seed: int) -> None:
 
 
 def test_killed_twice_and_resumed(tmp_path: Path) -> None:
-    check_kills(tmp_path, kills=2, seed=5)
+    check_kills(tmp_path, kills=2, seed=5, model=SMALL)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from small_network import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import sqakd_deploy
@@ -29,6 +30,8 @@ from sqakd_deploy.runs import held_out, load_student, load_teacher
 from sqakd_deploy.scoring import score_file, score_logits, score_run
 from sqakd_deploy.teaching import teach
 
+ANY = ("--model", SMALL)
+
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     teacher, student = str(home / "teacher"), str(home / "student")
     weights = str(home / "teacher" / "teacher.safetensors")
     for command in (
-        ("teacher", "--epochs", "3", "--output", teacher, "--tensorboard"),
+        ("teacher", *ANY, "--epochs", "3", "--output", teacher, "--tensorboard"),
         ("train", "--epochs", "0", "--bits", "8", "--weights", weights, "--output", student),
         ("export", str(home / "model.onnx"), "--run", student),
     ):
@@ -159,7 +162,7 @@ def test_grey_images_for_a_model_of_rgb() -> None:
     common = ("--data", "grey", "--epochs", "0", "--weights", "t/teacher.safetensors")
     loose = ("--min-agreement", "0", "--max-accuracy-gap", "100", "--max-mean-error", "100")
     for command in (
-        ("teacher", "--data", "grey", "--channels", "3", "--epochs", "1", "--output", "t"),
+        ("teacher", *ANY, "--data", "grey", "--channels", "3", "--epochs", "1", "--output", "t"),
         ("train", *common, "--bits", "8", "--output", "s"),
         ("export", "m.onnx", "--run", "s", *loose),
     ):
@@ -218,7 +221,11 @@ class _Stops(Listener):
 
 
 def test_an_interrupted_teacher_goes_on_to_the_same_weights() -> None:
-    settings = {"teacher": {"epochs": 2}, "distillation": {"save_seconds": 0}}
+    settings = {
+        "model": {"name": SMALL},
+        "teacher": {"epochs": 2},
+        "distillation": {"save_seconds": 0},
+    }
     config = RunConfig.parse(settings)
     whole = teach(config, output=Path("whole"))
     with pytest.raises(KeyboardInterrupt):
@@ -330,16 +337,16 @@ def test_eval_of_a_run_takes_the_options_of_other_images(trained: Path) -> None:
 
 
 def test_classes_that_are_not_the_datas(tmp_path: Path) -> None:
-    few = run("train", "--model-arg", "num_classes=5", "--epochs", "0", "--output", "few")
+    few = run("train", *ANY, "--model-arg", "num_classes=5", "--epochs", "0", "--output", "few")
     assert few.exit_code == 2
     assert "those of digits mean something else to the model (5 classes against 10)" in few.stderr
     assert not Path("few").exists()
-    save_weights(build_model("resnet20", num_classes=12, in_channels=1), tmp_path / "w.safetensors")
-    more = ("--model-arg", "num_classes=12", "--weights", "w.safetensors", "--epochs", "0")
+    save_weights(build_model(SMALL, num_classes=12, in_channels=1), tmp_path / "w.safetensors")
+    more = (*ANY, "--model-arg", "num_classes=12", "--weights", "w.safetensors", "--epochs", "0")
     done = run("train", *more, "--output", "more", "--json")
     assert done.exit_code == 0, done.output
     assert "labels would mean something else" in done.stderr
-    for command in (("train", *more, "--loss", "ce"), ("teacher", *more[:4], "--epochs", "1")):
+    for command in (("train", *more, "--loss", "ce"), ("teacher", *more[:6], "--epochs", "1")):
         refused = run(*command, "--output", "refused")
         assert (
             refused.exit_code,
@@ -357,16 +364,16 @@ def test_classes_that_are_not_the_datas(tmp_path: Path) -> None:
 
 def test_a_teacher_starts_from_weights_of_other_classes(tmp_path: Path) -> None:
     """At a rate that moves nothing, all but the last layer is that of the file."""
-    trained = build_model("resnet20", num_classes=12, in_channels=1)
+    trained = build_model(SMALL, num_classes=12, in_channels=1)
     save_weights(trained, tmp_path / "w.safetensors")
-    done = run("teacher", "--weights", "w.safetensors", "--epochs", "1", "--lr", "1e-12",
+    done = run("teacher", *ANY, "--weights", "w.safetensors", "--epochs", "1", "--lr", "1e-12",
                "--output", "own", "--json")  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "tell 12 classes apart: the last layer starts anew" in done.stderr
     found = read_state_dict(Path("own") / "teacher.safetensors")
-    assert found["fc.weight"].shape[0] == 10
-    same = {key: value for key, value in found.items() if key.endswith("conv1.weight")}
-    assert len(same) == 10  # the stem and nine blocks
+    assert found["classifier.weight"].shape[0] == 10
+    same = {key: value for key, value in found.items() if value.ndim == 4}
+    assert set(same) == {"stem.weight", "conv1.weight", "conv2.weight"}
     for key, value in same.items():
         assert torch.allclose(value, trained.state_dict()[key], atol=1e-6), key
 
@@ -374,7 +381,7 @@ def test_a_teacher_starts_from_weights_of_other_classes(tmp_path: Path) -> None:
 def test_a_resumed_run_needs_its_weights_no_more(trained: Path) -> None:
     weights = Path("own.safetensors")
     copyfile(trained / "teacher" / "teacher.safetensors", weights)
-    done = run("train", "--weights", str(weights), "--epochs", "0", "--output", "student")
+    done = run("train", *ANY, "--weights", str(weights), "--epochs", "0", "--output", "student")
     assert done.exit_code == 0, done.output
     facts = json.loads(Path("student/run.json").read_text())
     Path("student/run.json").write_text(json.dumps(facts | {"status": "interrupted"}))
@@ -396,7 +403,7 @@ def test_a_runs_weights_bring_their_network_preprocessing_and_classes(tmp_path: 
                 pixels = rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "pets" / kind / name / f"{number}.png")
     prepared = ("--mean", "0.1,0.2,0.3", "--std", "0.5", "--input-size", "8", "8")
-    done = run("teacher", "--data", "pets", "--model", "vgg8", *prepared, "--epochs", "1",
+    done = run("teacher", "--data", "pets", *ANY, *prepared, "--epochs", "1",
                "--batch-size", "2", "--output", "own")  # fmt: skip
     assert done.exit_code == 0, done.output
     weights = "own/teacher.safetensors"
@@ -409,7 +416,7 @@ def test_a_runs_weights_bring_their_network_preprocessing_and_classes(tmp_path: 
         assert done.exit_code == 0, done.output
         facts = open_run(Path(output)).facts["data"]
         assert facts == {**open_run(Path("own")).facts["data"], "name": facts["name"]}
-        assert open_run(Path(output)).config.model.name == "vgg8"
+        assert open_run(Path(output)).config.model.name == SMALL
     assert "'cats' against '0'" in done.stderr  # the digits' labels would be the pets'
     assert scores(weights, "--data", "pets")[0] == {
         **scores("own")[0],
@@ -491,10 +498,10 @@ def test_a_model_that_does_not_answer_for_the_classes(
 def test_labels_of_other_classes_are_not_scored(tmp_path: Path) -> None:
     """A file of more logits than the images have classes would be scored with wrong labels."""
     (tmp_path / "net.py").write_text(_NETWORKS)
-    wide = build_model("resnet20", num_classes=12, in_channels=1)
+    wide = build_model(SMALL, num_classes=12, in_channels=1)
     save_weights(wide, tmp_path / "w.safetensors")
-    run("train", "--model-arg", "num_classes=12", "--weights", "w.safetensors", "--epochs", "0",
-        "--output", "wide")  # fmt: skip
+    more = (*ANY, "--model-arg", "num_classes=12", "--weights", "w.safetensors", "--epochs", "0")
+    run("train", *more, "--output", "wide")
     run("export", "wide.onnx", "--run", "wide")
     refused = run("eval", "wide.onnx")
     assert (refused.exit_code, "12 classes against 10" in refused.stderr) == (4, True)
@@ -567,7 +574,7 @@ def test_lazy_layers_have_a_shape_before_weights_are_scored(tmp_path: Path) -> N
 
 
 def test_arguments_of_a_runs_network_are_kept_but_for_its_classes(tmp_path: Path) -> None:
-    common = ("--model", "vgg8", "--model-arg", "num_classes=10", "--epochs", "1")
+    common = (*ANY, "--model-arg", "num_classes=10", "--epochs", "1")
     done = run("teacher", *common, "--output", "own")
     assert done.exit_code == 0, done.output
     weights = ("--weights", "own/teacher.safetensors")
@@ -575,7 +582,7 @@ def test_arguments_of_a_runs_network_are_kept_but_for_its_classes(tmp_path: Path
     linked = ("--weights", "link/teacher.safetensors", "--model-arg", "num_classes=10")
     done = run("train", *linked, "--epochs", "0", "--output", "linked")
     assert done.exit_code == 0, done.output
-    assert open_run(Path("linked")).config.model.name == "vgg8"
+    assert open_run(Path("linked")).config.model.name == SMALL
     for name in "abc":
         flat(Path("three") / name)
     done = run("teacher", "--data", "three", *weights, "--epochs", "1", "--batch-size", "2",
@@ -590,7 +597,7 @@ def test_other_classes_of_the_same_number_have_a_last_layer_of_their_own(
     """At a rate that moves nothing: the digits' names are 0 to 9, these are others."""
     for name in "abcdefghij":
         flat(Path("ten") / name)
-    weights = trained / "teacher" / "teacher.safetensors"
+    weights, last = trained / "teacher" / "teacher.safetensors", "classifier.weight"
     start = read_state_dict(weights)
     for source, kept in (("ten", False), ("digits", True)):
         done = run("teacher", "--data", source, "--weights", str(weights), "--epochs", "1", "--lr",
@@ -599,7 +606,7 @@ def test_other_classes_of_the_same_number_have_a_last_layer_of_their_own(
         assert ("the last layer starts anew" in done.stderr) is not kept
         found = read_state_dict(Path(source + "-own") / "teacher.safetensors")
         assert torch.allclose(found["conv1.weight"], start["conv1.weight"], atol=1e-6)
-        assert torch.allclose(found["fc.weight"], start["fc.weight"], atol=1e-6) is kept
+        assert torch.allclose(found[last], start[last], atol=1e-6) is kept
 
 
 def test_a_student_is_no_teacher(trained: Path) -> None:
@@ -632,12 +639,10 @@ def test_a_teacher_that_goes_on_needs_its_first_weights_no_more(
     copyfile(trained / "teacher" / "teacher.safetensors", tmp_path / "w.safetensors")
     with monkeypatch.context() as patched:
         patched.setattr("sqakd_deploy.job.train_teacher", _stopped)
-        config = {"epochs": 1, "batch_size": 128}
+        model = {"name": SMALL, "weights": "w.safetensors"}
+        config = {"model": model, "teacher": {"epochs": 1, "batch_size": 128}}
         with pytest.raises(KeyboardInterrupt):
-            teach(
-                RunConfig.parse({"model": {"weights": "w.safetensors"}, "teacher": config}),
-                output=tmp_path / "own",
-            )
+            teach(RunConfig.parse(config), output=tmp_path / "own")
     (tmp_path / "w.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"w\.safetensors does not exist"):
         teach(resume=tmp_path / "own")  # nothing was saved

@@ -12,6 +12,7 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 from onnx import numpy_helper
+from small_network import SMALL
 
 from sqakd_deploy.cli import main
 from sqakd_deploy.errors import DataError
@@ -28,7 +29,8 @@ def run(*arguments: object) -> Result:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run, its file, answers saved by export and answers saved with tensors by verify."""
     folder = tmp_path_factory.mktemp("home")
-    trained = run("train", "--epochs", 0, "--teacher-epochs", 1, "--output", folder / "r")
+    options = ("--model", SMALL, "--epochs", 0, "--teacher-epochs", 1)
+    trained = run("train", *options, "--output", folder / "r")
     assert trained.exit_code == 0, trained.output
     exported = run("export", folder / "m.onnx", "--run", folder / "r", "--no-pack",
                    "--save-reference", folder / "plain.npz", "--samples", 40)  # fmt: skip
@@ -61,9 +63,9 @@ def test_a_run_is_compared_in_all_stages(home: Path) -> None:
         "onnxruntime, optimisations on",
     ]
     assert report["constants"] == []
-    assert len(report["layers"]["tensors"]) == 41
+    assert len(report["layers"]["tensors"]) == 8
     assert report["layers"]["images"] == 12
-    assert {layer["layer"] for layer in report["saturation"]["layers"]} >= {"conv1", "fc"}
+    assert {layer["layer"] for layer in report["saturation"]["layers"]} >= {"stem", "classifier"}
 
 
 def test_saved_answers_say_the_same(home: Path) -> None:
@@ -76,7 +78,7 @@ def test_saved_answers_say_the_same(home: Path) -> None:
     for report in (first, second):
         del report["parity"]["stages"][0]["name"], report["path"]
     isolated = first["layers"].pop("isolated")
-    assert [len(stage["tensors"]) for stage in isolated.values()] == [41, 41]
+    assert [len(stage["tensors"]) for stage in isolated.values()] == [8, 8]
     assert second["layers"].pop("isolated") == {}
     assert second == first
 
@@ -95,13 +97,13 @@ def test_without_torch(home: Path) -> None:
 
 
 def test_a_fault_is_named_and_fails(home: Path, tmp_path: Path) -> None:
-    path = faulty(home, tmp_path, "stage2.0.conv1/bias", lambda codes: codes + np.int32(20000))
+    path = faulty(home, tmp_path, "conv1/bias", lambda codes: codes + np.int32(20000))
     for source in (("--run", home / "r"), ("--reference", home / "full.npz")):
         result = run("verify", path, *source, "--layers")
         assert result.exit_code == 3
-        assert "wrong constant: stage2.0.conv1: bias codes: 32 of 32 differ" in result.stdout
-        assert "export: differences begin in 1 tensors, the first quant_stage2_0" in result.stdout
-        assert "error: the file is not its student: stage2.0.conv1: bias codes" in result.stderr
+        assert "wrong constant: conv1: bias codes: 8 of 8 differ" in result.stdout
+        assert "export: differences begin in 1 tensors, the first quant_relu_1" in result.stdout
+        assert "error: the file is not its student: conv1: bias codes" in result.stderr
 
 
 def test_answers_alone_tell_that_not_where(home: Path, tmp_path: Path) -> None:
@@ -112,7 +114,7 @@ def test_answers_alone_tell_that_not_where(home: Path, tmp_path: Path) -> None:
     assert good.exit_code == 0, good.output
     assert "constants: not compared, since only answers are known" in good.stdout
     assert "1/255 of the logits' range" in good.stdout
-    path = faulty(home, tmp_path, "fc/weight", lambda codes: codes[::-1])
+    path = faulty(home, tmp_path, "classifier/weight", lambda codes: codes[::-1])
     bad = run("verify", path, "--reference", tmp_path / "bare.npz")
     assert bad.exit_code == 3
     assert "optimisations off: agreement" in bad.stderr
