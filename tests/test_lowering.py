@@ -182,3 +182,24 @@ def test_what_is_shared_by_hand_stays_shared_in_the_model() -> None:
     assert model.inner[0].bias is model.inner[2].bias
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert model(images(2)).shape[0] == 2
+
+
+@pytest.mark.parametrize("kind", [nn.MaxPool2d, nn.AvgPool2d])
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt", "openvino", "qonnx"])
+def test_a_pool_in_ceil_mode_has_the_windows_that_torch_has(
+    kind: Callable[..., nn.Module], target: str, tmp_path: Path
+) -> None:
+    """torch drops a last window that would begin in the padding."""
+    if target in ("openvino", "qonnx"):
+        pytest.importorskip(target)
+    torch.manual_seed(0)
+    pool = kind(2, 2, padding=1, ceil_mode=True)
+    model = with_spread(Net(nn.Conv2d(8, 8, 4), nn.ReLU(), pool, conv())).eval()
+    student = quantize(model, QuantSpec(target=target), example=SHAPE)
+    distill(student, images(64), teacher=model, config=CALIBRATED)
+    with torch.no_grad():
+        assert model.inner[:3](torch.zeros(1, 8, 8, 8)).shape[-1] == 3
+    report = verify(export(student, tmp_path / "model.onnx"), student, images(64, seed=5))
+    assert not report.failures
+    for stage in report.stages:
+        assert stage.max_error <= FEW_STEPS, report
