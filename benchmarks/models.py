@@ -1,6 +1,7 @@
 """Which models of others are placed: built without weights, quantised, exported, compared.
 
-timm's names by default, the smallest of each family; any that ``--model`` takes can be given.
+torchvision's and timm's names by default, the smallest of each family; any that ``--model`` takes
+can be given.
 
     python benchmarks/models.py --json docs/models.json --report docs/models.md
     python benchmarks/models.py --models timm:resnet18 regnet_x_400mf --json models.json
@@ -59,7 +60,21 @@ TIMM = {
         pit_ti_224 resmlp_12_224
     """,
 }
-SIZES = {f"timm:{name}": size for size, names in TIMM.items() for name in names.split()}
+TORCHVISION = {
+    SMALL: """
+        convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet mnasnet0_5
+        mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnext50_32x4d
+        shufflenet_v2_x0_5 squeezenet1_0 swin_t swin_v2_t wide_resnet50_2
+    """,
+    96: """
+        inception_v3
+    """,
+    224: """
+        alexnet maxvit_t vgg11_bn vit_b_32
+    """,
+}
+SIZES = {name: size for size, names in TORCHVISION.items() for name in names.split()}
+SIZES |= {f"timm:{name}": size for size, names in TIMM.items() for name in names.split()}
 
 
 def pictures(count: int, size: int, seed: int) -> Tensor:

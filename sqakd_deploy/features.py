@@ -106,14 +106,14 @@ def _last_inner_input(student: fx.GraphModule) -> tuple[fx.Node, ActivationQuant
 
 
 def _last_layers(student: fx.GraphModule) -> set[fx.Node]:
-    """The layers with quantised weights behind which there is no other."""
+    """The convolutions and linear layers behind which there is no other."""
     found: set[fx.Node] = set()
     ahead = [node for node in student.graph.nodes if node.op == "output"]
     seen = set(ahead)
     while ahead:
         node = ahead.pop()
         module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if module is not None and any(isinstance(m, WeightQuantizer) for m in module.modules()):
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             found.add(node)
             continue
         ahead += [source for source in node.all_input_nodes if source not in seen]

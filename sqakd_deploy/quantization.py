@@ -21,7 +21,13 @@ from sqakd_deploy.quantizers import METHODS, ActivationQuantizer, WeightQuantize
 from sqakd_deploy.quantizers.base import initialised_later
 from sqakd_deploy.quantizers.injectors import act_quant, weight_quant
 from sqakd_deploy.spec import QuantSpec
-from sqakd_deploy.tracing import describe, first_tensor, separate_calls, trace
+from sqakd_deploy.tracing import (
+    check_answers,
+    describe,
+    first_tensor,
+    separate_calls,
+    trace,
+)
 from sqakd_deploy.transposed import QuantTransposed2d, as_convolution
 from sqakd_deploy.unwrapping import unwrapped
 
@@ -60,6 +66,7 @@ def quantize(
     separate_calls(student)
     _refuse_hooks(student)
     placement = place(student, spec, exporter.placement)
+    check_answers(student)
     with _device(student):  # quantizers are made where the model is
         for path, bits in placement.layers.items():
             _replace_layer(student, path, spec, bits)

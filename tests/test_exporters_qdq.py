@@ -24,7 +24,7 @@ from torch import fx
 
 import sqakd_deploy
 from sqakd_deploy import graph as g
-from sqakd_deploy.errors import ExportError
+from sqakd_deploy.errors import ExportError, SpecError
 from sqakd_deploy.exporting import ExportOptions
 from sqakd_deploy.integer import lower, snap_biases
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
@@ -229,7 +229,7 @@ def test_a_target_may_bring_its_own_form() -> None:
 
 
 def test_one_name_for_input_and_output() -> None:
-    with pytest.raises(ExportError, match="input and output are both named 'x'"):
+    with pytest.raises(SpecError, match="wanted two names, got 'x' for both"):
         build_model(vector(), ExportOptions(input_name="x", output_name="x"))
 
 

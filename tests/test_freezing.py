@@ -41,7 +41,9 @@ def watched(
         seen.append(statistics(student))
         watch(student, step)
 
-    config = DistillConfig(epochs=epochs, batch_size=16, lr=1e-2, freeze_bn_after=after)
+    config = DistillConfig(
+        epochs=epochs, batch_size=16, lr=1e-2, freeze_bn_after=after, bn_images=64
+    )
     distill(student, BATCHES, teacher=teacher, config=config, saves=saves, on_step=on_step)
     return student, seen
 

@@ -64,8 +64,6 @@ class Writer:
         emitters: Emitters,
         packed: Mapping[str, Packed] | None = None,
     ) -> None:
-        if options.input_name == options.output_name:
-            raise ExportError(f"input and output are both named {options.input_name!r}")
         self.graph = graph
         self.packed = packed or {}
         self._opset = opset
