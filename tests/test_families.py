@@ -142,6 +142,7 @@ UNITS: dict[str, Callable[[], nn.Module]] = {
     "leaky_relu": lambda: Unit(nn.LeakyReLU(0.1, inplace=True)),
     "tanh": lambda: Unit(nn.Tanh()),
     "unit_length": lambda: Unit(Call(lambda x: F.normalize(x, dim=1))),
+    "unit_length_then_gelu": lambda: Unit(Call(lambda x: F.gelu(F.normalize(x, dim=1)))),
     "log_softmax": lambda: nn.Sequential(Unit(nn.ReLU()), nn.LogSoftmax(1)),
     "product": lambda: Unit(Call(lambda x: x * F.relu(x))),
     "square": lambda: Unit(Call(lambda x: x * x)),
@@ -205,6 +206,7 @@ FLOATS: dict[str, dict[str, int]] = {
     "log_softmax": {"LogSoftmax": 1},
     "softmax": {"Softmax": 1},
     "tanh": {"Tanh": 1},
+    "unit_length_then_gelu": {"Gelu": 1},
     "channel_last": {"LayerNormalization": 1, "Gelu": 1},
     "transformer": {"Add": 1, "LayerNormalization": 2, "Mul": 1, "Softmax": 1},
 }

@@ -34,6 +34,7 @@ _GATES = {"hard_swish": "hard_sigmoid", "silu": "sigmoid"}
 apart in the same way."""
 
 _GELU_OPSET, _LAYER_NORM_OPSET = 20, 17
+_AXES_AS_INPUT = 18
 
 
 def opset_needed(graph: g.IntegerGraph, limit: int) -> int:
@@ -113,7 +114,11 @@ def unit_length(writer: Writer, node: g.UnitLength) -> None:
     """The length, at least so much, and the quotient."""
     (source,) = writer.real(node)
     name = f"{node.output}/length"
-    length = writer.op("ReduceL2", [source], name, axes=[node.axis], keepdims=1)
+    if writer.opset < _AXES_AS_INPUT:
+        length = writer.op("ReduceL2", [source], name, axes=[node.axis], keepdims=1)
+    else:
+        axes = writer.integers(f"{node.name}/axes", [node.axis])
+        length = writer.op("ReduceL2", [source, axes], name, keepdims=1)
     least = writer.constant(f"{node.name}/epsilon", np.array(node.epsilon, np.float32))
     length = writer.op("Max", [length, least], f"{node.output}/divisor")
     writer.hold(node, writer.op("Div", [source, length], node.output, node.name), grid=None)

@@ -53,6 +53,7 @@ class Writer:
 
     Attributes:
         graph: as given.
+        opset: as given.
         packed: as given.
     """
 
@@ -66,7 +67,7 @@ class Writer:
     ) -> None:
         self.graph = graph
         self.packed = packed or {}
-        self._opset = opset
+        self.opset = opset
         self._emitters = emitters
         self._output_name = options.output_name
         self._taken = {options.input_name, options.output_name}
@@ -100,10 +101,10 @@ class Writer:
             [self._output()],
             nodes=self._nodes,
             initializers=list(self._constants.values()),
-            opset_imports={"": self._opset},
+            opset_imports={"": self.opset},
             name=self.graph.name,
         )
-        version = max(v for opset, v in _IR_VERSIONS.items() if opset <= self._opset)
+        version = max(v for opset, v in _IR_VERSIONS.items() if opset <= self.opset)
         model = ir.Model(
             graph, ir_version=version, producer_name="sqakd-deploy", producer_version=__version__
         )
