@@ -29,7 +29,7 @@ from sqakd_deploy.tracing import (
     trace,
 )
 from sqakd_deploy.transposed import QuantTransposed2d, as_convolution
-from sqakd_deploy.unwrapping import unwrapped
+from sqakd_deploy.unwrapping import refuse_hooks, unwrapped
 
 _SPEC, _INPUT_SHAPE = "sqakd_deploy.spec", "sqakd_deploy.input_shape"
 
@@ -64,7 +64,7 @@ def quantize(
     open_attention(opened)
     student = trace(opened, input_shape)
     separate_calls(student)
-    _refuse_hooks(student)
+    refuse_hooks(student)
     placement = place(student, spec, exporter.placement)
     check_answers(student)
     with _device(student):  # quantizers are made where the model is
@@ -122,17 +122,6 @@ def _meta(student: nn.Module) -> tuple[QuantSpec, tuple[int, ...]]:
             f"wanted a student made by quantize(), got a {type(student).__name__} without a spec"
         )
     return student.meta[_SPEC], student.meta[_INPUT_SHAPE]
-
-
-def _refuse_hooks(traced: fx.GraphModule) -> None:
-    for node in traced.graph.find_nodes(op="call_module"):
-        module = traced.get_submodule(str(node.target))
-        if module._forward_hooks or module._forward_pre_hooks:
-            raise ModelError(
-                f"layer {str(node.target)!r}: it has forward hooks, which a file cannot have; "
-                "remove them (what register_forward_hook returned has .remove()), or write what "
-                "they do into the model"
-            )
 
 
 # -- surgery -------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-from torch import nn
+from torch import fx, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import prune
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -46,6 +46,25 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.SyncBatchNorm):
             own = _with_plain_norm(own, path, module)
     return own
+
+
+def refuse_hooks(traced: fx.GraphModule) -> None:
+    """Refuse layers whose answer is changed behind them: a file knows of no hook.
+
+    Args:
+        traced: its hooks of containers were traced as code.
+
+    Raises:
+        ModelError: if a layer has hooks, naming it.
+    """
+    for node in traced.graph.find_nodes(op="call_module"):
+        module = traced.get_submodule(str(node.target))
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ModelError(
+                f"layer {str(node.target)!r}: it has forward hooks, which a file cannot have; "
+                "remove them (what register_forward_hook returned has .remove()), or write what "
+                "they do into the model"
+            )
 
 
 def _check_hooks(path: str, module: nn.Module) -> None:
