@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from sqakd_deploy.calls import Rewriter, argument, call, permuted
-from sqakd_deploy.shapes import noted_shape
+from sqakd_deploy.shapes import noted_shape, noted_type
 
 _FEW = 4  # terms of a sum that are added one by one
 
@@ -48,7 +48,10 @@ def _sum(node: fx.Node) -> fx.Node | None:
 
 def _reduced(node: fx.Node) -> tuple[fx.Node, list[int]] | None:
     """What a sum or mean reads, and the axes it is over; None if it is over images."""
-    source, axis = node.args[0], argument(node, 1, "dim", None)
+    source, axis = argument(node, 0, "input", None), argument(node, 1, "dim", None)
+    kind = noted_type(source)
+    if kind is None or not kind.is_floating_point:
+        return None  # a count
     given = axis if isinstance(axis, (tuple, list)) else (axis,)
     dims, result = noted_shape(source), noted_shape(node)
     numbers = all(isinstance(one, int) for one in given)
@@ -92,16 +95,16 @@ def _stacked(node: fx.Node) -> fx.Node | None:
 
 def _rolled(node: fx.Node) -> fx.Node | None:
     """The end, then the beginning, along each axis."""
-    x: Any = node.args[0]
-    dims, shifts, axes = (
-        noted_shape(x),
-        argument(node, 1, "shifts", 0),
-        argument(node, 2, "dims", ()),
+    x: Any = argument(node, 0, "input", None)
+    dims = noted_shape(x)
+    shifts, axes = (
+        (given,) if isinstance(given, int) else given
+        for given in (argument(node, 1, "shifts", None), argument(node, 2, "dims", None))
     )
-    if isinstance(shifts, int):
-        shifts, axes = (shifts,), (axes,) if isinstance(axes, int) else axes
-    if dims is None or len(shifts) != len(axes or ()):
+    if dims is None or not axes or not shifts or len(shifts) != len(axes):
         return None  # of the flattened tensor
+    if not all(isinstance(number, int) for number in (*shifts, *axes)):
+        return None
     moves = [
         (axis % len(dims), shift % dims[axis]) for shift, axis in zip(shifts, axes, strict=True)
     ]

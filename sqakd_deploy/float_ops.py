@@ -19,7 +19,8 @@ from torch import fx, nn
 from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.meaning import Identity, Op, Reader, Scalar, setting, simple
-from sqakd_deploy.tracing import describe, is_parameter, shape
+from sqakd_deploy.shapes import noted_shape
+from sqakd_deploy.tracing import BATCH, describe, is_parameter, shape
 
 
 def parameter(node: fx.Node) -> NDArray[np.float32]:
@@ -89,6 +90,8 @@ def _repeated(node: fx.Node, module: nn.Module | None) -> Op | None:
     source = node.args[0]
     if not isinstance(source, fx.Node) or not is_parameter(source):
         return None
+    if (noted_shape(node) or (0,))[0] != BATCH:
+        raise ModelError(f"{describe(node)}: a parameter repeated for parts of images")
     constant = parameter(source)
     if constant.shape[1:] != shape(node)[1:] or constant.shape[:1] != (1,):
         raise ModelError(f"{describe(node)}: only a parameter (1, …) repeated along the batch")

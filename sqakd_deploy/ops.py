@@ -18,7 +18,6 @@ from sqakd_deploy import pools
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.float_ops import FUNCTIONS, METHODS, MODULES, dropped, shifted
 from sqakd_deploy.meaning import Identity, Op, Reader, Scalar, Tuple, setting, simple
-from sqakd_deploy.shapes import noted_type
 from sqakd_deploy.tracing import describe, is_parameter, is_size, known, shape
 
 
@@ -214,12 +213,6 @@ def _property(node: fx.Node, module: nn.Module | None) -> Op | None:
     return Op(Scalar) if node.args[1] in ("device", "dtype") else None
 
 
-def _converted(node: fx.Node, module: nn.Module | None) -> Op | None:
-    """Nothing, where the type is as it was: the device is the model's."""
-    same = noted_type(node) == noted_type(node.args[0])
-    return Op(Identity) if same and isinstance(node.args[0], fx.Node) else None
-
-
 _RELU = simple(ir.Clip, low=0.0, high=None)
 _RELU6 = simple(ir.Clip, low=0.0, high=6.0)
 _IDENTITY = simple(Identity)
@@ -304,7 +297,5 @@ _METHODS: dict[str, Reader] = {
     "contiguous": _IDENTITY,
     "detach": _IDENTITY,
     "float": _IDENTITY,
-    "to": _converted,
-    "type_as": _converted,
     **METHODS,
 }

@@ -13,6 +13,8 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 
+from sqakd_deploy.errors import SpecError
+
 
 def start(device: torch.device) -> Accelerator:
     """Join the processes that ``accelerate launch`` or ``torchrun`` started; alone, be the one.
@@ -21,9 +23,15 @@ def start(device: torch.device) -> Accelerator:
     and make the same student wherever it is started.
     """
     whole = GradientAccumulationPlugin(num_steps=1)  # its environment beats a plain argument
-    return Accelerator(
-        cpu=device.type == "cpu", mixed_precision="no", gradient_accumulation_plugin=whole
-    )
+    try:
+        return Accelerator(
+            cpu=device.type == "cpu", mixed_precision="no", gradient_accumulation_plugin=whole
+        )
+    except ValueError as error:
+        raise SpecError(
+            "this program holds an Accelerator of other settings, and there can be one alone; "
+            f"train before it is made, or make it with mixed_precision='no' ({error})"
+        ) from error
 
 
 class _Sum(torch.autograd.Function):

@@ -17,7 +17,6 @@ from torch import fx, nn
 
 from sqakd_deploy import axes
 from sqakd_deploy.calls import Rewriter, argument, call, module_of, permuted
-from sqakd_deploy.lifting import free_name
 from sqakd_deploy.shapes import noted_shape, noted_type
 
 _NEVER = -1e9  # added to a score, leaves nothing of its exponential; an infinity would make NaNs
@@ -29,19 +28,22 @@ def rewrite(traced: fx.GraphModule) -> None:
     Args:
         traced: with the shapes of its tensors; changed in place. New nodes have none.
     """
-    for node in list(traced.graph.nodes):
-        rewriter = _FUNCTIONS.get(node.target) if node.op == "call_function" else None
-        if node.op == "call_method":
-            rewriter = _METHODS.get(str(node.target))
-        if node.op == "call_module":
-            rewriter = _MODULES.get(type(module_of(node)))
+    for node, rewriter in [(node, _rewriter_of(node)) for node in traced.graph.nodes]:
         if rewriter is None:
             continue
         with traced.graph.inserting_before(node):
             found = rewriter(node)
         if found is not None:
-            found.meta = {"tensor_meta": node.meta["tensor_meta"]}
+            found.meta.setdefault("tensor_meta", node.meta["tensor_meta"])
             node.replace_all_uses_with(found)
+
+
+def _rewriter_of(node: fx.Node) -> Rewriter | None:
+    if node.op == "call_module":
+        return _MODULES.get(type(module_of(node)))
+    if node.op == "call_method":
+        return _METHODS.get(str(node.target))
+    return _FUNCTIONS.get(node.target) if node.op == "call_function" else None
 
 
 def _attention(node: fx.Node) -> fx.Node | None:
@@ -102,8 +104,10 @@ def _taken(node: fx.Node) -> fx.Node | None:
 
 def _with_new_axes(node: fx.Node, source: fx.Node, index: tuple[Any, ...]) -> fx.Node | None:
     """What ``x[:, None]`` takes, without the axes of size 1, and then those."""
-    dims = noted_shape(node)
-    if dims is None:
+    dims, given = noted_shape(node), noted_shape(source)
+    first = node.args[1][0]  # type: ignore[index]
+    in_front = not (first is Ellipsis or first == slice(None))
+    if dims is None or given is None or in_front or dims[0] != given[0]:
         return None
     whole = all(part is Ellipsis or part == slice(None) for part in index)
     taken = source if whole else call(node, operator.getitem, source, index)
@@ -230,6 +234,13 @@ def _expanded(node: fx.Node) -> fx.Node | None:
     return source if isinstance(source, fx.Node) and noted_shape(source) else None
 
 
+def _converted(node: fx.Node) -> fx.Node | None:
+    """Nothing, where the type is as it was: the device is the model's."""
+    source = node.args[0]
+    same = noted_type(node) is not None and noted_type(node) == noted_type(source)
+    return source if same and isinstance(source, fx.Node) else None
+
+
 def _of_sequences(node: fx.Node) -> fx.Node | None:
     """A convolution along ``(N, C, L)`` as one along the rows of ``(N, C, L, 1)``."""
     layer: Any = module_of(node)
@@ -238,9 +249,9 @@ def _of_sequences(node: fx.Node) -> fx.Node | None:
         return None
     if layer.padding_mode != "zeros":
         return None
-    calls = [other for other in node.graph.nodes if other.target == node.target]
-    path = str(node.target) if len(calls) == 1 else free_name(owner, str(node.target))
-    owner.add_submodule(path, _along_rows(layer))
+    path = str(node.target)
+    if isinstance(layer, nn.Conv1d):  # else another call has made it one of rows
+        owner.add_submodule(path, _along_rows(layer))
     result = node.graph.call_module(path, (call(node, "reshape", node.args[0], -1, *given[1:], 1),))
     result.stack_trace = node.stack_trace
     return call(node, "reshape", result, -1, *dims[1:])
@@ -295,6 +306,8 @@ _METHODS: Mapping[str, Rewriter] = {
     "addcmul": _sum_of_product,
     "reshape_as": _reshape_as,
     "view_as": _reshape_as,
+    "to": _converted,
+    "type_as": _converted,
     "expand_as": _expanded,
     **axes.METHODS,
 }

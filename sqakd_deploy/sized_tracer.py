@@ -92,7 +92,8 @@ class SizedTracer(fx.Tracer):
             for node in reversed(self.graph.nodes):
                 if node is before:
                     break
-                self.graph.erase_node(node)
+                if node.op != "get_attr":  # another reader of the parameter is given the same node
+                    self.graph.erase_node(node)
             raise
 
     def create_arg(self, a: Any) -> Any:

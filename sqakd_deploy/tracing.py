@@ -17,7 +17,7 @@ from sqakd_deploy.errors import ModelError
 from sqakd_deploy.inplace import write_out_of_place
 from sqakd_deploy.lifting import free_name, lift_constants, lift_layers
 from sqakd_deploy.rewriting import rewrite
-from sqakd_deploy.shapes import noted_shape
+from sqakd_deploy.shapes import noted_shape, run
 
 BATCH = 2
 """Batch size of the example that shapes are read from; reports call that axis dynamic."""
@@ -69,6 +69,7 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
     # Anew, without the parameters that nothing reads any more.
     traced = fx.GraphModule(traced, traced.graph, type(model).__name__)
     _propagate(traced, images, wanted)
+    _check_batches(traced, images)
     return traced
 
 
@@ -123,9 +124,10 @@ def _separate_parameters(traced: fx.GraphModule) -> None:
         for name, tensor in own:
             shared = name == "weight" and isinstance(module, (nn.Linear, nn.Conv2d))
             if id(tensor) in held and not shared:
-                copied = tensor.detach().clone()
-                learned = isinstance(tensor, nn.Parameter)
-                setattr(module, name, nn.Parameter(copied) if learned else copied)
+                own_copy = tensor.detach().clone()
+                if isinstance(tensor, nn.Parameter):
+                    own_copy = nn.Parameter(own_copy, tensor.requires_grad)
+                setattr(module, name, own_copy)
             held.add(id(tensor))
 
 
@@ -200,6 +202,27 @@ def _propagate(traced: fx.GraphModule, images: Tensor, wanted: Tensor) -> None:
             "through another name of it (a view, a slice), or draw random numbers when evaluated; "
             "write such operators out of place, without randomness"
         )
+
+
+@torch.no_grad()
+def _check_batches(traced: fx.GraphModule, images: Tensor) -> None:
+    """With another number of images each first axis must count as many more."""
+    more = torch.cat([images, images[:1]])
+    values: dict[fx.Node, Any] = {}
+    for node in traced.graph.nodes:
+        if node.op == "output":
+            continue
+        try:
+            values[node] = more if node.op == "placeholder" else run(traced, node, values)
+        except RuntimeError as error:
+            raise ModelError(
+                f"{describe(node)} runs on {BATCH} images and not on {len(more)}: "
+                f"{_first_line(error)}; compute its sizes from x.shape[0]"
+            ) from error
+        noted = noted_shape(node)
+        counts = node.op != "get_attr" and noted is not None and noted and not noted[0] % BATCH
+        if counts and noted and values[node].shape[0] * BATCH != noted[0] * len(more):
+            raise ModelError(f"{describe(node)}: wanted a tensor with the batch as its first axis")
 
 
 def _differs(found: Tensor, wanted: Tensor) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sqakd_deploy.api import export, verify
 from sqakd_deploy.distillation import distill
 from sqakd_deploy.errors import ModelError
-from sqakd_deploy.quantization import quantize, weight_quantizers
+from sqakd_deploy.quantization import activation_quantizers, quantize, weight_quantizers
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
 
 CALIBRATED = DistillConfig(epochs=0, calibration_images=64, bn_images=64)
@@ -165,6 +165,42 @@ def test_an_exclusion_holds_for_every_call_of_a_layer() -> None:
     model = Net(Inner(lambda net, x: net.add(net.add(x).relu()), add=conv())).eval()
     student = quantize(model, QuantSpec(exclude=("inner.0.add",)), example=SHAPE)
     assert not any("add" in name for name in weight_quantizers(student))
+
+
+def test_another_tensors_type_is_no_reading_of_it() -> None:
+    torch.manual_seed(0)
+    code = Inner(
+        lambda net, x: net.second(net.first(x).relu().type_as(x)), first=conv(), second=conv()
+    )
+    student = quantize(Net(code).eval(), example=SHAPE)
+    assert {q.bits for n, q in activation_quantizers(student).items() if "relu" in n} == {4}
+
+
+def test_a_sequences_convolution_called_twice_is_one() -> None:
+    torch.manual_seed(0)
+
+    def code(net: Any, x: Tensor) -> Tensor:
+        return net.along(net.along(x.flatten(2)).relu()).unflatten(2, x.shape[2:])
+
+    model = Net(Inner(code, along=nn.Conv1d(8, 8, 3, padding=1))).eval()
+    student = quantize(model, example=SHAPE)
+    first, second = (student.get_submodule(f"inner.0.{name}") for name in ("along", "along_2"))
+    assert first.weight is second.weight
+    quantize(model, QuantSpec(exclude=("inner.0.along",)), example=SHAPE)
+
+
+def test_a_parameter_for_each_window_is_refused() -> None:
+    torch.manual_seed(0)
+
+    def code(net: Any, x: Tensor) -> Tensor:
+        windows = x.flatten(2).reshape(-1, 16, 8)
+        tokens = torch.cat((net.token.expand(windows.shape[0], -1, -1), windows), 1)
+        return net.linear(tokens)[:, 1:].reshape(x.shape)
+
+    token = nn.Parameter(torch.randn(1, 1, 8))
+    model = Net(Inner(code, token=token, linear=nn.Linear(8, 8))).eval()
+    with pytest.raises(ModelError, match="a parameter repeated for parts of images"):
+        quantize(model, example=SHAPE)
 
 
 @pytest.mark.parametrize("kind", [nn.ReLU, nn.MaxPool2d])

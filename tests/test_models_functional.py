@@ -212,6 +212,11 @@ PATTERNS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "torch.stack of the last axis": lambda net, x, y: torch.stack([x, y], -1).flatten(3),
     "x.sum over groups": lambda net, x, y: y.unflatten(1, (2, 4)).sum(1),
     "torch.roll": lambda net, x, y: torch.roll(y, shifts=(-1, 3), dims=(2, 3)),
+    "torch.roll of one axis": lambda net, x, y: torch.roll(y, (1,), 2),
+    "torch.sum by names": lambda net, x, y: torch.sum(input=y.unflatten(1, (2, 4)), dim=1),
+    "expanded and read again": lambda net, x, y: (
+        x * (g := y.mean((2, 3), keepdim=True)).expand_as(x) + g.sum(1, keepdim=True)
+    ),
     "x.roll": lambda net, x, y: y.roll(-2, 1),
     "x.mean, one axis after another": lambda net, x, y: y.mean(3).mean(2),
     "x.mean of pixels in a row": lambda net, x, y: y.flatten(2).mean(-1),

@@ -191,6 +191,10 @@ class Call(nn.Module):
         (lambda x: x.chunk(4, 1)[::2][0], "take the tensors of a tuple one by one"),
         (lambda x: x.clamp(max=1.0), "wanted numbers as bounds, and a lower one"),
         (lambda x: nn.functional.adaptive_avg_pool2d(x, 3), "windows of different sizes"),
+        (lambda x: x.flatten(1).reshape(4, -1, 8).flatten(1), "the batch as its first axis"),
+        (lambda x: (x > 0).sum(1), "operator 'gt'"),
+        (lambda x: torch.sum(input=x, dim=0), "batch as its first axis|no integer form|cannot"),
+        (lambda x: x[None, :].flatten(0, 1), "only slices"),
         (lambda x: x.permute(1, 0, 2, 3), "moves the batch axis|batch as its first axis"),
     ],
 )
