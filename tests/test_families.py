@@ -537,7 +537,8 @@ class Bare(nn.Module):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Bare(lambda x, w: torch.cat([x, w], 1), 2, 1, 8, 8), "reads a bare parameter"),
+        (Bare(lambda x, w: torch.cat([x, w], 1), 2, 1, 8, 8), "runs on 2 images and not on 3"),
+        (Bare(lambda x, w: torch.cat([x, w.relu().expand_as(x)], 1), 1), "no integer form|bare"),
         (Bare(lambda x, w: torch.matmul(x, w), 8, 8), r"only the product of two computed tensors"),
         (Bare(lambda x, w: x[:, :, :1] * w, 8, 8, 8), "a constant factor that changes the tensor"),
         (Bare(lambda x, w: x[:, :, :1] + w, 8, 8, 8), "a constant term that changes the tensor"),

@@ -215,7 +215,7 @@ PATTERNS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "torch.roll of one axis": lambda net, x, y: torch.roll(y, (1,), 2),
     "torch.sum by names": lambda net, x, y: torch.sum(input=y.unflatten(1, (2, 4)), dim=1),
     "expanded and read again": lambda net, x, y: (
-        x * (g := y.mean((2, 3), keepdim=True)).expand_as(x) + g.sum(1, keepdim=True)
+        x * (g := y.mean((2, 3), keepdim=True)).expand_as(x) + g.mean(1, keepdim=True)
     ),
     "x.roll": lambda net, x, y: y.roll(-2, 1),
     "x.mean, one axis after another": lambda net, x, y: y.mean(3).mean(2),
