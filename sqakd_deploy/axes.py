@@ -22,9 +22,12 @@ _FEW = 4  # terms of a sum that are added one by one
 
 def _mean(node: fx.Node) -> fx.Node | None:
     found = _reduced(node)
-    if found is None or _over_pixels(node):
+    if found is None:
         return None
-    return _as_noted(node, _averaged(node, *found))
+    source, over = found
+    if len(noted_shape(source) or ()) == 4 and over == [2, 3]:
+        return None  # a global average pool as it stands
+    return _as_noted(node, _averaged(node, source, over))
 
 
 def _sum(node: fx.Node) -> fx.Node | None:
@@ -59,12 +62,6 @@ def _reduced(node: fx.Node) -> tuple[fx.Node, list[int]] | None:
         return None
     over = sorted(one % len(dims) for one in given)
     return (source, over) if over and over[0] > 0 else None
-
-
-def _over_pixels(node: fx.Node) -> bool:
-    """Whether it is a global average pool as it stands."""
-    source, over = _reduced(node) or (None, [])
-    return len(noted_shape(source) or ()) == 4 and over == [2, 3]
 
 
 def _averaged(node: fx.Node, source: fx.Node, over: list[int]) -> fx.Node:

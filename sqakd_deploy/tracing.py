@@ -17,7 +17,7 @@ from sqakd_deploy.errors import ModelError
 from sqakd_deploy.inplace import write_out_of_place
 from sqakd_deploy.lifting import free_name, lift_constants, lift_layers
 from sqakd_deploy.rewriting import rewrite
-from sqakd_deploy.shapes import noted_shape, run
+from sqakd_deploy.shapes import noted_shape
 
 BATCH = 2
 """Batch size of the example that shapes are read from; reports call that axis dynamic."""
@@ -204,25 +204,33 @@ def _propagate(traced: fx.GraphModule, images: Tensor, wanted: Tensor) -> None:
         )
 
 
-@torch.no_grad()
-def _check_batches(traced: fx.GraphModule, images: Tensor) -> None:
-    """With another number of images each first axis must count as many more."""
-    more = torch.cat([images, images[:1]])
-    values: dict[fx.Node, Any] = {}
-    for node in traced.graph.nodes:
-        if node.op == "output":
-            continue
+class _Counting(fx.Interpreter):
+    """Runs on more images than shapes were noted of: each first axis must count as many more."""
+
+    def __init__(self, traced: fx.GraphModule, count: int) -> None:
+        super().__init__(traced)
+        self.count = count
+        self.extra_traceback = False  # which would replace the message
+
+    def run_node(self, n: fx.Node) -> Any:
         try:
-            values[node] = more if node.op == "placeholder" else run(traced, node, values)
+            result = super().run_node(n)
         except RuntimeError as error:
             raise ModelError(
-                f"{describe(node)} runs on {BATCH} images and not on {len(more)}: "
+                f"{describe(n)} runs on {BATCH} images and not on {self.count}: "
                 f"{_first_line(error)}; compute its sizes from x.shape[0]"
             ) from error
-        noted = noted_shape(node)
-        counts = node.op != "get_attr" and noted is not None and noted and not noted[0] % BATCH
-        if counts and noted and values[node].shape[0] * BATCH != noted[0] * len(more):
-            raise ModelError(f"{describe(node)}: wanted a tensor with the batch as its first axis")
+        noted = None if n.op == "get_attr" else noted_shape(n)
+        counts = bool(noted) and not noted[0] % BATCH  # type: ignore[index]
+        if counts and result.shape[0] * BATCH != noted[0] * self.count:  # type: ignore[index]
+            raise ModelError(f"{describe(n)}: wanted a tensor with the batch as its first axis")
+        return result
+
+
+@torch.no_grad()
+def _check_batches(traced: fx.GraphModule, images: Tensor) -> None:
+    more = torch.cat([images, images[:1]])
+    _Counting(traced, len(more)).run(more)
 
 
 def _differs(found: Tensor, wanted: Tensor) -> bool:
