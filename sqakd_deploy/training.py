@@ -112,11 +112,12 @@ class _Distillation(Job):
         student: nn.Module | None = None
 
         def keep() -> None:
+            use = "go on"
             if student is not None and is_calibrated(student):
                 snap_biases(student)  # an exact export needs it, however far training came
                 run.save(student, STUDENT)
-            formless = student is not None and without_form(student) is not None
-            use = "go on" if formless else "export it as it is, or go on"
+                if without_form(student) is None:
+                    use = "export it as it is, or go on"
             self.listener.message(
                 f"interrupted; what there is stays in {run.path}: {use} with --resume {run.path}"
             )
