@@ -4,8 +4,9 @@ No published weights are needed. Untrained networks answer every image alike, an
 difference on its way to the logits as no trained one does. So a few hundred steps with labels, on
 small images of any labelled folder, teach the float model what an image is; BatchNorm is
 re-estimated on photographs, the student is made as ``train --epochs 0`` makes it (calibrated, not
-trained), and its last layer is set to the nearest of ten centres, found by k-means on what that
-layer reads: then answers differ between images. The student in float64 shows what rounding alone
+trained), and its last layer is set to the nearest of ten centres, found by k-means in the whitened
+principal directions of what that layer reads: then answers differ between images, by more than
+one direction that outweighs all others. The student in float64 shows what rounding alone
 does, and every layer is compared on the runtime's own codes, where nothing is handed down.
 
     python benchmarks/families.py --images photos/ --teach cifar10-jpeg/ --json docs/families.json
@@ -27,8 +28,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from families_page import CLASSES, SIZE, SMALL, TAUGHT_BATCH, answer_row, layer_row, page
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
+from torchvision.models.vision_transformer import interpolate_embeddings
 
 from sqakd_deploy.api import export
 from sqakd_deploy.config import TeacherConfig
@@ -56,7 +59,7 @@ from sqakd_deploy.verification.stages import (
 )
 from sqakd_deploy.verification.student import in_float64
 
-SIZE, SHORT_SIDE, CLASSES, BATCH = 224, 256, 10, 16  # pixels, pixels, centres, images
+SHORT_SIDE, BATCH = 256, 16  # pixels, images
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
@@ -65,14 +68,17 @@ class Family:
     """A network, and how it is taught.
 
     Attributes:
-        steps: of teaching, each on 64 small images; 0 for a network that takes one size alone.
+        steps: of teaching, each on 64 small images.
         lr: highest rate of these.
         relu: every layer has an integer form.
+        patch: side of a token's patch, in pixels, where positions are learned: such a network takes
+            one size alone, is taught as one of the small size, and its positions interpolated.
     """
 
     steps: int = 250
     lr: float = 0.05
     relu: bool = True
+    patch: int | None = None
 
 
 FAMILIES = {
@@ -89,9 +95,8 @@ FAMILIES = {
     "densenet121": Family(125),
     "convnext_tiny": Family(125, lr=0.01, relu=False),
     "vgg11": Family(125, lr=0.01),
-    "vit_b_16": Family(0, relu=False),
+    "vit_b_16": Family(125, lr=0.01, relu=False, patch=16),
 }
-SMALL, TAUGHT_BATCH = 64, 64  # pixels, images
 
 
 @dataclass(frozen=True)
@@ -127,8 +132,22 @@ def spread(images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
 # -- a student whose answers differ --------------------------------------------------------------
 
 
+def taught(name: str, folder: str) -> nn.Module:
+    """A network that has seen labelled images; how well it answers then does not matter here."""
+    family = FAMILIES[name]
+    if family.patch is None:
+        model = build_model(name, num_classes=CLASSES)
+        teach(model, family, folder)
+        return model
+    small = build_model(name, num_classes=CLASSES, args={"image_size": SMALL})
+    teach(small, family, folder)
+    model = build_model(name, num_classes=CLASSES)
+    model.load_state_dict(interpolate_embeddings(SIZE, family.patch, small.state_dict()))
+    return model
+
+
 def teach(model: nn.Module, family: Family, folder: str) -> None:
-    """A few hundred steps with labels; how well it answers then does not matter here."""
+    """A few hundred steps with labels."""
     size, count = (SMALL, SMALL), family.steps * TAUGHT_BATCH
     data = load_data(folder, input_size=size, mean=MEAN, std=STD, limit=count)
     batches = Batches(data.train.images, data.preprocessing, TAUGHT_BATCH, drop_last=True)
@@ -145,9 +164,7 @@ def make_student(
 ) -> fx.GraphModule:
     """A calibrated student, with a last layer that tells images apart."""
     torch.manual_seed(0)
-    family, model = FAMILIES[name], build_model(name, num_classes=CLASSES)
-    if labelled is not None and family.steps:
-        teach(model, family, labelled)
+    model = taught(name, labelled) if labelled else build_model(name, num_classes=CLASSES)
     model.eval()
     reestimate_batch_norm(model, images)
     side = TensorSpec(bits=bits)
@@ -162,7 +179,7 @@ def make_student(
 
 @torch.no_grad()
 def set_last_layer(student: fx.GraphModule, images: list[Tensor]) -> None:
-    """Make logits ``c·f − |c|²/2`` of centres c: the largest is that of the nearest centre."""
+    """Make logits ``c·w − |c|²/2`` of whitened features w: the largest is the nearest centre's."""
     path, behind = last_layer(student)
     layer: Any = student.get_submodule(path)
     read: list[Tensor] = []
@@ -171,10 +188,12 @@ def set_last_layer(student: fx.GraphModule, images: list[Tensor]) -> None:
     hook.remove()
     features = torch.cat([x.mean([2, 3]) if x.dim() == 4 else x for x in read]).double()
     middle = features.mean(0)
-    centred = centres(features) - middle
-    bias = -(centred @ middle) - centred.square().sum(1) / 2
-    scale = centred.square().mean().sqrt()  # logits of the weights' usual size
-    layer.weight.copy_((centred / scale).reshape(layer.weight.shape))
+    white = whitening(features - middle)
+    found = centres((features - middle) @ white)
+    weight = found @ white.T
+    bias = -(weight @ middle) - found.square().sum(1) / 2
+    scale = weight.square().mean().sqrt()  # logits of the weights' usual size
+    layer.weight.copy_((weight / scale).reshape(layer.weight.shape))
     layer.bias.copy_(bias / scale)
     layer.weight_quant.tensor_quant.initialise(layer.weight)
     quantizers = [q for n, q in activation_quantizers(student).items() if n.split(".")[0] in behind]
@@ -193,6 +212,13 @@ def last_layer(student: fx.GraphModule) -> tuple[str, set[str]]:
     layers = [isinstance(student.get_submodule(c), (nn.Conv2d, nn.Linear)) for c in calls]
     last = len(layers) - 1 - layers[::-1].index(True)
     return calls[last], set(calls[last + 1 :])
+
+
+def whitening(centred: Tensor) -> Tensor:
+    """The main directions of ``(N, D)``, each scaled to variance 1, as ``(D, CLASSES − 1)``."""
+    _, sizes, directions = torch.linalg.svd(centred, full_matrices=False)
+    kept = slice(CLASSES - 1)
+    return directions[kept].T / sizes[kept] * len(centred) ** 0.5
 
 
 def centres(features: Tensor, rounds: int = 20) -> Tensor:
@@ -312,142 +338,6 @@ def coverage_facts(report: ParityReport) -> dict[str, Any]:
     }
 
 
-# -- the page ------------------------------------------------------------------------------------
-
-ANSWERS = (
-    "| model | bits | steps taught | images (fitted on) | answers | spread | close | "
-    "agreement off / on | error off: max, mean | error on: max, mean | float64 agreement | "
-    "float64: max, mean |"
-)
-LAYERS = (
-    "| model | bits | images | tensors | codes | differ off | differ on | by at most | "
-    "outside off | outside on |"
-)
-COVERED = "| model | in integers | in float |"
-
-
-def ruled(head: str) -> list[str]:
-    """A table's head and the line under it."""
-    return [head, "|---" + "|---:" * (head.count("|") - 2) + "|"]
-
-
-def answer_row(row: dict[str, Any]) -> str:
-    """Logits."""
-    off, on, exact = row["stages"]["off"], row["stages"]["on"], row["float64"]
-    return (
-        f"| {row['model']} | {row['bits']} | {row['taught']} | "
-        f"{row['images']} ({row['fitted_on']}) | {row['distinct']} of {CLASSES} | "
-        f"{row['std_steps']:.1f} | {100 * row['close']:.1f} % | "
-        f"{off['agreement']:.1f} / {on['agreement']:.1f} | "
-        f"{off['max']:.1f}, {off['mean']:.2f} | {on['max']:.1f}, {on['mean']:.2f} | "
-        f"{exact['agreement']:.1f} | {exact['max']:.1f}, {exact['mean']:.2f} |"
-    )
-
-
-def layer_row(row: dict[str, Any]) -> str:
-    """Codes."""
-    off, on = row["isolated"]["off"], row["isolated"]["on"]
-    unseen = len(set(off["unseen"]) | set(on["unseen"]))
-    tensors = f"{off['tensors']}" + (f" ({unseen} unseen)" if unseen else "")
-    shares = (f"{1e6 * s['differing'] / s['codes']:.1f}" for s in (off, on))
-    return (
-        f"| {row['model']} | {row['bits']} | {off['images']} | {tensors} | "
-        f"{off['codes'] / 1e6:.1f} M | "
-        + " | ".join(shares)
-        + f" | {max(off['largest'], on['largest'])} | {off['outside']:.1e} | {on['outside']:.1e} |"
-    )
-
-
-def covered_row(row: dict[str, Any]) -> str:
-    """Operators."""
-    counts = ", ".join(
-        f"{row['integer'].get(op, 0)} of {total} {op}" for op, total in sorted(row["total"].items())
-    )
-    left = sum(item["count"] for item in row["float"])
-    return f"| {row['model']} W{row['bits']}A{row['bits']} | {counts} | {left or '–'} |"
-
-
-def float_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """What stays in float, and why."""
-    return [
-        f"- {row['model']}: {item['count']} {item['op']}: {item['reason']}"
-        for row in rows
-        for item in row["float"]
-    ]
-
-
-def report(result: dict[str, Any]) -> str:
-    """The page."""
-    order = list(FAMILIES)
-    rows = sorted(result["rows"].values(), key=lambda r: (-r["bits"], order.index(r["model"])))
-    narrow = [row for row in rows if row["bits"] == min(r["bits"] for r in rows)]
-    lines = [
-        "# Every family at full size",
-        "",
-        f"{len({row['model'] for row in rows})} of torchvision's families at 3×{SIZE}×{SIZE} on "
-        f"ImageNet photographs, placed for ONNX Runtime ({result['versions']}, one thread): "
-        "`python benchmarks/families.py --images photos/ --teach cifar10-jpeg/ --fit 64 "
-        "--json docs/families.json`, then "
-        "`--report docs/families.md`.",
-        "",
-        TEXT_STUDENTS,
-        "",
-        "## Answers",
-        "",
-        TEXT_ANSWERS,
-        "",
-        *ruled(ANSWERS),
-        *map(answer_row, rows),
-        "",
-        "## Every layer on the runtime's own codes",
-        "",
-        TEXT_LAYERS,
-        "",
-        *ruled(LAYERS),
-        *map(layer_row, rows),
-        "",
-        "## What runs in integers",
-        "",
-        "How large the files are: [sizes.md](sizes.md).",
-        "",
-        *ruled(COVERED),
-        *map(covered_row, narrow),
-        "",
-        "In float, with the reason that `export` prints (rules are those of "
-        "[runtime-rules.md](runtime-rules.md)):",
-        "",
-        *float_lines(narrow),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-TEXT_STUDENTS = f"""\
-Weights are as torchvision initialises them (seed 0) and taught for so many steps of {TAUGHT_BATCH}
-images of {SMALL}×{SMALL} pixels with labels, since untrained layers amplify a difference on its way
-to the logits. BatchNorm's statistics are re-estimated on photographs, students calibrated as
-`train --epochs 0` does, and the last layer finds the nearest of {CLASSES} centres of a k-means on
-what it reads, so that answers differ from image to image. Nothing here says how accurate a family
-is."""
-
-TEXT_ANSWERS = """\
-Errors are those of logits in steps of the 8-bit output. *Answers*: how many different ones the
-student gives; *spread*: standard deviation of a logit between images, in steps; *close*: share of
-images whose two largest logits are at most a step apart, so that one code decides. *off* and *on*
-are ONNX Runtime's optimisations, against the student in PyTorch. *float64* is PyTorch against
-itself: the same student with float64 sums (on fewer images), so what float32's rounding alone does
-to its answers: no file can be expected to be nearer to its student than the student is to itself.
-Agreement below 99 % stands where that one is low as well (a network that was not taught), or where
-many images are close; the next table shows that it begins in no layer."""
-
-TEXT_LAYERS = """\
-The student is run layer by layer on the codes that ONNX Runtime computed, so nothing is handed
-down. *differ*: codes in a million that are not the student's; *by at most*: steps; *outside*: how
-far the student's value before rounding lies outside the interval of the runtime's code, at most, in
-steps. Where that is next to nothing, each code that differs stems from a value on the border of two
-codes, which another order of float32 sums put on the other side. A wrong kernel, constant or
-operator would move values that lie far from any border."""
-
-
 def main() -> None:
     """Measure what the json file does not have, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -466,7 +356,7 @@ def main() -> None:
     if options.json.exists():
         known = json.loads(options.json.read_text(encoding="utf-8"))
     if options.report:
-        write_text(options.report, report(known))
+        write_text(options.report, page(known, list(FAMILIES)))
         return
     if options.images is None:
         parser.error("--images: wanted a folder of photographs")
