@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -269,6 +270,51 @@ def test_pixels_that_are_codes_need_no_quantizer(reference: Reference, model: Pa
     plant(model, "quant_x/dq/scale", lambda scale: scale * np.float32(2))
     (difference,) = compare_with_student(QdqFile(model), reference.constants)
     assert (difference.layer, difference.constant) == ("quant_x", "scale")
+
+
+def with_attribute(path: Path, node: str, **attributes: Any) -> None:
+    """Plant a fault: give a node other attributes."""
+    proto = onnx.load(path)
+    (found,) = [n for n in proto.graph.node if n.name == node]
+    kept = [a for a in found.attribute if a.name not in attributes]
+    del found.attribute[:]
+    found.attribute.extend([*kept, *(onnx.helper.make_attribute(*a) for a in attributes.items())])
+    onnx.save(proto, path)
+
+
+def test_scales_on_another_axis_are_no_scales_of_channels(
+    reference: Reference, model: Path
+) -> None:
+    """As many inputs as outputs: the file loads, and the numbers are the student's."""
+    with_attribute(model, "conv2/weight/real/DequantizeLinear", axis=1)
+    assert [(d.layer, d.constant) for d in verify(model, reference).constants or ()] == [
+        ("conv2", "weight scale on another axis than that of the output channels")
+    ]
+
+
+def test_the_pixel_that_stands_for_zero_is_a_constant(tmp_path: Path) -> None:
+    """Off by one it is a brightness that no answer may show."""
+    plain = {"channels": 3, "input_size": [8, 8], "mean": [0.0] * 3, "std": [1.0] * 3}
+    facts = {"sqakd.preprocessing": json.dumps(plain)}
+    pixels = np.random.default_rng(0).integers(0, 256, (64, *SHAPE))
+    pixels.flat[:2] = 0, 255
+    sample = torch.from_numpy((pixels / np.float32(255)).astype(np.float32))
+    made = quantize(network("residual"), example=SHAPE)
+    calibrate(made, sample)
+    snap_biases(made)
+    options = ExportOptions(pack=False, input_type="uint8")
+    artifact = export(made, tmp_path / "m.onnx", options=options, metadata=facts)
+    assert "pixels are the codes" in artifact.input_form
+    reference = reference_of(made, [sample[:8]])
+    assert verify(artifact.path, reference).failures == []
+    proto = onnx.load(artifact.path)
+    zero = next(n for n in proto.graph.node if proto.graph.input[0].name in n.input).input[2]
+    plant(artifact.path, zero, lambda zero: zero + np.uint8(1))
+    difference, *_ = verify(artifact.path, reference).constants or ()
+    assert (
+        str(difference)
+        == "quant_x: zero-point that readers subtract: 1 in the file, 0 in the student"
+    )
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])

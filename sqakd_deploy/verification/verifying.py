@@ -10,14 +10,22 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from sqakd_deploy.data.preprocessing import Preprocessing
 from sqakd_deploy.errors import DataError, ParityError, SpecError
 from sqakd_deploy.exporting import Conformance, Exporter, Runtime, conformance_of, named_stages
+from sqakd_deploy.graph import Grid
+from sqakd_deploy.pixels import PREPROCESSING_KEY, pixel_of_zero
 from sqakd_deploy.plugins import exporters, get_exporter, get_runtime, runtimes
 from sqakd_deploy.verification.constants import (
+    HIGHEST,
+    LOWEST,
+    READER_ZERO,
     SCALE,
     STEP,
+    ZERO_POINT,
     Constants,
     Difference,
+    Facts,
     compare_constants,
 )
 from sqakd_deploy.verification.equivalents import in_one_form
@@ -164,16 +172,31 @@ def differences_of(file: QdqFile, expected: Constants) -> list[Difference] | Non
 def compare_with_student(file: QdqFile, expected: Constants) -> list[Difference]:
     """Compare a file's constants with a student's.
 
-    A file that takes pixels as codes has no first quantizer; what is left of it is the scale that
-    the first layer multiplies its input by. Numbers in another form are no difference.
+    A file that takes pixels as codes has no first quantizer; what is left of it is what the first
+    layer makes of its input: the scale, and the pixel that stands for zero. Numbers in another form
+    are no difference.
     """
     expected, constants = in_one_form(file, expected, file.constants)
     first = next((name for name, facts in expected.items() if STEP in facts), None)
     if not file.takes_codes or first is None:
         return compare_constants(expected, constants, file.unsupported)
-    wanted = {**expected, first: {SCALE: expected[first][SCALE]}}
-    constants = {**constants, first: {SCALE: file.input_scales()}}
+    known, read = _of_pixels(file, expected[first]), file.input_facts()
+    wanted = {**expected, first: known}
+    constants = {**constants, first: {name: read[name] for name in known}}
     return compare_constants(wanted, constants, file.unsupported)
+
+
+def _of_pixels(file: QdqFile, quantizer: Facts) -> Facts:
+    """What readers should make of pixels that are codes, of a student's first quantizer."""
+    stated = file.stated(PREPROCESSING_KEY)
+    if not isinstance(stated, dict):
+        return {SCALE: quantizer[SCALE]}
+    low, high, zero = (int(quantizer[name]) for name in (LOWEST, HIGHEST, ZERO_POINT))
+    step, scale = np.float32(quantizer[STEP]), np.float32(quantizer[SCALE][0])
+    preprocessing = Preprocessing.parse(stated, PREPROCESSING_KEY)
+    pixel = pixel_of_zero(step, Grid(scale, zero, low, high), preprocessing)
+    zeros = np.array([] if pixel is None else [pixel])  # none: pixels are not its codes
+    return {SCALE: quantizer[SCALE], READER_ZERO: zeros}
 
 
 def _batches(file: QdqFile, reference: Reference) -> list[NDArray[np.float32]]:
