@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -128,12 +130,23 @@ def load_reference(path: Path) -> Reference:
             arrays = {name: stored[name] for name in stored.files}
     except OSError as error:
         raise DataError(f"cannot read the reference {path}: {error.strerror or error}") from error
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, AttributeError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path} is no reference, or damaged: {error}; wanted an .npz of images and logits, "
             "as --save-reference writes"
         ) from error
     _check(arrays, path)
+    try:
+        reference = _reference(arrays)
+        _check_tensors(reference)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} is no reference, or damaged: {error}; save it again with --save-reference"
+        ) from error
+    return reference
+
+
+def _reference(arrays: Mapping[str, NDArray[Any]]) -> Reference:
     images = arrays["images"].astype(np.float32, copy=False)
     labels = arrays.get("labels")
     return Reference(
@@ -149,6 +162,28 @@ def load_reference(path: Path) -> Reference:
     )
 
 
+def _check_tensors(reference: Reference) -> None:
+    """Refuse what fits no images, or counts errors in no unit.
+
+    Raises:
+        ValueError: if so.
+    """
+    if reference.step is not None and not 0 < reference.step[0] < math.inf:
+        raise ValueError(f"wanted a step above 0, got {reference.step[0]}")
+    if reference.tensors is None:
+        return
+    which = reference.tensor_images
+    if which is None or which.ndim != 1 or not np.issubdtype(which.dtype, np.integer):
+        raise ValueError("wanted tensor_images, the indices of the images that tensors are of")
+    if not len(which) or which.min() < 0 or which.max() >= len(reference.logits):
+        raise ValueError(f"wanted tensor_images below {len(reference.logits)}, got {which}")
+    for name, tensor in reference.tensors.items():
+        if len(tensor.codes) != len(which):
+            raise ValueError(
+                f"{name}: wanted codes of {len(which)} images, got {len(tensor.codes)}"
+            )
+
+
 def _check(arrays: Mapping[str, NDArray[Any]], path: Path) -> None:
     missing = [name for name in ("images", "logits") if name not in arrays]
     if missing:
@@ -161,6 +196,11 @@ def _check(arrays: Mapping[str, NDArray[Any]], path: Path) -> None:
             + ", ".join(f"{n} {arrays[n].shape}" for n in ("images", "logits", "labels")
                         if n in arrays)
         )  # fmt: skip
+    if arrays["logits"].ndim != 2 or arrays["images"].ndim < 2 or not arrays["logits"].shape[1]:
+        raise DataError(
+            f"{path}: wanted images (N, C, H, W) and logits (N, K), got images "
+            f"{arrays['images'].shape} and logits {arrays['logits'].shape}"
+        )
 
 
 def _constants(arrays: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
