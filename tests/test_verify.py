@@ -305,7 +305,7 @@ def test_the_pixel_that_stands_for_zero_is_a_constant(tmp_path: Path) -> None:
     options = ExportOptions(pack=False, input_type="uint8")
     artifact = export(made, tmp_path / "m.onnx", options=options, metadata=facts)
     assert "pixels are the codes" in artifact.input_form
-    reference = reference_of(made, [sample[:8]])
+    reference = reference_of(made, [sample[:8]], metadata=facts)
     assert verify(artifact.path, reference).failures == []
     proto = onnx.load(artifact.path)
     zero = next(n for n in proto.graph.node if proto.graph.input[0].name in n.input).input[2]
@@ -352,6 +352,101 @@ def test_one_scale_may_stand_for_all_channels(shape: tuple[int, ...], tmp_path: 
         proto.graph.initializer.append(numpy_helper.from_array(zero, node.input[2]))
     onnx.save(proto, path)
     assert verify(path, reference_of(made, [images(16)])).failures == []
+
+
+# -- what a file says of itself -------------------------------------------------------------------
+
+PREPARED = {"channels": 3, "input_size": [8, 8], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+METADATA = {
+    "sqakd.preprocessing": json.dumps(PREPARED),
+    "sqakd.classes": json.dumps(["ant", "bee", "cat", "dog", "elk"]),
+}
+
+
+def restate(path: Path, key: str, change: Callable[[Any], Any]) -> None:
+    """Plant a fault: let a file say otherwise."""
+    proto = onnx.load(path)
+    (entry,) = [e for e in proto.metadata_props if e.key == key]
+    entry.value = json.dumps(change(json.loads(entry.value)))
+    onnx.save(proto, path)
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "text"),
+    [
+        (
+            "sqakd.preprocessing",
+            lambda facts: facts | {"mean": [0.5, 0.4, 0.4]},
+            "mean: the first at 2: 0.4 in the file, 0.3 in the student",
+        ),
+        (
+            "sqakd.preprocessing",
+            lambda facts: facts | {"input_size": [8, 16]},
+            "input_size: the first at 1: 16 in the file, 8 in the student",
+        ),
+        (
+            "sqakd.classes",
+            lambda names: [names[1], names[0], *names[2:]],
+            'value: the first at 0: "bee" in the file, "ant" in the student',
+        ),
+        ("sqakd.classes", lambda names: names[:-1], "value: 4 in the file, 5 in the student"),
+        (
+            "sqakd.spec",
+            lambda spec: spec | {"weights": spec["weights"] | {"bits": 3}},
+            "weights.bits: 3 in the file, 4 in the student",
+        ),
+        ("sqakd.input", lambda facts: facts | {"name": "x"}, 'name: "x" in the file, "input" in'),
+        ("sqakd.input", lambda facts: facts | {"layout": "NHWC"}, 'layout: "NHWC" in the file'),
+        ("sqakd.input", lambda facts: facts | {"type": "uint8"}, 'type: "uint8" in the file'),
+        ("sqakd.input", lambda facts: facts | {"batch": 4}, "batch: 4 in the file, null in"),
+    ],
+)
+def test_what_a_file_says_of_itself_must_be_so(
+    key: str,
+    change: Callable[[Any], Any],
+    text: str,
+    student: torch.fx.GraphModule,
+    tmp_path: Path,
+) -> None:
+    """Images that are prepared already show none of it."""
+    path = export(student, tmp_path / "m.onnx", metadata=METADATA).path
+    reference = reference_of(student, [images(16)], metadata=METADATA)
+    assert verify(path, reference).failures == []
+    restate(path, key, change)
+    report = verify(path, reference)
+    (failure,) = report.failures
+    assert failure.startswith(f"metadata {key}: {text}")
+    assert any(f"wrong: metadata {key}: {text}" in line for line in constants_lines(report.parity))
+    assert report.to_dict()["parity"]["metadata"][0]["layer"] == f"metadata {key}"
+
+
+def test_what_a_file_does_not_say_is_no_difference(
+    student: torch.fx.GraphModule, model: Path
+) -> None:
+    """Written from Python, without metadata; or by a version that knew fewer fields."""
+    proto = onnx.load(model)
+    del proto.metadata_props[:]
+    known = {"sqakd.preprocessing": {"channels": 3}, "sqakd.spec": {"target": "onnxruntime"}}
+    for facts in ({}, known):
+        onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in facts.items()})
+        onnx.save(proto, model)
+        assert verify(model, reference_of(student, [images(4)], metadata=METADATA)).failures == []
+
+
+def test_pixels_that_are_prepared_otherwise_are_not_fed(
+    student: torch.fx.GraphModule, tmp_path: Path
+) -> None:
+    """A mean that is off by one pixel value makes pixels that are off by one: no error but this."""
+    options = ExportOptions(input_type="uint8")
+    path = export(student, tmp_path / "m.onnx", options=options, metadata=METADATA).path
+    mean, std = (np.array(PREPARED[name]).reshape(-1, 1, 1) for name in ("mean", "std"))
+    pixels = np.random.default_rng(0).integers(1, 250, (8, *SHAPE))
+    prepared = torch.from_numpy(((pixels / 255 - mean) / std).astype(np.float32))
+    reference = reference_of(student, [prepared], metadata=METADATA)
+    assert verify(path, reference).failures == []
+    restate(path, "sqakd.preprocessing", lambda facts: facts | {"mean": [0.5 + 1 / 255, 0.4, 0.3]})
+    with pytest.raises(ParityError, match=r"metadata sqakd\.preprocessing: mean: the first at 0"):
+        verify(path, reference)
 
 
 # -- graphs that no student made ------------------------------------------------------------------

@@ -189,6 +189,8 @@ def test_a_reference_comes_back_whole(home: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.concatenate(again.batches), np.concatenate(saved.batches))
     assert saved.constants is not None
     assert again.constants is not None
+    assert again.metadata == saved.metadata
+    assert {"sqakd.preprocessing", "sqakd.classes", "sqakd.spec"} == set(again.metadata or ())
     assert list(again.constants) == list(saved.constants)
     assert saved.tensors is not None
     assert again.tensors is not None
@@ -224,6 +226,7 @@ def test_images_are_picked_across_batches(home: Path) -> None:
         (FEW | {"step": np.array(0.0), "step_source": np.array("x")}, "wanted a step above 0"),
         (FEW | {"step": np.array(1.0)}, "step_source"),
         (FEW | {"sizes": np.arange(9)}, "is no reference, or damaged"),
+        (FEW | {"metadata|sqakd.classes": np.array("[")}, "is no reference, or damaged"),
         (FEW | {"tensor|q": np.zeros((1, 4), np.uint8)}, r"grid\|q"),
         (FEW | CODES, "wanted tensor_images, the indices"),
         (FEW | CODES | {"tensor_images": np.array([2])}, "wanted tensor_images below 2"),

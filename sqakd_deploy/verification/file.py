@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from sqakd_deploy.errors import ExportError
 from sqakd_deploy.onnx_file import read_onnx
@@ -95,6 +95,12 @@ class QdqFile:
     def takes_codes(self) -> bool:
         """Whether raw pixels are the codes that the student's first quantizer would have made."""
         return self._fact("sqakd.input", "normalisation") == "folded"
+
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether it takes raw pixels."""
+        kinds = [source.type.tensor_type.elem_type for source in self.model.graph.input]
+        return kinds == [TensorProto.UINT8]
 
     def _fact(self, key: str, field: str) -> str | None:
         """A text in the file's metadata, None where there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import zipfile
 import zlib
@@ -23,7 +24,7 @@ from sqakd_deploy.verification.stages import Expected, range_step
 BATCH = 64
 """Images that run at a time where a file does not say otherwise."""
 
-_CONSTANT, _TENSOR, _GRID = "constant", "tensor", "grid"
+_CONSTANT, _METADATA, _TENSOR, _GRID = "constant", "metadata", "tensor", "grid"
 _SEPARATOR = "|"  # in no name of a module
 
 
@@ -54,6 +55,7 @@ class Reference:
         step: that logit errors are counted in, and where it comes from; None if not known.
         sizes: of the student; None if not known.
         constants: of every layer; None if not known.
+        metadata: what the file should say of itself, JSON by key; None if not known.
         tensors: by the quantizer's name; None if not known.
         tensor_images: indices ``(M,)`` of the images that the tensors are of.
     """
@@ -65,6 +67,7 @@ class Reference:
     step: tuple[float, str] | None = None
     sizes: Sizes | None = None
     constants: Constants | None = None
+    metadata: Mapping[str, str] | None = None
     tensors: Mapping[str, Tensor] | None = None
     tensor_images: NDArray[np.int64] | None = None
 
@@ -101,6 +104,8 @@ def save_reference(reference: Reference, path: Path) -> None:
     for layer, facts in (reference.constants or {}).items():
         for name, array in facts.items():
             arrays[_SEPARATOR.join((_CONSTANT, layer, name))] = array
+    for key, text in (reference.metadata or {}).items():
+        arrays[_SEPARATOR.join((_METADATA, key))] = np.array(text)
     if reference.tensor_images is not None:
         arrays["tensor_images"] = reference.tensor_images
     for name, tensor in (reference.tensors or {}).items():
@@ -157,6 +162,7 @@ def _reference(arrays: Mapping[str, NDArray[Any]]) -> Reference:
         (float(arrays["step"]), str(arrays["step_source"])) if "step" in arrays else None,
         Sizes(*(int(size) for size in arrays["sizes"])) if "sizes" in arrays else None,
         _constants(arrays) or None,
+        _metadata(arrays) or None,
         _tensors(arrays) or None,
         arrays.get("tensor_images"),
     )
@@ -170,6 +176,8 @@ def _check_tensors(reference: Reference) -> None:
     """
     if reference.step is not None and not 0 < reference.step[0] < math.inf:
         raise ValueError(f"wanted a step above 0, got {reference.step[0]}")
+    for text in (reference.metadata or {}).values():
+        json.loads(text)
     if reference.tensors is None:
         return
     which = reference.tensor_images
@@ -210,6 +218,11 @@ def _constants(arrays: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArra
         if kind == _CONSTANT and len(names) == 2:
             found.setdefault(names[0], {})[names[1]] = array
     return found
+
+
+def _metadata(arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+    keys = {key: key.partition(_SEPARATOR) for key in arrays}
+    return {name: str(arrays[key]) for key, (kind, _, name) in keys.items() if kind == _METADATA}
 
 
 def _tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:

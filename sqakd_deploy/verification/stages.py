@@ -85,6 +85,7 @@ class ParityReport:
             known, or the file does not hold them as QDQ files do.
         saturation: of integer sums; None where every runtime that decides sums exactly.
         answers: how many different top-1 answers the student gives; agreement on one shows nothing.
+        metadata: what the file says of itself and is otherwise.
     """
 
     samples: int
@@ -104,14 +105,16 @@ class ParityReport:
     answers: int | None = None
     byte_layers: int | None = None
     float_layers: int | None = None
+    metadata: tuple[Difference, ...] = ()
 
     @property
     def failures(self) -> list[str]:
         """What makes the file another function than its student, a line each; empty if proven.
 
-        A constant that is not the student's does, even if no answer shows it.
+        A constant that is not the student's does, even if no answer shows it; so does what the file
+        says of itself and is not so.
         """
-        return [*map(str, self.constants or ()), *self.exceeded]
+        return [*map(str, (*(self.constants or ()), *self.metadata)), *self.exceeded]
 
     @property
     def exceeded(self) -> list[str]:

@@ -140,12 +140,13 @@ def constants_lines(report: ParityReport, *, known: bool = True) -> list[str]:
         report: of the comparison.
         known: whether the student's are.
     """
+    wrong = [f"wrong: {difference}" for difference in report.metadata]
     if report.constants is None:
         why = "the file is no QDQ file" if known else "only answers are known"
-        return [f"constants: not compared, since {why}"]
+        return [f"constants: not compared, since {why}", *wrong]
     if not report.constants:
-        return ["constants: all those of the student"]
-    return [f"wrong constant: {difference}" for difference in report.constants]
+        return ["constants: all those of the student", *wrong]
+    return [*(f"wrong constant: {difference}" for difference in report.constants), *wrong]
 
 
 def layers_table(report: LayersReport) -> Table:

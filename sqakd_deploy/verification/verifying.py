@@ -32,6 +32,7 @@ from sqakd_deploy.verification.equivalents import in_one_form
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolated import Isolator
 from sqakd_deploy.verification.layers import LayersReport, compare_layers
+from sqakd_deploy.verification.metadata import metadata_differences
 from sqakd_deploy.verification.reference import Reference, Tensor
 from sqakd_deploy.verification.saturation import SaturationReport, saturation_of, sums_exactly
 from sqakd_deploy.verification.stages import (
@@ -84,7 +85,8 @@ class Verification:
             if report.decides
             for tensor in report.faulty
         ]
-        return [*map(str, self.constants or ()), *layers, *self.parity.exceeded]
+        wrong = map(str, (*(self.constants or ()), *self.parity.metadata))
+        return [*wrong, *layers, *self.parity.exceeded]
 
     def raise_for_failures(self) -> None:
         """Raise if the file is not its student.
@@ -136,6 +138,8 @@ def verify_file(
     Raises:
         SpecError: if no installed runtime proves files of its target, and none is named.
         ExportError: if the file cannot be read, or its runtime cannot run it.
+        ParityError: if answers or tensors have other shapes than the student's, or a file that
+            takes pixels says otherwise than the student how these are prepared.
         DataError: if tensors are asked for and there are none.
     """
     file = QdqFile(path)
@@ -143,6 +147,7 @@ def verify_file(
     named, others = others is not None, runtimes() if others is None else others
     others = {name: other for name, other in others.items() if name != runtime.name}
     expected = reference.expected()
+    stated = _metadata(file, reference)
     batches = _batches(file, reference)
     runs = run_stages(path, batches, expected, runtime, others, others_decide=named)
     differences = None
@@ -161,7 +166,21 @@ def verify_file(
     suspect = None if all(map(sums_exactly, deciding)) else saturation
     rules = _conformance(file)
     parity = report_of(path, runs, expected, tolerance, rules, differences, suspect)
-    return Verification(parity, layers, saturation, reference)
+    return Verification(replace(parity, metadata=stated), layers, saturation, reference)
+
+
+def _metadata(file: QdqFile, reference: Reference) -> tuple[Difference, ...]:
+    """What a file says of itself and is otherwise.
+
+    Raises:
+        ParityError: if that keeps images from being fed to it: raw pixels are made of prepared
+            images by what the file says of them.
+    """
+    image = next(iter(reference.batches)).shape[1:]
+    found = metadata_differences(file, reference.metadata or {}, image)
+    if found and file.takes_pixels:
+        raise ParityError(f"the file is not its student: {in_one_line([*map(str, found)])}")
+    return tuple(found)
 
 
 def differences_of(file: QdqFile, expected: Constants) -> list[Difference] | None:
