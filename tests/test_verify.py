@@ -354,6 +354,53 @@ def test_one_scale_may_stand_for_all_channels(shape: tuple[int, ...], tmp_path: 
     assert verify(path, reference_of(made, [images(16)])).failures == []
 
 
+def test_an_operator_that_gives_another_shape_is_named(
+    student: torch.fx.GraphModule, reference: Reference, model: Path
+) -> None:
+    """Everything behind it has another shape, too: it is the first that is named."""
+    with_attribute(model, "stem", strides=[2, 2])
+    proto = onnx.load(model)
+    (sliced,) = [n for n in proto.graph.node if n.name == "getitem"]
+    held = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+    steps = np.ones_like(held[sliced.input[4]])
+    proto.graph.initializer.append(numpy_helper.from_array(steps, "ones"))
+    sliced.input[4] = "ones"
+    onnx.save(proto, model)
+    with_attribute(model, "conv1", strides=[1, 1])
+    with pytest.raises(ParityError, match=r"quant_relu: wanted 512 codes an image, .* has 128"):
+        verify(model, reference, student)
+
+
+def test_a_few_codes_are_rounding_whatever_their_share(
+    student: torch.fx.GraphModule, model: Path
+) -> None:
+    """One image, whose five logits are all of a tensor: a step in one of them is a fifth."""
+    sample = images(1).numpy()
+    expected = record(student, sample)
+    last = expected["quant_classifier"]
+    codes = last.codes.copy()
+    codes[0, 0] += 1
+    expected["quant_classifier"] = replace(last, codes=codes)
+    report = compare_layers(QdqFile(model), sample, expected, OnnxRuntime())
+    assert [b.kind for b in report.begun[0].begins] == ["kernel"]
+    codes[0, 0] += 1
+    report = compare_layers(QdqFile(model), sample, expected, OnnxRuntime())
+    assert [b.kind for b in report.begun[0].begins] == ["export"]
+
+
+def test_saved_tensors_decide_where_there_is_no_student(
+    student: torch.fx.GraphModule, reference: Reference, model: Path
+) -> None:
+    loose = Tolerance(agreement=0, mean_error=1e3)
+    good = verify(model, reference, student, tolerance=loose)
+    assert good.failures == []
+    with_attribute(model, "conv2", pads=[2, 1, 0, 1])
+    options: dict[str, Any] = {"tolerance": loose, "layer_samples": 32}
+    bad = verify(model, good.reference, **options)
+    (failure,) = bad.failures
+    assert failure.startswith("quant_norm2: differences beyond rounding begin here")
+
+
 # -- what a file says of itself -------------------------------------------------------------------
 
 PREPARED = {"channels": 3, "input_size": [8, 8], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}

@@ -76,17 +76,20 @@ class Verification:
     def failures(self) -> list[str]:
         """What makes the file another function than its student, a line each.
 
-        Beside the parity's failures, a layer that is wrong on the runtime's own codes.
+        Beside the parity's failures, a layer that is wrong on the runtime's own codes; where there is
+        no student to run on these, tensors in which more than rounding begins.
         """
-        isolated = self.layers.isolated.items() if self.layers else ()
-        layers = [
-            tensor.fault(stage)
-            for stage, report in isolated
-            if report.decides
-            for tensor in report.faulty
-        ]
         wrong = map(str, (*(self.constants or ()), *self.parity.metadata))
-        return [*wrong, *layers, *self.parity.exceeded]
+        return [*wrong, *self._wrong_layers(), *self.parity.exceeded]
+
+    def _wrong_layers(self) -> list[str]:
+        if self.layers is None:
+            return []
+        if self.layers.isolated:
+            isolated = self.layers.isolated.items()
+            deciding = [(stage, report) for stage, report in isolated if report.decides]
+            return [tensor.fault(stage) for stage, report in deciding for tensor in report.faulty]
+        return self.layers.faults([stage.name for stage in self.parity.stages if stage.decides])
 
     def raise_for_failures(self) -> None:
         """Raise if the file is not its student.
