@@ -26,6 +26,7 @@ from sqakd_exporters.unsigned import as_unsigned
 from torch import nn
 
 from sqakd_deploy import graph as g
+from sqakd_deploy import parity
 from sqakd_deploy.api import export
 from sqakd_deploy.errors import DataError, ExportError, ParityError, SpecError
 from sqakd_deploy.exporting import ExportOptions, Session, named_stages
@@ -272,26 +273,6 @@ def test_pixels_that_are_codes_need_no_quantizer(reference: Reference, model: Pa
     assert (difference.layer, difference.constant) == ("quant_x", "scale")
 
 
-def with_attribute(path: Path, node: str, **attributes: Any) -> None:
-    """Plant a fault: give a node other attributes."""
-    proto = onnx.load(path)
-    (found,) = [n for n in proto.graph.node if n.name == node]
-    kept = [a for a in found.attribute if a.name not in attributes]
-    del found.attribute[:]
-    found.attribute.extend([*kept, *(onnx.helper.make_attribute(*a) for a in attributes.items())])
-    onnx.save(proto, path)
-
-
-def test_scales_on_another_axis_are_no_scales_of_channels(
-    reference: Reference, model: Path
-) -> None:
-    """As many inputs as outputs: the file loads, and the numbers are the student's."""
-    with_attribute(model, "conv2/weight/real/DequantizeLinear", axis=1)
-    assert [(d.layer, d.constant) for d in verify(model, reference).constants or ()] == [
-        ("conv2", "weight scale on another axis than that of the output channels")
-    ]
-
-
 def test_the_pixel_that_stands_for_zero_is_a_constant(tmp_path: Path) -> None:
     """Off by one it is a brightness that no answer may show."""
     plain = {"channels": 3, "input_size": [8, 8], "mean": [0.0] * 3, "std": [1.0] * 3}
@@ -354,6 +335,130 @@ def test_one_scale_may_stand_for_all_channels(shape: tuple[int, ...], tmp_path: 
     assert verify(path, reference_of(made, [images(16)])).failures == []
 
 
+# -- what only layers on the runtime's own codes show ---------------------------------------------
+
+
+def with_attribute(path: Path, node: str, **attributes: Any) -> None:
+    """Plant a fault: give a node other attributes."""
+    proto = onnx.load(path)
+    (found,) = [n for n in proto.graph.node if n.name == node]
+    kept = [a for a in found.attribute if a.name not in attributes]
+    del found.attribute[:]
+    found.attribute.extend([*kept, *(onnx.helper.make_attribute(*a) for a in attributes.items())])
+    onnx.save(proto, path)
+
+
+def test_scales_on_another_axis_are_no_scales_of_channels(
+    reference: Reference, model: Path
+) -> None:
+    """As many inputs as outputs: the file loads, and the numbers are the student's."""
+    with_attribute(model, "conv2/weight/real/DequantizeLinear", axis=1)
+    assert [(d.layer, d.constant) for d in verify(model, reference).constants or ()] == [
+        ("conv2", "weight scale on another axis than that of the output channels")
+    ]
+
+
+def with_input_behind(path: Path, op_type: str, *more: np.ndarray, **attributes: Any) -> None:
+    """Plant a fault: an operator between the input and its readers."""
+    proto = onnx.load(path)
+    name = proto.graph.input[0].name
+    for node in proto.graph.node:
+        for i, read in enumerate(node.input):
+            node.input[i] = "planted" if read == name else read
+    constants = [numpy_helper.from_array(a, f"planted{i}") for i, a in enumerate(more)]
+    proto.graph.initializer.extend(constants)
+    inputs = [name, *(constant.name for constant in constants)]
+    proto.graph.node.insert(0, onnx.helper.make_node(op_type, inputs, ["planted"], **attributes))
+    onnx.save(proto, path)
+
+
+def with_output_behind(path: Path, op_type: str, *more: np.ndarray, **attributes: Any) -> None:
+    """Plant a fault: an operator between the logits and the output."""
+    proto = onnx.load(path)
+    name = proto.graph.output[0].name
+    for node in proto.graph.node:
+        for i, written in enumerate(node.output):
+            node.output[i] = "planted" if written == name else written
+    constants = [numpy_helper.from_array(a, f"planted{i}") for i, a in enumerate(more)]
+    proto.graph.initializer.extend(constants)
+    inputs = ["planted", *(constant.name for constant in constants)]
+    proto.graph.node.append(onnx.helper.make_node(op_type, inputs, [name], **attributes))
+    onnx.save(proto, path)
+
+
+STRUCTURE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "padding": (
+        lambda path: with_attribute(path, "conv2", pads=[2, 1, 0, 1]),
+        "wrong on its own: quant_norm2",
+    ),
+    "dilation": (
+        lambda path: with_attribute(path, "conv2", pads=[2] * 4, dilations=[2, 2]),
+        "wrong on its own: quant_norm2",
+    ),
+    "colours": (
+        lambda path: with_input_behind(path, "Gather", np.array([2, 1, 0]), axis=1),
+        "wrong on its own: quant_x",
+    ),
+    "rows and columns": (
+        lambda path: with_input_behind(path, "Transpose", perm=[0, 1, 3, 2]),
+        "wrong on its own: quant_x",
+    ),
+    "a factor": (
+        lambda path: with_output_behind(path, "Mul", np.float32(1.01)),
+        "wrong on their own: logits",
+    ),
+    "an offset": (
+        lambda path: with_output_behind(path, "Add", np.array([0.02, 0, 0, 0, 0], np.float32)),
+        "wrong on their own: logits",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", STRUCTURE)
+def test_a_fault_of_structure_fails_every_proof(
+    fault: str, student: torch.fx.GraphModule, reference: Reference, model: Path
+) -> None:
+    """Within what logits may be off, and no constant is wrong."""
+    plant_it, text = STRUCTURE[fault]
+    plant_it(model)
+    loose = Tolerance(agreement=0, mean_error=1e3)
+    proof = parity.verify(model, student, images(40), tolerance=loose)
+    found = verify(model, reference, tolerance=loose, isolator=partial(isolate, student))
+    layers = verify(model, reference, student, tolerance=loose, isolator=partial(isolate, student))
+    for report in (proof, found, layers):
+        assert report.constants == ()
+        assert report.failures[0].startswith(text)
+    assert any(line.startswith(text) for line in constants_lines(proof))
+    assert layers.layers is not None
+    assert any(line.startswith(text) for line in layers_lines(layers.layers))
+
+
+def test_a_student_whose_biases_were_never_rounded_is_proven(tmp_path: Path) -> None:
+    """Calibrated alone, at 2 bits, where an accumulator's step is not small."""
+    spec = QuantSpec(weights=TensorSpec(bits=2), activations=TensorSpec(bits=2))
+    made = quantize(network("residual"), spec, example=SHAPE)
+    calibrate(made, images(64))
+    path = export(made, tmp_path / "m.onnx").path
+    report = parity.verify(path, made, images(32), tolerance=Tolerance(0, mean_error=1e3))
+    assert report.failures == []
+    assert {name: stage.images for name, stage in report.isolated.items()} == {
+        "onnxruntime, optimisations off": 8,
+        "onnxruntime, optimisations on": 8,
+    }
+
+
+def test_logits_that_are_no_numbers_are_no_proof(
+    student: torch.fx.GraphModule, model: Path
+) -> None:
+    report = isolate(student, QdqFile(model), OnnxRuntime(), images(4).numpy())
+    assert report.faults("here") == []
+    assert 0 <= report.logits < 1e-3
+    (fault,) = replace(report, logits=float("nan")).faults("here")
+    assert fault.startswith("wrong on their own: logits (here)")
+    odd = replace(report.tensors[0], outside=float("nan"))
+    assert replace(report, tensors=(odd,)).faulty == (odd,)
+
+
 def test_an_operator_that_gives_another_shape_is_named(
     student: torch.fx.GraphModule, reference: Reference, model: Path
 ) -> None:
@@ -369,6 +474,8 @@ def test_an_operator_that_gives_another_shape_is_named(
     with_attribute(model, "conv1", strides=[1, 1])
     with pytest.raises(ParityError, match=r"quant_relu: wanted 512 codes an image, .* has 128"):
         verify(model, reference, student)
+    with pytest.raises(ParityError, match=r"quant_relu: wanted 512 codes an image, .* has 128"):
+        parity.verify(model, student, images(8))
 
 
 def test_a_few_codes_are_rounding_whatever_their_share(

@@ -27,6 +27,7 @@ from sqakd_deploy.exporting import Runtime
 from sqakd_deploy.subpixel import lays_out
 from sqakd_deploy.verification.constants import offset
 from sqakd_deploy.verification.file import QdqFile, Quantized
+from sqakd_deploy.verification.measures import Logits
 
 CHUNK = 8
 """Images whose tensors are read at a time."""
@@ -41,12 +42,14 @@ class Seen:
     Attributes:
         codes: uint8 ``(M, …)`` by the quantizer's name, counted from the lowest code of their type.
         unseen: quantizers whose tensors cannot be read without changing the logits.
+        logits: of the file itself ``(M, K)``.
         programs: how many copies of the file it took. Where two disagree on a code next to a border
             and the logits do not show it, a tensor of one does not follow from those of the other.
     """
 
     codes: Mapping[str, NDArray[np.uint8]]
     unseen: tuple[str, ...]
+    logits: Logits
     programs: int = 1
 
 
@@ -91,7 +94,7 @@ def read_codes(
             unseen += names
         else:
             groups += [names[len(names) // 2 :], names[: len(names) // 2]]  # the first half is next
-    return Seen(found, tuple(unseen), programs)
+    return Seen(found, tuple(unseen), np.concatenate(plain), programs)
 
 
 def _run(

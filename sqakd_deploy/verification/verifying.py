@@ -30,7 +30,7 @@ from sqakd_deploy.verification.constants import (
 )
 from sqakd_deploy.verification.equivalents import in_one_form
 from sqakd_deploy.verification.file import QdqFile
-from sqakd_deploy.verification.isolated import Isolator
+from sqakd_deploy.verification.isolated import IMAGES, IsolatedReport, Isolator
 from sqakd_deploy.verification.layers import LayersReport, compare_layers
 from sqakd_deploy.verification.metadata import metadata_differences
 from sqakd_deploy.verification.reference import Reference, Tensor
@@ -41,6 +41,7 @@ from sqakd_deploy.verification.stages import (
     Tolerance,
     conformance_facts,
     in_one_line,
+    isolated_faults,
     report_of,
     run_stages,
 )
@@ -76,19 +77,18 @@ class Verification:
     def failures(self) -> list[str]:
         """What makes the file another function than its student, a line each.
 
-        Beside the parity's failures, a layer that is wrong on the runtime's own codes; where there is
-        no student to run on these, tensors in which more than rounding begins.
+        Beside the parity's failures, layers that are wrong on the runtime's own codes, on as many
+        images as layers were asked for; where there is no student to run on these, tensors in which
+        more than rounding begins.
         """
         wrong = map(str, (*(self.constants or ()), *self.parity.metadata))
         return [*wrong, *self._wrong_layers(), *self.parity.exceeded]
 
     def _wrong_layers(self) -> list[str]:
         if self.layers is None:
-            return []
+            return isolated_faults(self.parity.isolated)
         if self.layers.isolated:
-            isolated = self.layers.isolated.items()
-            deciding = [(stage, report) for stage, report in isolated if report.decides]
-            return [tensor.fault(stage) for stage, report in deciding for tensor in report.faulty]
+            return isolated_faults(self.layers.isolated)
         return self.layers.faults([stage.name for stage in self.parity.stages if stage.decides])
 
     def raise_for_failures(self) -> None:
@@ -132,7 +132,8 @@ def verify_file(
         layer_samples: images to compare quantised tensors on; 0 leaves them out.
         recorder: gives the student's tensors for the images whose answers are farthest off; None
             takes those of the reference, whatever images they are of.
-        isolator: runs the student on the runtime's own codes, layer by layer, for the same images.
+        isolator: runs the student on the runtime's own codes, layer by layer, for the same images,
+            or a few if no layers are compared.
         others: runtimes that take part, and whose answers count; None takes all installed that can
             open the file, whose answers are shown and decide nothing: the file was placed for the
             one that proves it. Where that is not installed, the first of those named takes its
@@ -162,13 +163,19 @@ def verify_file(
         able = {name: other for name, other in others.items() if name not in runs.skipped}
         wrong = {difference.layer for difference in differences or ()}
         layers = _layers(file, reference, layer_samples, runtime, able, wrong)
-        if isolator is not None:
-            layers = _isolated(layers, isolator, file, runtime, reference)
+    isolated: Mapping[str, IsolatedReport] = {}
+    if isolator is not None:
+        which = reference.tensor_images if layers else runs.worst_images(expected, IMAGES)
+        assert which is not None  # see _with_tensors
+        images = reference.images(which[: layer_samples or IMAGES])
+        isolated = isolated_stages(isolator, file, runtime, images)
+    if layers is not None:
+        layers, isolated = replace(layers, isolated=isolated), {}
     saturation = saturation_of(file)
     deciding = [runtime, *(others.values() if named else ())]
     suspect = None if all(map(sums_exactly, deciding)) else saturation
     rules = _conformance(file)
-    parity = report_of(path, runs, expected, tolerance, rules, differences, suspect)
+    parity = report_of(path, runs, expected, tolerance, rules, differences, suspect, isolated)
     return Verification(replace(parity, metadata=stated), layers, saturation, reference)
 
 
@@ -295,18 +302,13 @@ def _layers(
     return compare_layers(file, images, tensors, runtime, others=others, wrong=wrong)
 
 
-def _isolated(
-    layers: LayersReport,
-    isolator: Isolator,
-    file: QdqFile,
-    runtime: Runtime,
-    reference: Reference,
-) -> LayersReport:
-    """With every tensor on the runtime's own codes, for the images that the layers are of."""
-    assert reference.tensor_images is not None  # see _with_tensors
-    images = reference.images(reference.tensor_images[: layers.images])
-    reports = {
+def isolated_stages(
+    isolator: Isolator, file: QdqFile, runtime: Runtime, images: NDArray[np.float32]
+) -> dict[str, IsolatedReport]:
+    """Every tensor on the runtime's own codes, by the stage; nothing of files that are no QDQ."""
+    if not file.is_qdq:
+        return {}
+    return {
         name: isolator(file, runtime, images, optimize)
         for name, optimize in named_stages(runtime).items()
     }
-    return replace(layers, isolated=reports)
