@@ -241,11 +241,13 @@ def verify(path: Path, **options: Any) -> None:
 
     Answers are compared stage by stage: the student in PyTorch, the runtime with its optimisations
     off, then on, then every other installed runtime that opens the file. Every constant of the file
-    is compared with the student's, and layers that can saturate on CPUs without VNNI are named.
+    is compared with the student's, every layer on the codes that the runtime computed before it,
+    for 8 images, and what the file says of its input, preprocessing and classes. Layers that can
+    saturate on CPUs without VNNI are named.
 
     --layers reports each quantised tensor, worst first, and where differences begin: in the export,
-    in the runtime's optimiser or by rounding in its kernels; and each layer on the codes that the
-    runtime computed before it, where no difference is handed down. --reference verifies against
+    in the runtime's optimiser or by rounding in its kernels; and each layer on the runtime's own
+    codes, where no difference is handed down, for all those images. --reference verifies against
     answers that --save-reference wrote, or any .npz of "images" (preprocessed, N×C×H×W) and
     "logits".
     """

@@ -226,7 +226,10 @@ def export(
         out.print(f"input {artifact.input_form}", highlight=False, soft_wrap=True)
     report.raise_for_failures()
     if save_reference is not None:
-        write_reference(reference_of(loaded.student, images, labels=split.labels), save_reference)
+        answers = reference_of(
+            loaded.student, images, labels=split.labels, metadata=loaded.metadata
+        )
+        write_reference(answers, save_reference)
     if not as_json:
         out.print(f"wrote {artifact.path}", highlight=False, soft_wrap=True)
 

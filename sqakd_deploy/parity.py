@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sqakd_deploy.errors import DataError, ExportError
-from sqakd_deploy.evaluate import predict
 from sqakd_deploy.exporting import Artifact, conformance_of
-from sqakd_deploy.integer import lower
+from sqakd_deploy.integer import lower, snap_biases
 from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import spec_of
 from sqakd_deploy.tracing import first_tensor
-from sqakd_deploy.verification.constants import constants_of
 from sqakd_deploy.verification.file import QdqFile
+from sqakd_deploy.verification.isolated import IMAGES, Isolator
+from sqakd_deploy.verification.isolating import isolate
 from sqakd_deploy.verification.saturation import saturation_in, sums_exactly
-from sqakd_deploy.verification.sizes import expected_size, float_size, information_size, sizes_of
+from sqakd_deploy.verification.sizes import expected_size, float_size, information_size
 from sqakd_deploy.verification.stages import (
-    Expected,
     ParityReport,
     Stage,
     Tolerance,
@@ -29,7 +30,8 @@ from sqakd_deploy.verification.stages import (
     report_of,
     run_stages,
 )
-from sqakd_deploy.verification.verifying import differences_of
+from sqakd_deploy.verification.student import reference_of
+from sqakd_deploy.verification.verifying import differences_of, isolated_stages
 
 __all__ = [
     "ParityReport",
@@ -51,9 +53,10 @@ def verify(
     labels: NDArray[np.int64] | Sequence[int] | None = None,
     tolerance: Tolerance | None = None,
 ) -> ParityReport:
-    """Compare an exported file with its student: the constants, and the answers stage by stage.
+    """Compare an exported file with its student: the answers stage by stage, constants, and layers.
 
-    Constants are compared in QDQ files, by the names of the layers.
+    Constants are compared in QDQ files, by the names of the layers. There the student is also run
+    layer by layer on the codes that the runtime computed, for the few images that differ most.
 
     Args:
         artifact: the file, or what :func:`~sqakd_deploy.api.export` returned.
@@ -72,18 +75,32 @@ def verify(
     name = artifact.exporter if isinstance(artifact, Artifact) else spec_of(student).target
     exporter = get_exporter(name)
     runtime = get_runtime(exporter.runtime)
-    graph = lower(student)
-    reference = predict(student, batches)
     known = None if labels is None else np.asarray(labels, dtype=np.int64)
-    expected = Expected(
-        "PyTorch student", reference, known, output_step(graph, reference), sizes_of(graph)
-    )
-    arrays = [batch.detach().float().cpu().numpy() for batch in batches]
-    runs = run_stages(path, arrays, expected, runtime)
-    try:
-        differences = differences_of(QdqFile(path), constants_of(graph))
-    except ExportError:  # of another format than ONNX; the runtime has opened it
-        differences = None
-    saturation = None if sums_exactly(runtime) else saturation_in(graph)
+    reference = reference_of(student, batches, labels=known)
+    expected = reference.expected()
+    runs = run_stages(path, reference.batches, expected, runtime)
+    differences, isolated = None, {}
+    file = _onnx_file(path)
+    if file is not None and reference.constants is not None:
+        differences = differences_of(file, reference.constants)
+        worst = reference.images(runs.worst_images(expected, IMAGES))
+        isolated = isolated_stages(_isolator(student), file, runtime, worst)
+    saturation = None if sums_exactly(runtime) else saturation_in(lower(student))
     rules = conformance_of(exporter, path)
-    return report_of(path, runs, expected, tolerance, rules, differences, saturation)
+    return report_of(path, runs, expected, tolerance, rules, differences, saturation, isolated)
+
+
+def _onnx_file(path: Path) -> QdqFile | None:
+    """The file's constants; None of another format than ONNX, which the runtime has opened."""
+    try:
+        return QdqFile(path)
+    except ExportError:
+        return None
+
+
+def _isolator(student: nn.Module) -> Isolator:
+    """Runs a copy whose biases are those of the file: rounded, which moves a student that was never
+    trained by up to half an accumulator's step."""
+    exact = copy.deepcopy(student)
+    snap_biases(exact)
+    return partial(isolate, exact)

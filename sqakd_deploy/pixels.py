@@ -144,7 +144,7 @@ def _folded(graph: IntegerGraph, preprocessing: Preprocessing) -> IntegerGraph |
     if not isinstance(quantizer, Quantize) or quantizer.output == graph.output:
         return None
     grid = graph.values[quantizer.output].grid
-    zero = None if grid is None else _shift(quantizer.step, grid, preprocessing)
+    zero = None if grid is None else pixel_of_zero(quantizer.step, grid, preprocessing)
     if grid is None or zero is None:
         return None
     nodes = tuple(node for node in graph.nodes if node is not quantizer)
@@ -153,8 +153,14 @@ def _folded(graph: IntegerGraph, preprocessing: Preprocessing) -> IntegerGraph |
     return replace(graph, nodes=_redirected(nodes, quantizer.output, graph.input), values=values)
 
 
-def _shift(step: np.float32, grid: Grid, preprocessing: Preprocessing) -> int | None:
-    """The pixel that stands for real zero, where every code is a pixel but for a shift."""
+def pixel_of_zero(step: np.float32, grid: Grid, preprocessing: Preprocessing) -> int | None:
+    """The pixel that stands for real zero, where every code is a pixel but for a shift.
+
+    Args:
+        step: of the first quantizer.
+        grid: of its codes.
+        preprocessing: of the images.
+    """
     pixels = np.arange(256, dtype=np.float32)
     mean, std = (np.array(v, np.float32)[:, None] for v in (preprocessing.mean, preprocessing.std))
     real = (pixels / np.float32(255) - mean) / std

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -25,6 +26,7 @@ from sqakd_exporters.unsigned import as_unsigned
 from torch import nn
 
 from sqakd_deploy import graph as g
+from sqakd_deploy import parity
 from sqakd_deploy.api import export
 from sqakd_deploy.errors import DataError, ExportError, ParityError, SpecError
 from sqakd_deploy.exporting import ExportOptions, Session, named_stages
@@ -271,6 +273,31 @@ def test_pixels_that_are_codes_need_no_quantizer(reference: Reference, model: Pa
     assert (difference.layer, difference.constant) == ("quant_x", "scale")
 
 
+def test_the_pixel_that_stands_for_zero_is_a_constant(tmp_path: Path) -> None:
+    """Off by one it is a brightness that no answer may show."""
+    plain = {"channels": 3, "input_size": [8, 8], "mean": [0.0] * 3, "std": [1.0] * 3}
+    facts = {"sqakd.preprocessing": json.dumps(plain)}
+    pixels = np.random.default_rng(0).integers(0, 256, (64, *SHAPE))
+    pixels.flat[:2] = 0, 255
+    sample = torch.from_numpy((pixels / np.float32(255)).astype(np.float32))
+    made = quantize(network("residual"), example=SHAPE)
+    calibrate(made, sample)
+    snap_biases(made)
+    options = ExportOptions(pack=False, input_type="uint8")
+    artifact = export(made, tmp_path / "m.onnx", options=options, metadata=facts)
+    assert "pixels are the codes" in artifact.input_form
+    reference = reference_of(made, [sample[:8]], metadata=facts)
+    assert verify(artifact.path, reference).failures == []
+    proto = onnx.load(artifact.path)
+    zero = next(n for n in proto.graph.node if proto.graph.input[0].name in n.input).input[2]
+    plant(artifact.path, zero, lambda zero: zero + np.uint8(1))
+    difference, *_ = verify(artifact.path, reference).constants or ()
+    assert (
+        str(difference)
+        == "quant_x: zero-point that readers subtract: 1 in the file, 0 in the student"
+    )
+
+
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
 def test_one_number_for_a_tensor_may_have_a_shape(target: str, tmp_path: Path) -> None:
     """Other tools write scales and zero-points of shape (1,)."""
@@ -306,6 +333,274 @@ def test_one_scale_may_stand_for_all_channels(shape: tuple[int, ...], tmp_path: 
         proto.graph.initializer.append(numpy_helper.from_array(zero, node.input[2]))
     onnx.save(proto, path)
     assert verify(path, reference_of(made, [images(16)])).failures == []
+
+
+# -- what only layers on the runtime's own codes show ---------------------------------------------
+
+
+def with_attribute(path: Path, node: str, **attributes: Any) -> None:
+    """Plant a fault: give a node other attributes."""
+    proto = onnx.load(path)
+    (found,) = [n for n in proto.graph.node if n.name == node]
+    kept = [a for a in found.attribute if a.name not in attributes]
+    del found.attribute[:]
+    found.attribute.extend([*kept, *(onnx.helper.make_attribute(*a) for a in attributes.items())])
+    onnx.save(proto, path)
+
+
+def test_scales_on_another_axis_are_no_scales_of_channels(
+    reference: Reference, model: Path
+) -> None:
+    """As many inputs as outputs: the file loads, and the numbers are the student's."""
+    with_attribute(model, "conv2/weight/real/DequantizeLinear", axis=1)
+    assert [(d.layer, d.constant) for d in verify(model, reference).constants or ()] == [
+        ("conv2", "weight scale on another axis than that of the output channels")
+    ]
+
+
+def with_input_behind(path: Path, op_type: str, *more: np.ndarray, **attributes: Any) -> None:
+    """Plant a fault: an operator between the input and its readers."""
+    proto = onnx.load(path)
+    name = proto.graph.input[0].name
+    for node in proto.graph.node:
+        for i, read in enumerate(node.input):
+            node.input[i] = "planted" if read == name else read
+    constants = [numpy_helper.from_array(a, f"planted{i}") for i, a in enumerate(more)]
+    proto.graph.initializer.extend(constants)
+    inputs = [name, *(constant.name for constant in constants)]
+    proto.graph.node.insert(0, onnx.helper.make_node(op_type, inputs, ["planted"], **attributes))
+    onnx.save(proto, path)
+
+
+def with_output_behind(path: Path, op_type: str, *more: np.ndarray, **attributes: Any) -> None:
+    """Plant a fault: an operator between the logits and the output."""
+    proto = onnx.load(path)
+    name = proto.graph.output[0].name
+    for node in proto.graph.node:
+        for i, written in enumerate(node.output):
+            node.output[i] = "planted" if written == name else written
+    constants = [numpy_helper.from_array(a, f"planted{i}") for i, a in enumerate(more)]
+    proto.graph.initializer.extend(constants)
+    inputs = ["planted", *(constant.name for constant in constants)]
+    proto.graph.node.append(onnx.helper.make_node(op_type, inputs, [name], **attributes))
+    onnx.save(proto, path)
+
+
+STRUCTURE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "padding": (
+        lambda path: with_attribute(path, "conv2", pads=[2, 1, 0, 1]),
+        "wrong on its own: quant_norm2",
+    ),
+    "dilation": (
+        lambda path: with_attribute(path, "conv2", pads=[2] * 4, dilations=[2, 2]),
+        "wrong on its own: quant_norm2",
+    ),
+    "colours": (
+        lambda path: with_input_behind(path, "Gather", np.array([2, 1, 0]), axis=1),
+        "wrong on its own: quant_x",
+    ),
+    "rows and columns": (
+        lambda path: with_input_behind(path, "Transpose", perm=[0, 1, 3, 2]),
+        "wrong on its own: quant_x",
+    ),
+    "a factor": (
+        lambda path: with_output_behind(path, "Mul", np.float32(1.01)),
+        "wrong on their own: logits",
+    ),
+    "an offset": (
+        lambda path: with_output_behind(path, "Add", np.array([0.02, 0, 0, 0, 0], np.float32)),
+        "wrong on their own: logits",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", STRUCTURE)
+def test_a_fault_of_structure_fails_every_proof(
+    fault: str, student: torch.fx.GraphModule, reference: Reference, model: Path
+) -> None:
+    """Within what logits may be off, and no constant is wrong."""
+    plant_it, text = STRUCTURE[fault]
+    plant_it(model)
+    loose = Tolerance(agreement=0, mean_error=1e3)
+    proof = parity.verify(model, student, images(40), tolerance=loose)
+    found = verify(model, reference, tolerance=loose, isolator=partial(isolate, student))
+    layers = verify(model, reference, student, tolerance=loose, isolator=partial(isolate, student))
+    for report in (proof, found, layers):
+        assert report.constants == ()
+        assert report.failures[0].startswith(text)
+    assert any(line.startswith(text) for line in constants_lines(proof))
+    assert layers.layers is not None
+    assert any(line.startswith(text) for line in layers_lines(layers.layers))
+
+
+def test_a_student_whose_biases_were_never_rounded_is_proven(tmp_path: Path) -> None:
+    """Calibrated alone, at 2 bits, where an accumulator's step is not small."""
+    spec = QuantSpec(weights=TensorSpec(bits=2), activations=TensorSpec(bits=2))
+    made = quantize(network("residual"), spec, example=SHAPE)
+    calibrate(made, images(64))
+    path = export(made, tmp_path / "m.onnx").path
+    report = parity.verify(path, made, images(32), tolerance=Tolerance(0, mean_error=1e3))
+    assert report.failures == []
+    assert {name: stage.images for name, stage in report.isolated.items()} == {
+        "onnxruntime, optimisations off": 8,
+        "onnxruntime, optimisations on": 8,
+    }
+
+
+def test_logits_that_are_no_numbers_are_no_proof(
+    student: torch.fx.GraphModule, model: Path
+) -> None:
+    report = isolate(student, QdqFile(model), OnnxRuntime(), images(4).numpy())
+    assert report.faults("here") == []
+    assert 0 <= report.logits < 1e-3
+    (fault,) = replace(report, logits=float("nan")).faults("here")
+    assert fault.startswith("wrong on their own: logits (here)")
+    odd = replace(report.tensors[0], outside=float("nan"))
+    assert replace(report, tensors=(odd,)).faulty == (odd,)
+
+
+def test_an_operator_that_gives_another_shape_is_named(
+    student: torch.fx.GraphModule, reference: Reference, model: Path
+) -> None:
+    """Everything behind it has another shape, too: it is the first that is named."""
+    with_attribute(model, "stem", strides=[2, 2])
+    proto = onnx.load(model)
+    (sliced,) = [n for n in proto.graph.node if n.name == "getitem"]
+    held = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+    steps = np.ones_like(held[sliced.input[4]])
+    proto.graph.initializer.append(numpy_helper.from_array(steps, "ones"))
+    sliced.input[4] = "ones"
+    onnx.save(proto, model)
+    with_attribute(model, "conv1", strides=[1, 1])
+    with pytest.raises(ParityError, match=r"quant_relu: wanted 512 codes an image, .* has 128"):
+        verify(model, reference, student)
+    with pytest.raises(ParityError, match=r"quant_relu: wanted 512 codes an image, .* has 128"):
+        parity.verify(model, student, images(8))
+
+
+def test_a_few_codes_are_rounding_whatever_their_share(
+    student: torch.fx.GraphModule, model: Path
+) -> None:
+    """One image, whose five logits are all of a tensor: a step in one of them is a fifth."""
+    sample = images(1).numpy()
+    expected = record(student, sample)
+    last = expected["quant_classifier"]
+    codes = last.codes.copy()
+    codes[0, 0] += 1
+    expected["quant_classifier"] = replace(last, codes=codes)
+    report = compare_layers(QdqFile(model), sample, expected, OnnxRuntime())
+    assert [b.kind for b in report.begun[0].begins] == ["kernel"]
+    codes[0, 0] += 1
+    report = compare_layers(QdqFile(model), sample, expected, OnnxRuntime())
+    assert [b.kind for b in report.begun[0].begins] == ["export"]
+
+
+def test_saved_tensors_decide_where_there_is_no_student(
+    student: torch.fx.GraphModule, reference: Reference, model: Path
+) -> None:
+    loose = Tolerance(agreement=0, mean_error=1e3)
+    good = verify(model, reference, student, tolerance=loose)
+    assert good.failures == []
+    with_attribute(model, "conv2", pads=[2, 1, 0, 1])
+    options: dict[str, Any] = {"tolerance": loose, "layer_samples": 32}
+    bad = verify(model, good.reference, **options)
+    (failure,) = bad.failures
+    assert failure.startswith("quant_norm2: differences beyond rounding begin here")
+
+
+# -- what a file says of itself -------------------------------------------------------------------
+
+PREPARED = {"channels": 3, "input_size": [8, 8], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+METADATA = {
+    "sqakd.preprocessing": json.dumps(PREPARED),
+    "sqakd.classes": json.dumps(["ant", "bee", "cat", "dog", "elk"]),
+}
+
+
+def restate(path: Path, key: str, change: Callable[[Any], Any]) -> None:
+    """Plant a fault: let a file say otherwise."""
+    proto = onnx.load(path)
+    (entry,) = [e for e in proto.metadata_props if e.key == key]
+    entry.value = json.dumps(change(json.loads(entry.value)))
+    onnx.save(proto, path)
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "text"),
+    [
+        (
+            "sqakd.preprocessing",
+            lambda facts: facts | {"mean": [0.5, 0.4, 0.4]},
+            "mean: the first at 2: 0.4 in the file, 0.3 in the student",
+        ),
+        (
+            "sqakd.preprocessing",
+            lambda facts: facts | {"input_size": [8, 16]},
+            "input_size: the first at 1: 16 in the file, 8 in the student",
+        ),
+        (
+            "sqakd.classes",
+            lambda names: [names[1], names[0], *names[2:]],
+            'value: the first at 0: "bee" in the file, "ant" in the student',
+        ),
+        ("sqakd.classes", lambda names: names[:-1], "value: 4 in the file, 5 in the student"),
+        (
+            "sqakd.spec",
+            lambda spec: spec | {"weights": spec["weights"] | {"bits": 3}},
+            "weights.bits: 3 in the file, 4 in the student",
+        ),
+        ("sqakd.input", lambda facts: facts | {"name": "x"}, 'name: "x" in the file, "input" in'),
+        ("sqakd.input", lambda facts: facts | {"layout": "NHWC"}, 'layout: "NHWC" in the file'),
+        ("sqakd.input", lambda facts: facts | {"type": "uint8"}, 'type: "uint8" in the file'),
+        ("sqakd.input", lambda facts: facts | {"batch": 4}, "batch: 4 in the file, null in"),
+    ],
+)
+def test_what_a_file_says_of_itself_must_be_so(
+    key: str,
+    change: Callable[[Any], Any],
+    text: str,
+    student: torch.fx.GraphModule,
+    tmp_path: Path,
+) -> None:
+    """Images that are prepared already show none of it."""
+    path = export(student, tmp_path / "m.onnx", metadata=METADATA).path
+    reference = reference_of(student, [images(16)], metadata=METADATA)
+    assert verify(path, reference).failures == []
+    restate(path, key, change)
+    report = verify(path, reference)
+    (failure,) = report.failures
+    assert failure.startswith(f"metadata {key}: {text}")
+    assert any(f"wrong: metadata {key}: {text}" in line for line in constants_lines(report.parity))
+    assert report.to_dict()["parity"]["metadata"][0]["layer"] == f"metadata {key}"
+
+
+def test_what_a_file_does_not_say_is_no_difference(
+    student: torch.fx.GraphModule, model: Path
+) -> None:
+    """Written from Python, without metadata; or by a version that knew fewer fields."""
+    proto = onnx.load(model)
+    del proto.metadata_props[:]
+    known = {"sqakd.preprocessing": {"channels": 3}, "sqakd.spec": {"target": "onnxruntime"}}
+    for facts in ({}, known):
+        onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in facts.items()})
+        onnx.save(proto, model)
+        assert verify(model, reference_of(student, [images(4)], metadata=METADATA)).failures == []
+
+
+def test_pixels_that_are_prepared_otherwise_are_not_fed(
+    student: torch.fx.GraphModule, tmp_path: Path
+) -> None:
+    """A mean that is off by one pixel value makes pixels that are off by one: no error but this."""
+    options = ExportOptions(input_type="uint8")
+    path = export(student, tmp_path / "m.onnx", options=options, metadata=METADATA).path
+    mean, std = (np.array(PREPARED[name]).reshape(-1, 1, 1) for name in ("mean", "std"))
+    pixels = np.random.default_rng(0).integers(1, 250, (8, *SHAPE))
+    prepared = torch.from_numpy(((pixels / 255 - mean) / std).astype(np.float32))
+    reference = reference_of(student, [prepared], metadata=METADATA)
+    assert verify(path, reference).failures == []
+    restate(path, "sqakd.preprocessing", lambda facts: facts | {"mean": [0.5 + 1 / 255, 0.4, 0.3]})
+    with pytest.raises(ParityError, match=r"metadata sqakd\.preprocessing: mean: the first at 0"):
+        verify(path, reference)
 
 
 # -- graphs that no student made ------------------------------------------------------------------

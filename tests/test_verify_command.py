@@ -18,6 +18,9 @@ from sqakd_deploy.cli import main
 from sqakd_deploy.errors import DataError
 from sqakd_deploy.verification.reference import load_reference, save_reference
 
+FEW = {"images": np.zeros((2, 3)), "logits": np.zeros((2, 3))}
+CODES = {"tensor|q": np.zeros((1, 4), np.uint8), "grid|q": np.array([0.5, 3.0])}
+
 ONE = ("--runtime", "onnxruntime")  # whatever else is installed
 
 
@@ -186,6 +189,8 @@ def test_a_reference_comes_back_whole(home: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.concatenate(again.batches), np.concatenate(saved.batches))
     assert saved.constants is not None
     assert again.constants is not None
+    assert again.metadata == saved.metadata
+    assert {"sqakd.preprocessing", "sqakd.classes", "sqakd.spec"} == set(again.metadata or ())
     assert list(again.constants) == list(saved.constants)
     assert saved.tensors is not None
     assert again.tensors is not None
@@ -214,6 +219,18 @@ def test_images_are_picked_across_batches(home: Path) -> None:
         ),
         ({"images": np.zeros((0, 3)), "logits": np.zeros((0, 3))}, "at least one"),
         ({"images": np.array([{}]), "logits": np.zeros((1, 3))}, "is no reference, or damaged"),
+        ({"images": np.zeros((2, 3)), "logits": np.zeros(2)}, r"logits \(N, K\), got .*\(2,\)"),
+        ({"images": np.zeros((2, 3)), "logits": np.zeros((2, 0))}, r"logits \(N, K\), got"),
+        (FEW | {"labels": np.array(["a", "b"])}, "invalid literal"),
+        (FEW | {"step": np.zeros(3), "step_source": np.array("x")}, "is no reference, or damaged"),
+        (FEW | {"step": np.array(0.0), "step_source": np.array("x")}, "wanted a step above 0"),
+        (FEW | {"step": np.array(1.0)}, "step_source"),
+        (FEW | {"sizes": np.arange(9)}, "is no reference, or damaged"),
+        (FEW | {"metadata|sqakd.classes": np.array("[")}, "is no reference, or damaged"),
+        (FEW | {"tensor|q": np.zeros((1, 4), np.uint8)}, r"grid\|q"),
+        (FEW | CODES, "wanted tensor_images, the indices"),
+        (FEW | CODES | {"tensor_images": np.array([2])}, "wanted tensor_images below 2"),
+        (FEW | CODES | {"tensor_images": np.array([0, 1])}, "q: wanted codes of 2 images"),
     ],
 )
 def test_what_a_reference_lacks_is_named(

@@ -93,7 +93,7 @@ def _from_run(
         f"verifying against {loaded.run.path} ({loaded.run.status})", highlight=False
     )
     images, split = held_out(loaded, data, samples)
-    answers = reference_of(loaded.student, images, labels=split.labels)
+    answers = reference_of(loaded.student, images, labels=split.labels, metadata=loaded.metadata)
     student = loaded.student
     return answers, partial(record, student), partial(isolate, student)
 

@@ -26,6 +26,7 @@ Constants: TypeAlias = Mapping[str, Facts]
 
 WEIGHT_CODES, WEIGHT_SCALE, WEIGHT_ZERO = "weight codes", "weight scale", "weight zero-point"
 WEIGHT_SIGN, WEIGHT = "weight sign", "weight"
+WEIGHT_AXIS = "weight scale on another axis than that of the output channels"
 BIAS_CODES, BIAS_SCALE, BIAS = "bias codes", "bias scale", "bias"
 STEP, ZERO_POINT, LOWEST, HIGHEST = "step", "zero-point", "lowest code", "highest code"
 SCALE, READER_ZERO = "scale", "zero-point that readers subtract"

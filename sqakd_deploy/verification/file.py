@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from sqakd_deploy.errors import ExportError
 from sqakd_deploy.onnx_file import read_onnx
 from sqakd_deploy.verification import constants as c
 from sqakd_deploy.verification.computed import computed_constants
-from sqakd_deploy.verification.layout import channels_first, channelwise, unique
+from sqakd_deploy.verification.layout import channels_first, channelwise, scales_channels, unique
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _WITH_CONSTANT = ("Add", "Mul", "Expand")
@@ -83,7 +83,7 @@ class QdqFile:
     @property
     def target(self) -> str | None:
         """The target that the file was written for, if it says so."""
-        own = self._json("sqakd.target")
+        own = self.stated("sqakd.target")
         return own if isinstance(own, str) else self._fact("sqakd.spec", "target")
 
     @property
@@ -96,13 +96,19 @@ class QdqFile:
         """Whether raw pixels are the codes that the student's first quantizer would have made."""
         return self._fact("sqakd.input", "normalisation") == "folded"
 
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether it takes raw pixels."""
+        kinds = [source.type.tensor_type.elem_type for source in self.model.graph.input]
+        return kinds == [TensorProto.UINT8]
+
     def _fact(self, key: str, field: str) -> str | None:
         """A text in the file's metadata, None where there is none."""
-        facts = self._json(key)
+        facts = self.stated(key)
         value = facts.get(field) if isinstance(facts, dict) else None
         return value if isinstance(value, str) else None
 
-    def _json(self, key: str) -> object:
+    def stated(self, key: str) -> object:
         """What stands under a key of the metadata, None where it is missing or no JSON."""
         facts = {entry.key: entry.value for entry in self.model.metadata_props}
         try:
@@ -167,11 +173,9 @@ class QdqFile:
         found = {name: dict(self._facts(node)) for name, node in self._by_name.items()}
         return {name: facts for name, facts in found.items() if facts}
 
-    def input_scales(self) -> NDArray[Any]:
-        """All scales that readers multiply the codes of the graph's input by."""
-        readers = self._dequantizers(self.model.graph.input[0].name)
-        scales = [self.constant(reader.input[1]) for reader in readers]
-        return unique(*(scale for scale in scales if scale is not None))
+    def input_facts(self) -> c.Facts:
+        """What readers make of the codes of the graph's input, where it is codes."""
+        return dict(self._read_by(self.model.graph.input[0].name, 0))
 
     def _facts(self, node: NodeProto) -> Iterator[tuple[str, NDArray[Any]]]:
         if node.op_type == "QuantizeLinear":
@@ -211,6 +215,8 @@ class QdqFile:
                 codes = channels_first(node, codes)
                 yield c.WEIGHT_CODES, codes
                 yield c.WEIGHT_SCALE, channelwise(scale, codes)
+                if scale.size > 1 and not scales_channels(node, weight, codes.ndim):
+                    yield c.WEIGHT_AXIS, scale
                 yield c.WEIGHT_ZERO, np.zeros(1, np.int64) if zero is None else unique(zero)
         else:
             floats = self.constant(node.input[1])
@@ -243,7 +249,11 @@ class QdqFile:
         yield c.ZERO_POINT, np.array(int(zero) - low)
         yield c.LOWEST, np.array((limits.min if lowest is None else int(lowest)) - low)
         yield c.HIGHEST, np.array((limits.max if highest is None else int(highest)) - low)
-        readers = self._dequantizers(self._held(node))
+        yield from self._read_by(self._held(node), low)
+
+    def _read_by(self, value: str, low: int) -> Iterator[tuple[str, NDArray[Any]]]:
+        """What readers multiply codes by, and subtract from them, counted from the lowest code."""
+        readers = self._dequantizers(value)
         scales = [self.constant(reader.input[1]) for reader in readers]
         yield c.SCALE, unique(*(scale for scale in scales if scale is not None))
         zeros = [self.constant(reader.input[2]) for reader in readers if len(reader.input) > 2]

@@ -10,7 +10,11 @@ arithmetic, on all images.
 In exact arithmetic, what the student rounds lies inside the interval that the runtime's code stands
 for. How far outside it lies (:attr:`Isolated.outside`) tells rounding from faults: float32 sums in
 another order move a value a little, and only one beside the border of two codes then falls on the
-other side; a wrong kernel, constant or operator knows nothing of borders.
+other side; a wrong kernel, constant or operator knows nothing of borders. The answers are held to
+the codes before them in the same way.
+
+Every proof does so on a few images: a bound on logits, which must leave room for what a student
+does to its own rounding, lets a shifted padding or exchanged colours through.
 """
 
 from __future__ import annotations
@@ -28,6 +32,13 @@ from sqakd_deploy.verification.file import QdqFile
 BORDER = 1e-2
 """Most that rounding leaves outside (steps): half an accumulator's step where a float bias becomes
 int32; without one 5e-5 was the most in fourteen families."""
+
+LOGITS_BORDER = 0.1
+"""Most that rounding moves answers, given the codes before them (steps): 1e-4 for quantised ones,
+more where float sums of many terms cancel."""
+
+IMAGES = 8
+"""Images that every proof runs layer by layer: those whose answers are farthest off."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +77,14 @@ class IsolatedReport:
         tensors: in topological order.
         unseen: quantizers that the file does not have, or that cannot be read without changing its
             answers; the student's own codes stand in for theirs.
+        logits: largest error of the answers, from the codes before them (steps of the output).
         programs: copies of the file that the codes were read from.
     """
 
     images: int
     tensors: tuple[Isolated, ...]
     unseen: tuple[str, ...]
+    logits: float = 0.0
     programs: int = 1
 
     @property
@@ -97,7 +110,22 @@ class IsolatedReport:
     @property
     def faulty(self) -> tuple[Isolated, ...]:
         """Tensors that differ by more than rounding."""
-        return tuple(tensor for tensor in self.tensors if tensor.outside > BORDER)
+        return tuple(tensor for tensor in self.tensors if not tensor.outside <= BORDER)
+
+    @property
+    def wrong_logits(self) -> bool:
+        """Whether the answers are off by more than rounding."""
+        return not self.logits <= LOGITS_BORDER
+
+    def faults(self, stage: str) -> list[str]:
+        """What is wrong in a stage, a line each, whether or not it is proof."""
+        found = [tensor.fault(stage) for tensor in self.faulty]
+        if self.wrong_logits:
+            found.append(
+                f"wrong on their own: logits ({stage}): up to {self.logits:.2f} steps off what the "
+                "codes before them give"
+            )
+        return found
 
     @property
     def worst(self) -> Isolated | None:

@@ -11,11 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 
+from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import ParityError
 from sqakd_deploy.exporting import Runtime
 from sqakd_deploy.integer import lower
+from sqakd_deploy.tracing import first_tensor
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolated import Isolated, IsolatedReport
+from sqakd_deploy.verification.measures import Logits
+from sqakd_deploy.verification.stages import output_step
 from sqakd_deploy.verification.student import Rounding, record, roundings
 from sqakd_deploy.verification.taps import CHUNK, read_codes
 
@@ -41,13 +45,15 @@ def isolate(
         ExportError: if the runtime cannot open or run the file.
         ParityError: if a tensor has another shape than the student's.
     """
-    rules = roundings(lower(student))
+    graph = lower(student)
+    rules = roundings(graph)
     own = record(student, images[:1])
     found = file.quantized
     shapes = {rule.name: own[rule.name].codes.shape[1:] for rule in rules.values()}
     known = {name: size for name, size in shapes.items() if name in found}
     seen = read_codes(file, runtime, images, known, optimize=optimize)
     parts: dict[str, Isolated] = {}
+    answers: list[torch.Tensor] = []
     training = student.training
     student.eval()
     device = next(student.parameters()).device
@@ -57,11 +63,21 @@ def isolate(
             name: torch.from_numpy(codes[here].astype(np.int16) - found[name].zero_point).to(device)
             for name, codes in seen.codes.items()
         }
-        _OnCodes(student, rules, levels, parts).run(torch.from_numpy(images[here]).to(device))
+        on_codes = _OnCodes(student, rules, levels, parts)
+        answers.append(first_tensor(on_codes.run(torch.from_numpy(images[here]).to(device))))
     student.train(training)
     ordered = tuple(parts[rule.name] for rule in rules.values() if rule.name in parts)
     unseen = tuple(name for name in shapes if name not in parts)
-    return IsolatedReport(len(images), ordered, unseen, seen.programs)
+    off = _logits_off(graph, torch.cat(answers).float().cpu().numpy(), seen.logits)
+    return IsolatedReport(len(images), ordered, unseen, off, seen.programs)
+
+
+def _logits_off(graph: ir.IntegerGraph, expected: Logits, found: Logits) -> float:
+    """Largest error of answers (steps of the output)."""
+    if found.shape != expected.shape:
+        raise ParityError(f"wanted logits {expected.shape}, the file has {found.shape}")
+    step, _ = output_step(graph, expected)
+    return float(np.abs(found.astype(np.float64) - expected).max()) / step
 
 
 class _OnCodes(fx.Interpreter):

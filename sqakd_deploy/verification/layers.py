@@ -12,7 +12,8 @@ are the same on both sides, and it is not; elsewhere it is handed down. The stag
   multiplied in another width, and a value beside the border of two codes falls on the other side
   (rule 20).
 
-Rounding is at most :data:`ROUNDING_STEPS` steps for at most :data:`ROUNDING_SHARE` of the codes. A
+Rounding is at most :data:`ROUNDING_STEPS` steps for at most :data:`ROUNDING_SHARE` of the codes, or
+:data:`ROUNDING_CODES` of them. A
 fault that does so little is told from it only if it lies in a constant. Behind a tensor that
 differs for all images, later faults do not show here; comparing constants
 (:mod:`~sqakd_deploy.verification.constants`) and running the student on the runtime's own codes
@@ -43,6 +44,9 @@ ROUNDING_STEPS = 1.01
 
 ROUNDING_SHARE = 0.1
 """Codes that rounding may move: a Gemm's float bias, rounded to int32, moves 9 %."""
+
+ROUNDING_CODES = 3
+"""So few codes are rounding whatever their share: of one image's five answers, one is a fifth."""
 
 Kind: TypeAlias = Literal["export", "optimiser", "kernel"]
 KINDS: tuple[Kind, ...] = ("export", "optimiser", "kernel")
@@ -138,6 +142,19 @@ class LayersReport:
         """Tensors in which differences begin, in topological order."""
         begun = [tensor for tensor in self.tensors if tensor.begins]
         return tuple(sorted(begun, key=lambda tensor: tensor.position))
+
+    def faults(self, stages: Collection[str]) -> list[str]:
+        """Tensors in which more than rounding begins in one of some stages, a line each.
+
+        Where tensors before it are unseen, it may have begun there, as rounding.
+        """
+        return [
+            f"{tensor.name}: differences beyond rounding begin here ({begin.stage}, {begin.images} "
+            f"images, {begin.share:.2f} % of the codes, up to {begin.max_error:.2f} steps)"
+            for tensor in self.begun
+            for begin in tensor.begins
+            if begin.kind != "kernel" and begin.stage in stages and not begin.or_in
+        ]
 
     @property
     def first(self) -> TensorReport | None:
@@ -276,7 +293,9 @@ def _begin(name: str, stage: str, comparison: _Comparison) -> Begin | None:
     if not len(begun):
         return None
     largest, share = float(np.abs(begun).max()), float(np.mean(own[eligible] != 0))
-    rounding = largest <= ROUNDING_STEPS and share <= ROUNDING_SHARE
+    moved = np.count_nonzero(begun)
+    few = moved <= max(ROUNDING_CODES, ROUNDING_SHARE * own[eligible].size)
+    rounding = largest <= ROUNDING_STEPS and few
     kind: Kind = "kernel" if rounding else "optimiser"
     if stage == comparison.base:
         tensor = comparison.quantized[name]

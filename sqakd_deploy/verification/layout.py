@@ -20,6 +20,21 @@ def channelwise(scale: NDArray[Any], codes: NDArray[Any]) -> NDArray[Any]:
     return np.broadcast_to(scale.reshape(-1), len(codes)) if scale.size == 1 else scale
 
 
+def scales_channels(node: NodeProto, dequantizer: NodeProto, rank: int) -> bool:
+    """Whether scales lie on the axis of a layer's output channels.
+
+    Args:
+        node: the layer.
+        dequantizer: of its weight, with several scales.
+        rank: of the weight.
+    """
+    axis = next((a.i for a in dequantizer.attribute if a.name == "axis"), 1)
+    turned = node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)
+    last = node.op_type in ("MatMul", "Gemm") and not turned
+    channels = rank - 1 if last else int(node.op_type == "ConvTranspose")
+    return bool(axis % rank == channels)
+
+
 def channels_first(node: NodeProto, weight: NDArray[Any]) -> NDArray[Any]:
     """A layer's weight with output channels on the first axis, as in the integer graph."""
     attributes = {a.name: a.i for a in node.attribute}

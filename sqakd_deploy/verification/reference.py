@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -21,7 +24,7 @@ from sqakd_deploy.verification.stages import Expected, range_step
 BATCH = 64
 """Images that run at a time where a file does not say otherwise."""
 
-_CONSTANT, _TENSOR, _GRID = "constant", "tensor", "grid"
+_CONSTANT, _METADATA, _TENSOR, _GRID = "constant", "metadata", "tensor", "grid"
 _SEPARATOR = "|"  # in no name of a module
 
 
@@ -52,6 +55,7 @@ class Reference:
         step: that logit errors are counted in, and where it comes from; None if not known.
         sizes: of the student; None if not known.
         constants: of every layer; None if not known.
+        metadata: what the file should say of itself, JSON by key; None if not known.
         tensors: by the quantizer's name; None if not known.
         tensor_images: indices ``(M,)`` of the images that the tensors are of.
     """
@@ -63,6 +67,7 @@ class Reference:
     step: tuple[float, str] | None = None
     sizes: Sizes | None = None
     constants: Constants | None = None
+    metadata: Mapping[str, str] | None = None
     tensors: Mapping[str, Tensor] | None = None
     tensor_images: NDArray[np.int64] | None = None
 
@@ -99,6 +104,8 @@ def save_reference(reference: Reference, path: Path) -> None:
     for layer, facts in (reference.constants or {}).items():
         for name, array in facts.items():
             arrays[_SEPARATOR.join((_CONSTANT, layer, name))] = array
+    for key, text in (reference.metadata or {}).items():
+        arrays[_SEPARATOR.join((_METADATA, key))] = np.array(text)
     if reference.tensor_images is not None:
         arrays["tensor_images"] = reference.tensor_images
     for name, tensor in (reference.tensors or {}).items():
@@ -128,12 +135,23 @@ def load_reference(path: Path) -> Reference:
             arrays = {name: stored[name] for name in stored.files}
     except OSError as error:
         raise DataError(f"cannot read the reference {path}: {error.strerror or error}") from error
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, AttributeError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path} is no reference, or damaged: {error}; wanted an .npz of images and logits, "
             "as --save-reference writes"
         ) from error
     _check(arrays, path)
+    try:
+        reference = _reference(arrays)
+        _check_tensors(reference)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} is no reference, or damaged: {error}; save it again with --save-reference"
+        ) from error
+    return reference
+
+
+def _reference(arrays: Mapping[str, NDArray[Any]]) -> Reference:
     images = arrays["images"].astype(np.float32, copy=False)
     labels = arrays.get("labels")
     return Reference(
@@ -144,9 +162,34 @@ def load_reference(path: Path) -> Reference:
         (float(arrays["step"]), str(arrays["step_source"])) if "step" in arrays else None,
         Sizes(*(int(size) for size in arrays["sizes"])) if "sizes" in arrays else None,
         _constants(arrays) or None,
+        _metadata(arrays) or None,
         _tensors(arrays) or None,
         arrays.get("tensor_images"),
     )
+
+
+def _check_tensors(reference: Reference) -> None:
+    """Refuse what fits no images, or counts errors in no unit.
+
+    Raises:
+        ValueError: if so.
+    """
+    if reference.step is not None and not 0 < reference.step[0] < math.inf:
+        raise ValueError(f"wanted a step above 0, got {reference.step[0]}")
+    for text in (reference.metadata or {}).values():
+        json.loads(text)
+    if reference.tensors is None:
+        return
+    which = reference.tensor_images
+    if which is None or which.ndim != 1 or not np.issubdtype(which.dtype, np.integer):
+        raise ValueError("wanted tensor_images, the indices of the images that tensors are of")
+    if not len(which) or which.min() < 0 or which.max() >= len(reference.logits):
+        raise ValueError(f"wanted tensor_images below {len(reference.logits)}, got {which}")
+    for name, tensor in reference.tensors.items():
+        if len(tensor.codes) != len(which):
+            raise ValueError(
+                f"{name}: wanted codes of {len(which)} images, got {len(tensor.codes)}"
+            )
 
 
 def _check(arrays: Mapping[str, NDArray[Any]], path: Path) -> None:
@@ -161,6 +204,11 @@ def _check(arrays: Mapping[str, NDArray[Any]], path: Path) -> None:
             + ", ".join(f"{n} {arrays[n].shape}" for n in ("images", "logits", "labels")
                         if n in arrays)
         )  # fmt: skip
+    if arrays["logits"].ndim != 2 or arrays["images"].ndim < 2 or not arrays["logits"].shape[1]:
+        raise DataError(
+            f"{path}: wanted images (N, C, H, W) and logits (N, K), got images "
+            f"{arrays['images'].shape} and logits {arrays['logits'].shape}"
+        )
 
 
 def _constants(arrays: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
@@ -170,6 +218,11 @@ def _constants(arrays: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArra
         if kind == _CONSTANT and len(names) == 2:
             found.setdefault(names[0], {})[names[1]] = array
     return found
+
+
+def _metadata(arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+    keys = {key: key.partition(_SEPARATOR) for key in arrays}
+    return {name: str(arrays[key]) for key, (kind, _, name) in keys.items() if kind == _METADATA}
 
 
 def _tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from sqakd_deploy.exporting import Conformance, Coverage, Runtime, Session, name
 from sqakd_deploy.files import size_on_disk
 from sqakd_deploy.graph import IntegerGraph
 from sqakd_deploy.verification.constants import Difference
+from sqakd_deploy.verification.isolated import IsolatedReport
 from sqakd_deploy.verification.measures import Logits, accuracy, agreement
 from sqakd_deploy.verification.saturation import SaturationReport
 from sqakd_deploy.verification.sizes import Sizes
@@ -85,6 +86,9 @@ class ParityReport:
             known, or the file does not hold them as QDQ files do.
         saturation: of integer sums; None where every runtime that decides sums exactly.
         answers: how many different top-1 answers the student gives; agreement on one shows nothing.
+        isolated: every layer on the runtime's own codes, by the stage; empty where the student is
+            not at hand.
+        metadata: what the file says of itself and is otherwise.
     """
 
     samples: int
@@ -104,14 +108,18 @@ class ParityReport:
     answers: int | None = None
     byte_layers: int | None = None
     float_layers: int | None = None
+    isolated: Mapping[str, IsolatedReport] = field(default_factory=dict)
+    metadata: tuple[Difference, ...] = ()
 
     @property
     def failures(self) -> list[str]:
         """What makes the file another function than its student, a line each; empty if proven.
 
-        A constant that is not the student's does, even if no answer shows it.
+        A constant that is not the student's does, even if no answer shows it; so does a layer that
+        is wrong on the runtime's own codes, and what the file says of itself and is not so.
         """
-        return [*map(str, self.constants or ()), *self.exceeded]
+        wrong = map(str, (*(self.constants or ()), *self.metadata))
+        return [*wrong, *isolated_faults(self.isolated), *self.exceeded]
 
     @property
     def exceeded(self) -> list[str]:
@@ -160,6 +168,12 @@ class ParityReport:
         if self.saturation is not None:
             facts["saturation"]["summary"] = self.saturation.summary
         return facts | conformance_facts(self)
+
+
+def isolated_faults(isolated: Mapping[str, IsolatedReport]) -> list[str]:
+    """Layers that are proven wrong on the runtime's own codes, a line each."""
+    deciding = {stage: report for stage, report in isolated.items() if report.decides}
+    return [fault for stage, report in deciding.items() for fault in report.faults(stage)]
 
 
 _NAMED = 5  # failures in an error's one line; the report has all
@@ -274,6 +288,7 @@ def report_of(
     conformance: Conformance | None = None,
     constants: Sequence[Difference] | None = None,
     saturation: SaturationReport | None = None,
+    isolated: Mapping[str, IsolatedReport] | None = None,
 ) -> ParityReport:
     """Compare all answers with the expected ones.
 
@@ -285,6 +300,7 @@ def report_of(
         conformance: the rules that were checked, where the target has a profile.
         constants: those that differ, where they were compared.
         saturation: of integer sums, unless every runtime that decides sums exactly.
+        isolated: every layer on the runtime's own codes, by the stage, where it was run so.
     """
     outputs, sizes = {expected.name: expected.logits, **runs.outputs}, expected.sizes
     return ParityReport(
@@ -308,6 +324,7 @@ def report_of(
         answers=len(np.unique(expected.logits.argmax(axis=1))),
         byte_layers=sizes.byte_layers if sizes else None,
         float_layers=sizes.float_layers if sizes else None,
+        isolated=isolated or {},
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,11 @@ _CHUNK = 8  # images whose tensors are all held at a time
 
 
 def reference_of(
-    student: nn.Module, images: Iterable[object], *, labels: NDArray[np.int64] | None = None
+    student: nn.Module,
+    images: Iterable[object],
+    *,
+    labels: NDArray[np.int64] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Reference:
     """What a student answers to images, and its constants, to compare files with.
 
@@ -35,9 +39,10 @@ def reference_of(
         student: as exported.
         images: batches of preprocessed images.
         labels: of them, where known.
+        metadata: of the student's run, as a file of it carries them.
     """
     batches = [first_tensor(batch) for batch in images]
-    graph, logits = lower(student), predict(student, batches)
+    graph, logits = lower(student, metadata), predict(student, batches)
     return Reference(
         "PyTorch student",
         tuple(batch.detach().float().cpu().numpy() for batch in batches),
@@ -46,6 +51,7 @@ def reference_of(
         output_step(graph, logits),
         sizes_of(graph),
         constants_of(graph),
+        graph.metadata,
     )
 
 

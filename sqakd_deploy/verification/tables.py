@@ -11,7 +11,7 @@ from sqakd_deploy.exporting import Conformance, FloatFallback
 from sqakd_deploy.verification.isolated import IsolatedReport
 from sqakd_deploy.verification.layers import KINDS, Begin, Kind, LayersReport, TensorReport
 from sqakd_deploy.verification.saturation import SaturationReport
-from sqakd_deploy.verification.stages import ParityReport
+from sqakd_deploy.verification.stages import ParityReport, isolated_faults
 
 _SHOWN = 20
 """Tensors in a table; --json has all."""
@@ -140,12 +140,14 @@ def constants_lines(report: ParityReport, *, known: bool = True) -> list[str]:
         report: of the comparison.
         known: whether the student's are.
     """
+    wrong = [f"wrong: {difference}" for difference in report.metadata]
+    wrong += isolated_faults(report.isolated)
     if report.constants is None:
         why = "the file is no QDQ file" if known else "only answers are known"
-        return [f"constants: not compared, since {why}"]
+        return [f"constants: not compared, since {why}", *wrong]
     if not report.constants:
-        return ["constants: all those of the student"]
-    return [f"wrong constant: {difference}" for difference in report.constants]
+        return ["constants: all those of the student", *wrong]
+    return [*(f"wrong constant: {difference}" for difference in report.constants), *wrong]
 
 
 def layers_table(report: LayersReport) -> Table:
@@ -222,8 +224,9 @@ def _isolated_lines(stage: str, report: IsolatedReport) -> list[str]:
             f"({worst.name})"
         )
         lines[0] += "" if report.faulty else ": rounding"
-    lines += [tensor.fault(stage) for tensor in report.faulty]
-    if report.faulty and not report.decides:
+    faults = report.faults(stage)
+    lines += faults
+    if faults and not report.decides:
         lines.append(
             f"that decides nothing: the codes ({stage}) are of {report.programs} programs, since "
             "reading all at once changes the answers, and one may have rounded as another did not"

@@ -22,10 +22,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from sqakd_deploy.errors import ParityError
 from sqakd_deploy.exporting import Runtime
 from sqakd_deploy.subpixel import lays_out
 from sqakd_deploy.verification.constants import offset
 from sqakd_deploy.verification.file import QdqFile, Quantized
+from sqakd_deploy.verification.measures import Logits
 
 CHUNK = 8
 """Images whose tensors are read at a time."""
@@ -40,12 +42,14 @@ class Seen:
     Attributes:
         codes: uint8 ``(M, …)`` by the quantizer's name, counted from the lowest code of their type.
         unseen: quantizers whose tensors cannot be read without changing the logits.
+        logits: of the file itself ``(M, K)``.
         programs: how many copies of the file it took. Where two disagree on a code next to a border
             and the logits do not show it, a tensor of one does not follow from those of the other.
     """
 
     codes: Mapping[str, NDArray[np.uint8]]
     unseen: tuple[str, ...]
+    logits: Logits
     programs: int = 1
 
 
@@ -68,6 +72,7 @@ def read_codes(
 
     Raises:
         ExportError: if the runtime cannot open or run the file.
+        ParityError: if a tensor has another size than the student's, naming the first.
     """
     quantized, size = file.quantized, file.batch or CHUNK
     chunks = [images[i : i + size] for i in range(0, len(images), size)]
@@ -88,8 +93,8 @@ def read_codes(
         elif len(names) == 1:
             unseen += names
         else:
-            groups += [names[: len(names) // 2], names[len(names) // 2 :]]
-    return Seen(found, tuple(unseen), programs)
+            groups += [names[len(names) // 2 :], names[: len(names) // 2]]  # the first half is next
+    return Seen(found, tuple(unseen), np.concatenate(plain), programs)
 
 
 def _run(
@@ -112,10 +117,22 @@ def _run(
             out = session.run(chunk)
             if not np.array_equal(out[:, :classes], logits, equal_nan=True):
                 return None
+            if out.shape[1] != classes + sum(sizes):
+                _refuse_size(wanted, sizes, out.shape[1] - classes)
+                return None
             columns = np.split(out, np.cumsum([classes, *sizes])[:-1], axis=1)[1:]
             for part, tensor, codes in zip(parts, wanted, columns, strict=True):
                 part.append((codes - offset(tensor.dtype)).astype(np.uint8))
     return [np.concatenate(part) for part in parts]
+
+
+def _refuse_size(wanted: list[Quantized], sizes: list[int], found: int) -> None:
+    """Name a tensor of another size than the student's, once it is read alone."""
+    if len(wanted) == 1:
+        raise ParityError(
+            f"{wanted[0].layer}: wanted {sizes[0]} codes an image, the file has {found}: what "
+            "computes them is another operator than the student's"
+        )
 
 
 def tapped(model: onnx.ModelProto, wanted: Iterable[Quantized]) -> onnx.ModelProto:

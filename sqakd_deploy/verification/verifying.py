@@ -10,20 +10,29 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from sqakd_deploy.data.preprocessing import Preprocessing
 from sqakd_deploy.errors import DataError, ParityError, SpecError
 from sqakd_deploy.exporting import Conformance, Exporter, Runtime, conformance_of, named_stages
+from sqakd_deploy.graph import Grid
+from sqakd_deploy.pixels import PREPROCESSING_KEY, pixel_of_zero
 from sqakd_deploy.plugins import exporters, get_exporter, get_runtime, runtimes
 from sqakd_deploy.verification.constants import (
+    HIGHEST,
+    LOWEST,
+    READER_ZERO,
     SCALE,
     STEP,
+    ZERO_POINT,
     Constants,
     Difference,
+    Facts,
     compare_constants,
 )
 from sqakd_deploy.verification.equivalents import in_one_form
 from sqakd_deploy.verification.file import QdqFile
-from sqakd_deploy.verification.isolated import Isolator
+from sqakd_deploy.verification.isolated import IMAGES, IsolatedReport, Isolator
 from sqakd_deploy.verification.layers import LayersReport, compare_layers
+from sqakd_deploy.verification.metadata import metadata_differences
 from sqakd_deploy.verification.reference import Reference, Tensor
 from sqakd_deploy.verification.saturation import SaturationReport, saturation_of, sums_exactly
 from sqakd_deploy.verification.stages import (
@@ -32,6 +41,7 @@ from sqakd_deploy.verification.stages import (
     Tolerance,
     conformance_facts,
     in_one_line,
+    isolated_faults,
     report_of,
     run_stages,
 )
@@ -67,16 +77,19 @@ class Verification:
     def failures(self) -> list[str]:
         """What makes the file another function than its student, a line each.
 
-        Beside the parity's failures, a layer that is wrong on the runtime's own codes.
+        Beside the parity's failures, layers that are wrong on the runtime's own codes, on as many
+        images as layers were asked for; where there is no student to run on these, tensors in which
+        more than rounding begins.
         """
-        isolated = self.layers.isolated.items() if self.layers else ()
-        layers = [
-            tensor.fault(stage)
-            for stage, report in isolated
-            if report.decides
-            for tensor in report.faulty
-        ]
-        return [*map(str, self.constants or ()), *layers, *self.parity.exceeded]
+        wrong = map(str, (*(self.constants or ()), *self.parity.metadata))
+        return [*wrong, *self._wrong_layers(), *self.parity.exceeded]
+
+    def _wrong_layers(self) -> list[str]:
+        if self.layers is None:
+            return isolated_faults(self.parity.isolated)
+        if self.layers.isolated:
+            return isolated_faults(self.layers.isolated)
+        return self.layers.faults([stage.name for stage in self.parity.stages if stage.decides])
 
     def raise_for_failures(self) -> None:
         """Raise if the file is not its student.
@@ -119,7 +132,8 @@ def verify_file(
         layer_samples: images to compare quantised tensors on; 0 leaves them out.
         recorder: gives the student's tensors for the images whose answers are farthest off; None
             takes those of the reference, whatever images they are of.
-        isolator: runs the student on the runtime's own codes, layer by layer, for the same images.
+        isolator: runs the student on the runtime's own codes, layer by layer, for the same images,
+            or a few if no layers are compared.
         others: runtimes that take part, and whose answers count; None takes all installed that can
             open the file, whose answers are shown and decide nothing: the file was placed for the
             one that proves it. Where that is not installed, the first of those named takes its
@@ -128,6 +142,8 @@ def verify_file(
     Raises:
         SpecError: if no installed runtime proves files of its target, and none is named.
         ExportError: if the file cannot be read, or its runtime cannot run it.
+        ParityError: if answers or tensors have other shapes than the student's, or a file that
+            takes pixels says otherwise than the student how these are prepared.
         DataError: if tensors are asked for and there are none.
     """
     file = QdqFile(path)
@@ -135,6 +151,7 @@ def verify_file(
     named, others = others is not None, runtimes() if others is None else others
     others = {name: other for name, other in others.items() if name != runtime.name}
     expected = reference.expected()
+    stated = _metadata(file, reference)
     batches = _batches(file, reference)
     runs = run_stages(path, batches, expected, runtime, others, others_decide=named)
     differences = None
@@ -146,14 +163,34 @@ def verify_file(
         able = {name: other for name, other in others.items() if name not in runs.skipped}
         wrong = {difference.layer for difference in differences or ()}
         layers = _layers(file, reference, layer_samples, runtime, able, wrong)
-        if isolator is not None:
-            layers = _isolated(layers, isolator, file, runtime, reference)
+    isolated: Mapping[str, IsolatedReport] = {}
+    if isolator is not None:
+        which = reference.tensor_images if layers else runs.worst_images(expected, IMAGES)
+        assert which is not None  # see _with_tensors
+        images = reference.images(which[: layer_samples or IMAGES])
+        isolated = isolated_stages(isolator, file, runtime, images)
+    if layers is not None:
+        layers, isolated = replace(layers, isolated=isolated), {}
     saturation = saturation_of(file)
     deciding = [runtime, *(others.values() if named else ())]
     suspect = None if all(map(sums_exactly, deciding)) else saturation
     rules = _conformance(file)
-    parity = report_of(path, runs, expected, tolerance, rules, differences, suspect)
-    return Verification(parity, layers, saturation, reference)
+    parity = report_of(path, runs, expected, tolerance, rules, differences, suspect, isolated)
+    return Verification(replace(parity, metadata=stated), layers, saturation, reference)
+
+
+def _metadata(file: QdqFile, reference: Reference) -> tuple[Difference, ...]:
+    """What a file says of itself and is otherwise.
+
+    Raises:
+        ParityError: if that keeps images from being fed to it: raw pixels are made of prepared
+            images by what the file says of them.
+    """
+    image = next(iter(reference.batches)).shape[1:]
+    found = metadata_differences(file, reference.metadata or {}, image)
+    if found and file.takes_pixels:
+        raise ParityError(f"the file is not its student: {in_one_line([*map(str, found)])}")
+    return tuple(found)
 
 
 def differences_of(file: QdqFile, expected: Constants) -> list[Difference] | None:
@@ -164,16 +201,31 @@ def differences_of(file: QdqFile, expected: Constants) -> list[Difference] | Non
 def compare_with_student(file: QdqFile, expected: Constants) -> list[Difference]:
     """Compare a file's constants with a student's.
 
-    A file that takes pixels as codes has no first quantizer; what is left of it is the scale that
-    the first layer multiplies its input by. Numbers in another form are no difference.
+    A file that takes pixels as codes has no first quantizer; what is left of it is what the first
+    layer makes of its input: the scale, and the pixel that stands for zero. Numbers in another form
+    are no difference.
     """
     expected, constants = in_one_form(file, expected, file.constants)
     first = next((name for name, facts in expected.items() if STEP in facts), None)
     if not file.takes_codes or first is None:
         return compare_constants(expected, constants, file.unsupported)
-    wanted = {**expected, first: {SCALE: expected[first][SCALE]}}
-    constants = {**constants, first: {SCALE: file.input_scales()}}
+    known, read = _of_pixels(file, expected[first]), file.input_facts()
+    wanted = {**expected, first: known}
+    constants = {**constants, first: {name: read[name] for name in known}}
     return compare_constants(wanted, constants, file.unsupported)
+
+
+def _of_pixels(file: QdqFile, quantizer: Facts) -> Facts:
+    """What readers should make of pixels that are codes, of a student's first quantizer."""
+    stated = file.stated(PREPROCESSING_KEY)
+    if not isinstance(stated, dict):
+        return {SCALE: quantizer[SCALE]}
+    low, high, zero = (int(quantizer[name]) for name in (LOWEST, HIGHEST, ZERO_POINT))
+    step, scale = np.float32(quantizer[STEP]), np.float32(quantizer[SCALE][0])
+    preprocessing = Preprocessing.parse(stated, PREPROCESSING_KEY)
+    pixel = pixel_of_zero(step, Grid(scale, zero, low, high), preprocessing)
+    zeros = np.array([] if pixel is None else [pixel])  # none: pixels are not its codes
+    return {SCALE: quantizer[SCALE], READER_ZERO: zeros}
 
 
 def _batches(file: QdqFile, reference: Reference) -> list[NDArray[np.float32]]:
@@ -250,18 +302,13 @@ def _layers(
     return compare_layers(file, images, tensors, runtime, others=others, wrong=wrong)
 
 
-def _isolated(
-    layers: LayersReport,
-    isolator: Isolator,
-    file: QdqFile,
-    runtime: Runtime,
-    reference: Reference,
-) -> LayersReport:
-    """With every tensor on the runtime's own codes, for the images that the layers are of."""
-    assert reference.tensor_images is not None  # see _with_tensors
-    images = reference.images(reference.tensor_images[: layers.images])
-    reports = {
+def isolated_stages(
+    isolator: Isolator, file: QdqFile, runtime: Runtime, images: NDArray[np.float32]
+) -> dict[str, IsolatedReport]:
+    """Every tensor on the runtime's own codes, by the stage; nothing of files that are no QDQ."""
+    if not file.is_qdq:
+        return {}
+    return {
         name: isolator(file, runtime, images, optimize)
         for name, optimize in named_stages(runtime).items()
     }
-    return replace(layers, isolated=reports)

@@ -1,0 +1,79 @@
+"""What a file says of itself, against what its student's run says and against its own graph.
+
+Whoever has nothing but the file prepares images and names answers by its metadata. No answer to
+images that are prepared already shows that these are wrong. What a file does not say is no
+difference.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from onnx import TensorProto
+
+from sqakd_deploy.pixels import INPUT_KEY, PREPROCESSING_KEY
+from sqakd_deploy.verification.constants import Difference
+from sqakd_deploy.verification.file import QdqFile
+
+CLASSES_KEY, SPEC_KEY = "sqakd.classes", "sqakd.spec"
+
+_KEYS = (PREPROCESSING_KEY, CLASSES_KEY, SPEC_KEY)
+_TYPES = {TensorProto.FLOAT: "float32", TensorProto.UINT8: "uint8"}
+_NCHW, _NHWC = "NCHW", "NHWC"
+
+
+def metadata_differences(
+    file: QdqFile, expected: Mapping[str, str], image: Sequence[int]
+) -> list[Difference]:
+    """Metadata that say otherwise than the student, or than the file's own input is.
+
+    Args:
+        file: whose.
+        expected: metadata of the student, JSON by key; others than this package's are left alone.
+        image: shape of one prepared image.
+    """
+    pairs = [(key, json.loads(expected[key]), file.stated(key)) for key in _KEYS if key in expected]
+    pairs.append((INPUT_KEY, _input(file, image), file.stated(INPUT_KEY)))
+    return [
+        Difference(f"metadata {key}", field, 1, 1, detail)
+        for key, wanted, got in pairs
+        if got is not None
+        for field, detail in _contradictions("", wanted, got)
+    ]
+
+
+def _contradictions(field: str, wanted: Any, got: Any) -> Iterator[tuple[str, str]]:
+    """Which of the fields that both have differ, and in what."""
+    if isinstance(wanted, dict) and isinstance(got, dict):
+        for name in (name for name in wanted if name in got):
+            yield from _contradictions(f"{field}.{name}".lstrip("."), wanted[name], got[name])
+    elif wanted != got:
+        yield field or "value", _detail(wanted, got)
+
+
+def _detail(wanted: Any, got: Any) -> str:
+    if isinstance(wanted, list) and isinstance(got, list):
+        if len(wanted) != len(got):
+            return f"{len(got)} in the file, {len(wanted)} in the student"
+        first = next(i for i, value in enumerate(wanted) if value != got[i])
+        return f"the first at {first}: {_detail(wanted[first], got[first])}"
+    return f"{json.dumps(got)} in the file, {json.dumps(wanted)} in the student"
+
+
+def _input(file: QdqFile, image: Sequence[int]) -> dict[str, Any]:
+    """What a file should say of its input."""
+    if not file.model.graph.input:  # which no runtime opens
+        return {}
+    source = file.model.graph.input[0]
+    tensor = source.type.tensor_type
+    facts: dict[str, Any] = {"name": source.name, "batch": file.batch}
+    if tensor.elem_type in _TYPES:
+        facts["type"] = _TYPES[tensor.elem_type]
+    layouts = {_NCHW: tuple(image), _NHWC: (*image[1:], *image[:1])}
+    extents = tuple(dim.dim_value for dim in tensor.shape.dim[1:])
+    fitting = [layout for layout, shape in layouts.items() if shape == extents]
+    if len(image) == 3 and len(fitting) == 1:
+        facts["layout"] = fitting[0]
+    return facts
