@@ -53,6 +53,18 @@ class Acceleration:
             model.to(memory_format=torch.channels_last)
         return model
 
+    @torch.no_grad()
+    def take_back(self, model: nn.Module) -> None:
+        """Put a model that was placed into the layout of one that is read from a file.
+
+        In another layout the same weights sum in another order, and a run that goes on from its
+        files would not end as one that was never stopped.
+        """
+        if self.channels_last:
+            for tensor in (*model.parameters(), *model.buffers()):
+                # Not contiguous(), which leaves the strides of 1×1 kernels as they are.
+                tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+
     def images(self, batch: Tensor) -> Tensor:
         """Put images ``(N, C, H, W)`` into the memory format."""
         if self.channels_last and batch.dim() == 4:

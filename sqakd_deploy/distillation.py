@@ -121,6 +121,35 @@ def distill(
     return records
 
 
+def check_settings(
+    student: nn.Module, teacher: nn.Module, config: DistillConfig, steps: int
+) -> None:
+    """Refuse what :func:`distill` would, for those who train a teacher before.
+
+    Args:
+        student: from :func:`~sqakd_deploy.quantization.quantize`; it need not be calibrated.
+        teacher: the float model; it need not be trained.
+        config: how.
+        steps: of an epoch.
+
+    Raises:
+        SpecError: if the warm-up is as long as the run, or there is no layer to compare codes of.
+    """
+    if config.epochs:
+        _check_warmup(config, steps)
+        if config.feature_weight:
+            with_codes(student, teacher)
+
+
+def _check_warmup(config: DistillConfig, steps: int) -> None:
+    total = config.epochs * steps
+    if config.warmup_steps >= total:
+        raise SpecError(
+            f"warmup_steps: wanted fewer than the {total} steps of this run "
+            f"({config.epochs} epochs of {steps}), got {config.warmup_steps}"
+        )
+
+
 def _reestimate(
     student: nn.Module,
     images: Tensor | Iterable[object],
@@ -216,11 +245,7 @@ class _Distillation:
         self.accelerator = start(self.device)
         self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False).to(self.device)
         steps = config.epochs * len(batches)
-        if config.warmup_steps >= steps:
-            raise SpecError(
-                f"warmup_steps: wanted fewer than the {steps} steps of this run "
-                f"({config.epochs} epochs of {len(batches)}), got {config.warmup_steps}"
-            )
+        _check_warmup(config, len(batches))
         self.schedule = warm_cosine(steps, config.warmup_steps)
         example = first_tensor(next(iter(batches))).to(self.device)
         self.how = decide(config, self.teacher, example, steps, self.device)

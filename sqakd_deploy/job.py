@@ -41,6 +41,7 @@ from sqakd_deploy.saves import Saves
 from sqakd_deploy.teacher import train_teacher
 
 T = TypeVar("T")
+_CHECKSUM = "checksum_of_images"
 TEACHING = "teacher"  # what the states of a float model's training are saved under
 
 
@@ -123,6 +124,7 @@ class Job:
         supervised = labelled or self.config.distillation.loss != "kl"
         data = understood(self.config, data, origin, classes, self.listener, labelled=supervised)
         self._facts = data_facts(data, origin, classes, built_for)
+        self._checksum = data.checksum
         with fitting_threads(model, torch.zeros(batch_size, *image, device=self.device)):
             yield model, data
 
@@ -130,9 +132,20 @@ class Job:
         """The run folder, the same in every process, with what is known about the images."""
         run = self._from_main(open_folder)
         run.writable = self.main
-        facts = {} if run.kind == "teacher" else {FACT: rules_of(self.config.quantization)}
+        self._compare(run.facts.get(_CHECKSUM))
+        facts: dict[str, Any] = {_CHECKSUM: self._checksum}
+        if run.kind != "teacher":
+            facts[FACT] = rules_of(self.config.quantization)
         run.update(status="running", kind=run.kind, data=self._facts, **facts)
         return run
+
+    def _compare(self, before: int | None) -> None:
+        """Say so where a run goes on with other images than it began with."""
+        if before not in (None, self._checksum):
+            self.listener.message(
+                f"the images of {self._facts['name']} have changed since the run began: it goes on "
+                "with those that are there, and ends otherwise than it would have"
+            )
 
     @contextmanager
     def recorded(self, run: Run, before_leaving: Callable[[], None]) -> Iterator[None]:

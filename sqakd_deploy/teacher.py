@@ -32,7 +32,7 @@ def train_teacher(
     """Train with cross-entropy and SGD.
 
     Args:
-        model: changed in place; ends in evaluation mode.
+        model: changed in place; ends in evaluation mode, in plain memory layout.
         batches: pairs of images ``(N, C, H, W)`` and labels ``(N,)``, gone through once an epoch.
         config: epochs, rates, schedule.
         acceleration: its ``compile`` and ``precision`` are used.
@@ -81,4 +81,5 @@ def train_teacher(
             on_epoch=on_epoch,
             target=LABELS,
         ).run()
+    how.take_back(model)
     model.eval()

@@ -17,7 +17,7 @@ from sqakd_deploy.checkpoint import (
 )
 from sqakd_deploy.config import RunConfig
 from sqakd_deploy.data import ImageData
-from sqakd_deploy.distillation import distill
+from sqakd_deploy.distillation import check_settings, distill
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.exporting import ProfileExporter
 from sqakd_deploy.integer import snap_biases
@@ -104,7 +104,7 @@ class _Distillation(Job):
     def _run(
         self, model: nn.Module, data: ImageData, open_folder: Callable[[], Run]
     ) -> TrainResult:
-        self._quantize(model, data)  # a model that cannot be quantised is refused before any work
+        self._check_student(model, data)
         run = self.opened(open_folder)
         note = _profile_note(self.config.quantization.target)
         if note is not None:
@@ -138,6 +138,12 @@ class _Distillation(Job):
     def _quantize(self, model: nn.Module, data: ImageData) -> nn.Module:
         shape = (data.preprocessing.channels, *data.preprocessing.input_size)
         return quantize(model, self.config.quantization, example=shape)
+
+    def _check_student(self, model: nn.Module, data: ImageData) -> None:
+        """Refuse what cannot be quantised or trained as asked, before a teacher takes hours."""
+        config = self.config.distillation
+        steps = len(self._batches(data, config.batch_size))
+        check_settings(self._quantize(model, data), model, config, steps)
 
     @property
     def _trains_teacher(self) -> bool:

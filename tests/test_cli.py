@@ -221,6 +221,26 @@ def test_a_bad_setting_is_one_clear_line(
     assert list(tmp_path.iterdir()) == []  # refused before anything is written
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("distillation: {epochs: 1, warmup_steps: 11}", "warmup_steps: wanted fewer than the 11"),
+        (
+            "{distillation: {feature_weight: 1}, quantization: {exclude: ['conv*']}}",
+            "features: no layer of this model has 4-bit weights and reads 4-bit activations",
+        ),
+    ],
+)
+def test_what_the_student_cannot_be_is_refused_before_a_teacher_is_trained(
+    settings: str, message: str
+) -> None:
+    Path("settings.yaml").write_text(settings)
+    refused = run("train", *ANY, "--config", "settings.yaml")
+    assert refused.exit_code == 2, refused.output
+    assert message in refused.stderr
+    assert not Path("runs").exists()
+
+
 @pytest.mark.parametrize("command", ["train", "teacher", "eval"])
 @pytest.mark.parametrize(
     ("model", "code", "message"),

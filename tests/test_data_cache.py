@@ -340,8 +340,28 @@ def test_a_folder_that_cannot_be_made_is_said(photos: Path, tmp_path: Path) -> N
 def test_a_file_that_goes_meanwhile_is_named(photos: Path, place: Path) -> None:
     files = _files(photos)
     (photos / "007.png").unlink()
-    with pytest.raises(DataError, match=r"^cannot read .*007\.png: No such file or directory$"):
-        Cache.of(files, place)
+    missing = r"^cannot read image .*007\.png: .*No such file or directory"
+    with pytest.raises(DataError, match=missing):
+        cached(Cache.of(files, place), files)
+
+
+@pytest.mark.parametrize(
+    "keeping", [Keeping(), Keeping(cache=False), Keeping(max_cache_gb=1e-9, workers=0)]
+)
+def test_a_link_to_nothing_is_a_bad_file_wherever_images_are_kept(
+    photos: Path, keeping: Keeping
+) -> None:
+    link = photos / "link.png"
+    link.symlink_to(photos / "gone.png")
+    for _ in range(2):
+        data = load_data(photos, skip_bad_images=True, keeping=keeping)
+        assert data.skipped == (str(link),)
+        assert len(data.train) + len(data.test) == 20
+    link.unlink()
+    link.symlink_to(photos / "000.png")
+    again = load_data(photos, skip_bad_images=True, keeping=keeping)
+    assert not again.skipped
+    assert len(again.train) + len(again.test) == 21
 
 
 def test_an_absent_cache_is_no_damage(photos: Path, place: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,16 @@ def test_damaged_files_are_named(tmp_path: Path, keep: int) -> None:
             decode_file(path, 3, (32, 32))
         assert str(caught.value).startswith(f"cannot read image {path}: ")
         assert str(caught.value).endswith("or skip such files with --skip-bad-images")
+
+
+def test_a_header_of_another_type_is_damage(tmp_path: Path) -> None:
+    path = _save(tmp_path / "offset.tif", GRADIENT)
+    content = bytearray(path.read_bytes())
+    entry = content.index(struct.pack("<HH", 273, 4))  # where the pixels are, as an integer
+    struct.pack_into("<H", content, entry + 2, 5)  # as a fraction
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"^cannot read image .*offset\.tif: "):
+        decode_file(path, 1, (8, 6))
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:

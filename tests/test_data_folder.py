@@ -174,6 +174,16 @@ def test_large_or_mixed_images_get_the_size_of_photographs(tmp_path: Path) -> No
     assert data.preprocessing.mean == (0.485, 0.456, 0.406)
 
 
+def test_images_stored_on_their_side_have_their_upright_size(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for index in range(3):
+        Image.new("RGB", (12, 8)).save(tmp_path / f"{index}.jpg", exif=exif)
+    assert load_data(tmp_path).preprocessing.input_size == (12, 8)
+    Image.new("RGB", (12, 8)).save(tmp_path / "3.jpg")
+    assert load_data(tmp_path).preprocessing.input_size == (224, 224)  # of two sizes
+
+
 def test_a_wanted_size_and_normalisation_win(tmp_path: Path) -> None:
     _write(tmp_path, 3)
 

@@ -207,6 +207,22 @@ def test_a_worker_that_dies_is_explained(photos: Path) -> None:
         list(Gather(files)([np.arange(4)]))
 
 
+class _Interrupted(ImageFiles):
+    def __getitem__(self, key: object) -> object:
+        os.kill(os.getpid(), signal.SIGINT)  # as a terminal does, to every process of a group
+        return super().__getitem__(key)
+
+
+def test_workers_leave_it_to_the_training_to_stop(photos: Path) -> None:
+    files = _Interrupted(photos, sorted(photos.rglob("*.jpg")), 3, SIZE, workers=1)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which workers are born with
+    try:
+        batches = list(Gather(files)([np.arange(4), np.arange(4, 8)]))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [len(batch) for batch in batches] == [4, 4]
+
+
 def test_image_files_look_like_an_array(photos: Path) -> None:
     paths = sorted(photos.rglob("*.jpg"))
     files = ImageFiles(photos, paths, 1, (5, 4))

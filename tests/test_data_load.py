@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sqakd_deploy.data import DATASETS, Dataset, ImageData, ImageSplit, Preprocessing, load_data
+from sqakd_deploy.data import (
+    DATASETS,
+    Augmentation,
+    Dataset,
+    ImageData,
+    ImageSplit,
+    Preprocessing,
+    load_data,
+)
 from sqakd_deploy.data.digits import load_digits
 from sqakd_deploy.errors import DataError, SpecError
 
@@ -52,6 +60,7 @@ def test_digits_for_a_network_of_large_colour_images() -> None:
     assert data.preprocessing == Preprocessing(
         channels=3, input_size=(32, 24), mean=(0.3058,) * 3, std=(0.3761,) * 3
     )
+    assert data.augmentation == Augmentation(shift=3)  # pixels: three times as far
     red, green, blue = (data.train.images[:, c] for c in range(3))
     np.testing.assert_array_equal(red, green)
     np.testing.assert_array_equal(red, blue)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sqakd_deploy.data import Preprocessing, load_data
 from sqakd_deploy.data.batches import Batches
-from sqakd_deploy.data.published import published_preprocessing
+from sqakd_deploy.data.published import published_classes, published_preprocessing
 
 RESNET18 = Preprocessing(
     channels=3,
@@ -35,6 +35,13 @@ def test_each_torchvision_classifier_has_one() -> None:
         assert found is not None, name
         assert found.resize is not None
         assert found.resize >= found.input_size[0]
+
+
+def test_weights_of_features_alone_name_no_classes() -> None:
+    assert published_classes("vgg16", "IMAGENET1K_FEATURES") is None
+    classes = published_classes("vgg16", "DEFAULT")
+    assert classes is not None
+    assert classes[0] == "tench"
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,16 @@ def test_an_unknown_name_lists_those_there_are() -> None:
     )
 
 
+def test_weights_of_features_alone_are_refused_before_they_are_fetched() -> None:
+    with pytest.raises(CheckpointError) as caught:
+        load_any_weights(nn.Linear(2, 2), "vgg16", "IMAGENET1K_FEATURES")
+    assert str(caught.value) == (
+        "weights IMAGENET1K_FEATURES of 'vgg16' hold its features alone, without a classifier; "
+        "choose others (IMAGENET1K_V1, DEFAULT), or name a file of the trained model's weights "
+        "(--weights FILE)"
+    )
+
+
 @pytest.mark.parametrize("name", ["resnet20", "vgg13", "net.py:make"])
 def test_models_without_published_weights(name: str) -> None:
     with pytest.raises(CheckpointError, match=rf"nobody publishes weights of '{name}' under a na"):

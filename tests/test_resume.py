@@ -18,11 +18,13 @@ from small_network import SMALL
 from torch import nn
 
 from sqakd_deploy.checkpoint import open_run
+from sqakd_deploy.config import RunConfig
 from sqakd_deploy.distillation import distill
 from sqakd_deploy.fitting import Epoch, Step
 from sqakd_deploy.quantization import quantize
 from sqakd_deploy.saves import Position, Saves
 from sqakd_deploy.spec import DistillConfig
+from sqakd_deploy.training import train
 
 COMMAND = [sys.executable, "-m", "sqakd_deploy", "train"]
 SETTINGS = ["--bits", "2", "--method", "ewgs", "--epochs", "4", "--teacher-epochs", "3"]
@@ -187,6 +189,29 @@ def test_a_tensor_of_images_resumes_as_exactly(stop_at: int, tmp_path: Path) -> 
     with pytest.raises(Killed):
         run(tmp_path, stop_at, batches=batches)
     assert same(run(tmp_path, batches=batches), run(None, batches=batches))
+
+
+def test_a_run_killed_between_teacher_and_student_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {
+        "model": {"name": SMALL},
+        "teacher": {"epochs": 1},
+        "distillation": {"epochs": 0, "precision": "bf16"},  # which lays out channels last
+    }
+    config = RunConfig.parse(settings)
+    whole = train(config, output=tmp_path / "whole").run
+
+    def kill(*arguments: object, **others: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sqakd_deploy.training.distill", kill)
+        with pytest.raises(Killed):
+            train(config, output=tmp_path / "broken")
+    broken = train(resume=tmp_path / "broken").run
+    for file in ("teacher.safetensors", "student.safetensors"):
+        assert (whole / file).read_bytes() == (broken / file).read_bytes()
 
 
 def newest(folder: Path) -> Path:

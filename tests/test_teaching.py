@@ -236,6 +236,40 @@ def test_an_interrupted_teacher_goes_on_to_the_same_weights() -> None:
     assert resumed.score == whole.score
 
 
+class _Hears(_Stops):
+    """And who reads what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize("change", ["none", "one more", "renamed"])
+def test_it_is_said_that_a_run_goes_on_with_other_images(change: str, tmp_path: Path) -> None:
+    photos, listener = tmp_path / "photos", _Hears()
+    for index, image in enumerate(np.random.default_rng(0).integers(0, 256, (20, 8, 8))):
+        (photos / "ab"[index % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.astype(np.uint8)).save(photos / "ab"[index % 2] / f"{index:02}.png")
+    settings = {
+        "model": {"name": SMALL},
+        "data": {"source": str(photos)},
+        "teacher": {"epochs": 3, "batch_size": 8},
+    }
+    with pytest.raises(KeyboardInterrupt):
+        teach(RunConfig.parse(settings), output=Path("stopped"), listener=listener)
+    if change == "one more":
+        copyfile(photos / "a" / "00.png", photos / "a" / "99.png")
+    elif change == "renamed":
+        (photos / "b" / "01.png").rename(photos / "b" / "98.png")
+    assert not any("have changed" in text for text in listener.said)
+    with pytest.raises(KeyboardInterrupt):
+        teach(resume=Path("stopped"), listener=listener)
+    found = [text for text in listener.said if "have changed since the run began" in text]
+    assert len(found) == (change != "none")
+
+
 def test_each_kind_of_run_is_resumed_by_its_own_command(trained: Path) -> None:
     for kind, other, command in (
         ("teacher", "student", "teacher"),

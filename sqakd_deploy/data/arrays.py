@@ -99,13 +99,15 @@ def adapted(data: ImageData, options: ReadOptions) -> ImageData:
     Raises:
         SpecError: if an option is out of range.
     """
-    preprocessing = options.changed(data.preprocessing)
+    own = data.preprocessing
+    preprocessing = options.changed(own)
+    usual = data.augmentation.at(min(preprocessing.input_size) / min(own.input_size))
     return replace(
         data,
         train=_fitted(data.train, preprocessing, options),
         test=_fitted(data.test, preprocessing, options),
         preprocessing=preprocessing,
-        augmentation=chosen_augmentation(options.augmentation, data.augmentation, preprocessing),
+        augmentation=chosen_augmentation(options.augmentation, usual, preprocessing),
     )
 
 

@@ -69,9 +69,6 @@ class Cache:
             files: to look at; none is opened.
             folder: of all caches.
             part: tells caches of one folder and size apart that shall live beside each other.
-
-        Raises:
-            DataError: if a file has gone.
         """
         root = os.fsencode(files.root.resolve())
         slot = _hash(root, repr(files.shape[1:]).encode(), part.encode())
@@ -233,12 +230,19 @@ def _checksum(data: NDArray[np.uint8], bad: Sequence[int]) -> int:
 
 def _state(files: ImageFiles) -> bytes:
     """Length and time of change of each file."""
+    return np.array([_length_and_time(path) for path in files.locations()], np.int64).tobytes()
+
+
+def _length_and_time(path: bytes) -> tuple[int, int]:
+    """Of a file that is not there (a link to nothing), values that no file has.
+
+    Decoding finds it bad, and says so or skips it.
+    """
     try:
-        stats = [os.stat(path) for path in files.locations()]  # noqa: PTH116 - bytes
-    except OSError as error:
-        name = os.fsdecode(error.filename)
-        raise DataError(f"cannot read {name}: {error.strerror}") from error
-    return np.array([(s.st_size, s.st_mtime_ns) for s in stats], np.int64).tobytes()
+        state = os.stat(path)  # noqa: PTH116 - bytes
+    except OSError:
+        return -1, -1
+    return state.st_size, state.st_mtime_ns
 
 
 def _hash(*parts: bytes) -> str:

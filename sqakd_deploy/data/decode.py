@@ -20,9 +20,10 @@ from sqakd_deploy.data.options import Progress
 from sqakd_deploy.errors import DataError
 
 # What Pillow's readers raise on files that are damaged or no images at all.
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     SyntaxError,
+    TypeError,
     ValueError,
     EOFError,
     struct.error,
@@ -181,7 +182,7 @@ def decode_file(path: Path, channels: int, size: tuple[int, int]) -> NDArray[np.
             # Not as "L": a file's own luma differs from that of its RGB, which others compute.
             image.draft("RGB", (2 * max(size), 2 * max(size)))
             return fit_image(ImageOps.exif_transpose(image), channels, size)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise DataError(
             f"cannot read image {path}: {error}; remove it, or skip such files with "
             "--skip-bad-images"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
-from sqakd_deploy.data.decode import Decoded
+from sqakd_deploy.data.decode import UNREADABLE, Decoded
 from sqakd_deploy.data.image_files import ImageFiles
 from sqakd_deploy.data.layout import Listing, find_splits
 from sqakd_deploy.data.options import ReadOptions
@@ -27,6 +27,7 @@ _PHOTO_SIZE = (224, 224)
 _SMALL = 96  # pixels; images up to this size, all of one size, are taken as they are
 _SAMPLE = 64  # files whose headers are looked at
 _GRAYSCALE = ("1", "L", "LA", "I", "I;16")
+_LYING = (5, 6, 7, 8)  # EXIF orientations of images that are stored on their side
 
 _PHOTO_RESIZE = 256
 _WORDNET = re.compile(r"n\d{8}")
@@ -195,9 +196,11 @@ class _Seen:
 
 
 def _header(path: Path) -> tuple[tuple[int, int], str] | None:
-    """Size and mode without decoding; None leaves a corrupt file for the decoder to report."""
+    """Size, upright, and mode; None leaves a corrupt file for the decoder to report."""
     try:
         with Image.open(path) as image:
-            return (image.height, image.width), image.mode
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            size = image.height, image.width
+            lies = image.getexif().get(ExifTags.Base.Orientation) in _LYING
+            return size[::-1] if lies else size, image.mode
+    except UNREADABLE:
         return None

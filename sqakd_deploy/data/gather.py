@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
@@ -84,6 +85,11 @@ class _Making(Dataset["Tensor | str"]):
             return str(error)
 
 
+def _leave_interrupts_alone(worker: int) -> None:
+    """A terminal sends Ctrl-C to workers, too; the step under way still needs their images."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _loader(images: ImagesOnDemand, order: list[Indices], *, pin: bool) -> DataLoader[Tensor | str]:
     """Workers that stay from epoch to epoch; ``order`` is read anew in each."""
     return DataLoader(
@@ -94,5 +100,6 @@ def _loader(images: ImagesOnDemand, order: list[Indices], *, pin: bool) -> DataL
         prefetch_factor=_AHEAD,
         persistent_workers=True,
         pin_memory=pin,
+        worker_init_fn=_leave_interrupts_alone,
         generator=torch.Generator(),  # else it draws a seed from everybody's generator
     )

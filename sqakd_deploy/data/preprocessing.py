@@ -185,6 +185,10 @@ class Augmentation(Spec):
             raise SpecError("augmentation: shift and area are two ways to crop; give one")
         return self
 
+    def at(self, ratio: float) -> Augmentation:
+        """What looks the same on images whose sides are so many times as long."""
+        return self.model_copy(update={"shift": round(ratio * self.shift)})
+
 
 def named_augmentation(name: str, input_size: tuple[int, int]) -> Augmentation:
     """The augmentation that papers use on a kind of images.

@@ -55,7 +55,8 @@ def published_classes(model: str, weights: str | None) -> tuple[str, ...] | None
         weights: as for :func:`published_preprocessing`.
     """
     known = _torchvision(model, weights)
-    return None if known is None else tuple(known.meta["categories"])
+    categories = None if known is None else known.meta["categories"]
+    return tuple(categories) if categories else None  # weights of features alone have none
 
 
 def _torchvision(model: str, weights: str | None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -12,6 +13,7 @@ from sqakd_deploy.data.images import Images
 from sqakd_deploy.data.preprocessing import Augmentation, Preprocessing
 from sqakd_deploy.errors import DataError
 
+_LOOKED_AT = 64  # images of each part that stand for all
 _EVERY = 10  # a split made here holds out one image in so many
 
 
@@ -92,6 +94,21 @@ class ImageData:
     def num_classes(self) -> int | None:
         """Number of classes, or None without labels."""
         return None if self.classes is None else len(self.classes)
+
+    @property
+    def checksum(self) -> int:
+        """CRC-32 of all labels and of some images, evenly spread.
+
+        Images that come, go or change places change it; of one alone that is drawn over it need
+        not tell, since not all are looked at.
+        """
+        total = 0
+        for part in (self.train, self.test):
+            some = np.ascontiguousarray(part.images[spread(len(part), _LOOKED_AT)])
+            total = zlib.crc32(some.data, zlib.crc32(repr(part.images.shape).encode(), total))
+            if part.labels is not None:
+                total = zlib.crc32(np.ascontiguousarray(part.labels).data, total)
+        return total
 
     def difference(self, names: Sequence[str] | None, count: int | None = None) -> str | None:
         """How these classes differ from a model's, so that a label would mean something else.

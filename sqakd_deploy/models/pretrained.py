@@ -116,6 +116,11 @@ def _published(name: str, weights: str) -> Any:
             f"torchvision has no weights {weights!r} of {bare!r}. There are: {there}; "
             f"choose one, {_FILE_INSTEAD}"
         )
+    if not known[weights].meta["categories"]:
+        raise CheckpointError(
+            f"weights {weights} of {bare!r} hold its features alone, without a classifier; choose "
+            f"others ({', '.join(name for name in known if name != weights)}), {_FILE_INSTEAD}"
+        )
     return known[weights].value
 
 
