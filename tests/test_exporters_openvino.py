@@ -592,6 +592,18 @@ def test_bad_files_and_images(tmp_path: Path) -> None:
         session.run(np.zeros((2, 1, 8, 8), np.float32))
 
 
+def test_what_openvino_cannot_read_is_named(tmp_path: Path) -> None:
+    """torch's ceil mode takes windows that are larger than the image."""
+    pool = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.AvgPool2d(2, ceil_mode=True))
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), *pool, nn.Flatten(), nn.Linear(8, 5))
+    student = quantize(model, exact_here(QuantSpec(target="openvino")), example=SHAPE)
+    calibrate(student, photos(64))
+    message = r"cannot load .*/mine\.xml: .*Node\(AveragePool\).*larger than the data shape"
+    with pytest.raises(ExportError, match=message) as caught:
+        export(student, tmp_path / "mine.xml")
+    assert "\n" not in str(caught.value)
+
+
 def test_ir_into_nowhere(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"cannot write .*m\.xml: No such file"):
         write(replace(CASES["plain"]().graph, name="m"), tmp_path / "nowhere", "xml")
