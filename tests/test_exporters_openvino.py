@@ -444,6 +444,71 @@ def test_activations_on_codes_are_no_wrong_constants(tmp_path: Path) -> None:
     assert any("lowest code: 2 in the file, 0 in the student" in found for found in wrong)
 
 
+class Grouped(nn.Module):
+    """GroupNorm, whose factors and terms for each channel stand behind a reshape."""
+
+    def __init__(self, *behind: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8)
+        self.behind, self.head = nn.Sequential(*behind), nn.Linear(8 * 8 * 8, 5)
+        nn.init.normal_(self.norm.weight)
+        nn.init.normal_(self.norm.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.behind(self.norm(self.stem(x))).flatten(1))
+
+
+class Weighted(nn.Module):
+    """A learned factor for each channel of a sequence, and nothing behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 8 * 8, 5)
+        self.factors = nn.Parameter(torch.randn(1, 8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.stem(x)).flatten(2) * self.factors
+        return self.head(x.flatten(1))
+
+
+@pytest.mark.parametrize("model", [Grouped, lambda: Grouped(nn.ReLU()), Weighted])
+def test_constants_by_channel_behind_a_reshape(
+    model: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    """Rule O18: OpenVINO rounds in front of the reshape, by other channels' numbers."""
+    student = quantize(model(), exact_here(QuantSpec(target="openvino")), example=SHAPE)
+    calibrate(student, photos(64))
+    snap_biases(student)
+    _, report = export_proven(student, tmp_path / "m.onnx", photos(64, seed=5))
+    assert report.constants == ()
+    assert max(stage.mean_error for stage in report.stages) < RARELY
+
+
+class Complement(nn.Module):
+    """What a constant term makes of codes, bounded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv((0.4 - self.stem(x).square()).clamp(-0.33, 0.21))
+        return self.head(x.mean([2, 3]))
+
+
+@pytest.mark.parametrize("residual", [2, 4])
+def test_bounds_behind_a_constant_term(residual: int, tmp_path: Path) -> None:
+    """Rule O15: OpenVINO bounds the codes before the term as if they were behind it."""
+    spec = exact_here(QuantSpec(residual_bits=residual, target="openvino"))
+    student = quantize(Complement(), spec, example=SHAPE)
+    calibrate(student, photos(64))
+    snap_biases(student)
+    _, report = export_proven(student, tmp_path / "m.onnx", photos(64, seed=5))
+    assert report.constants == ()
+    assert max(stage.mean_error for stage in report.stages) < RARELY
+
+
 # -- random networks -------------------------------------------------------------------------------
 
 # As RARELY in test_export_contract: a code beside a rounding boundary moves what is behind it. A
@@ -525,6 +590,18 @@ def test_bad_files_and_images(tmp_path: Path) -> None:
     session = runtime.open(write(CASES["plain"]().graph, tmp_path))
     with pytest.raises(ExportError, match=r"wanted images \['N', 3, 8, 8\], got \[2, 1, 8, 8\]"):
         session.run(np.zeros((2, 1, 8, 8), np.float32))
+
+
+def test_what_openvino_cannot_read_is_named(tmp_path: Path) -> None:
+    """torch's ceil mode takes windows that are larger than the image."""
+    pool = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.AvgPool2d(2, ceil_mode=True))
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), *pool, nn.Flatten(), nn.Linear(8, 5))
+    student = quantize(model, exact_here(QuantSpec(target="openvino")), example=SHAPE)
+    calibrate(student, photos(64))
+    message = r"cannot load .*/mine\.xml: .*Node\(AveragePool\).*larger than the data shape"
+    with pytest.raises(ExportError, match=message) as caught:
+        export(student, tmp_path / "mine.xml")
+    assert "\n" not in str(caught.value)
 
 
 def test_ir_into_nowhere(tmp_path: Path) -> None:

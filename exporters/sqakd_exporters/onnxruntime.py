@@ -38,6 +38,11 @@ _ERRORS_ONLY, _FATAL_ONLY = 3, 4  # ONNX Runtime's severity scale
 _EXACT = ("session.x64quantprecision", "1")
 _SHARED = "Attempt to replace"  # what it says of constants that two such layers share
 
+# From opset 21 on ONNX Runtime states the type of the quantizers that it moves, and fails at that
+# where it then makes int8 activations uint8, unless it is told to leave them.
+_SIGNED = ("session.qdqisint8allowed", "1")
+_MISTYPED = "output_dtype INT8 does not match"
+
 
 class OnnxRuntimeExporter:
     """QDQ ONNX in the forms that ONNX Runtime's CPU provider fuses into integer kernels."""
@@ -150,20 +155,31 @@ def _options(optimize: bool, threads: int | None) -> ort.SessionOptions:
 
 
 def _open(path: Path, make: Callable[[], ort.SessionOptions]) -> ort.InferenceSession:
-    """Open a file so that it sums exactly; others' whose layers share zero-points as they are."""
-    exact = make()
-    exact.add_session_config_entry(*_EXACT)
-    exact.log_severity_level = _FATAL_ONLY  # what is an error is raised
+    """Open a file so that it sums exactly; others' whose layers share zero-points as they are.
+
+    Activations of int8 stay what they are where ONNX Runtime fails at making them uint8.
+    """
     try:
-        return _session(path, exact)
+        return _session(path, _exact(make))
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         problem = error
     try:
         if _SHARED in str(problem):
             return _session(path, make())
+        if _MISTYPED in str(problem):
+            return _session(path, _exact(make, _SIGNED))
     except Exception as error:
         problem = error
     raise ExportError(f"ONNX Runtime cannot load {path}: {problem}") from problem
+
+
+def _exact(make: Callable[[], ort.SessionOptions], *more: tuple[str, str]) -> ort.SessionOptions:
+    """Options for exact sums, and more settings; what is an error is raised, not logged."""
+    options = make()
+    options.log_severity_level = _FATAL_ONLY
+    for setting in (_EXACT, *more):
+        options.add_session_config_entry(*setting)
+    return options
 
 
 def _session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:

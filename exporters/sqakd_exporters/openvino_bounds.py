@@ -2,9 +2,9 @@
 
 OpenVINO computes a float Clip inside the convolution before it, as it does a ReLU, but runs a Clip
 of codes on its own (rule O10). Where it reads codes, though, or an average of them, it moves the
-float Clip in front of their dequantisation: bounds lose up to a step of that grid, and averages may
-be rounded on it (rule O15). There codes are bounded behind the rounding instead, which cuts the
-same, since rounding keeps order.
+float Clip in front of their dequantisation: bounds lose up to a step of that grid, averages may be
+rounded on it, and behind a constant term it bounds other numbers (rule O15). There codes are
+bounded behind the rounding instead, which cuts the same, since rounding keeps order.
 """
 
 from __future__ import annotations
@@ -108,6 +108,8 @@ def _losses(graph: g.IntegerGraph) -> dict[str, float]:
         off_zero = any(grid is None or grid.zero_point for grid in read)
         if isinstance(node, (g.Clip, *g.DATA_MOVEMENT)):
             found[node.output] = loss
+        elif isinstance(node, (g.Shift, g.ChannelAffine)):  # bounds do not follow the term
+            found[node.output] = np.inf
         elif isinstance(node, g.Scale):
             found[node.output] = loss * float(np.abs(node.constant).max())
         elif isinstance(node, g.AveragePool) and not node.ceil_mode:  # that is in float (rule O4)

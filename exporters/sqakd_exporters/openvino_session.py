@@ -94,7 +94,7 @@ def save_ir(model: onnx.ModelProto, path: Path, weights: Path) -> int:
     with tempfile.TemporaryDirectory() as folder:
         source, made = Path(folder) / "model.onnx", Path(folder) / "model.xml"
         source.write_bytes(model.SerializeToString())
-        converted = _read(source)
+        converted = _read(source, path)
         for prop in model.metadata_props:
             converted.set_rt_info(prop.value, prop.key.split("."))
         # By default save_model stores float constants, scales among them, in 16 bits (rule O8).
@@ -128,11 +128,13 @@ def _core() -> openvino.Core:
     return openvino.Core()
 
 
-def _read(path: Path) -> openvino.Model:
+def _read(path: Path, called: Path | None = None) -> openvino.Model:
+    """A model as read; errors call the file what a person called it."""
     try:
         return _core().read_model(path)
     except Exception as error:  # its frontends raise classes of their own, not all exported
-        raise ExportError(f"OpenVINO cannot load {path}: {_first_line(error)}") from error
+        name = path if called is None else called
+        raise ExportError(f"OpenVINO cannot load {name}: {_first_line(error)}") from error
 
 
 def _compile(
@@ -147,8 +149,17 @@ def _compile(
         raise ExportError(f"OpenVINO cannot compile {path}: {_first_line(error)}") from error
 
 
+_PLACES = ("Exception from", "Check '")
+_OF_REPORT = ("FrontEnd API failed", "Model wasn't", "-- ", "While validating node")
+
+
 def _first_line(error: Exception) -> str:
-    """The line that says something; OpenVINO's messages begin with places in its source."""
+    """What says something; OpenVINO's messages begin with places in its source.
+
+    Its report of operators that it cannot convert names each, and says why two lines further on.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    told = [line for line in lines if not line.startswith(_PLACES)]
+    if told and told[0].startswith(_OF_REPORT):
+        told = [" ".join([line for line in told if not line.startswith(_OF_REPORT)][:2]), *told]
     return (told or lines or [type(error).__name__])[0]

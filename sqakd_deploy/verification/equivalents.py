@@ -2,8 +2,8 @@
 
 Targets differ in what they want bounded and how: codes by an integer Clip, or reals by a float one
 before they are rounded; codes that are not negative as int8 or as uint8; biases as int32 codes, or
-as the floats that these stand for. Here the student's and the file's constants are brought into one
-form, so that only other numbers differ.
+as the floats that these stand for; a constant for each channel or each entry. Here the student's
+and the file's constants are brought into one form, so that only other numbers differ.
 """
 
 from __future__ import annotations
@@ -45,9 +45,12 @@ def in_one_form(
         found: of the file.
 
     Returns:
-        ``expected`` and ``found``; only bounds and biases may have changed.
+        ``expected`` and ``found``; only bounds, biases and shapes of constants may have changed.
     """
-    wanted = {name: _float_bias(facts, found.get(name, {})) for name, facts in expected.items()}
+    wanted = {
+        name: _spread(_float_bias(facts, found.get(name, {})), found.get(name, {}))
+        for name, facts in expected.items()
+    }
     adjusted = dict(found)
     for part, quantizer in file.quantizers.items():
         name = part if part in expected else part.rpartition("/")[0]
@@ -84,6 +87,16 @@ def _float_bias(facts: c.Facts, found: c.Facts) -> c.Facts:
     real = facts[c.BIAS_CODES].astype(np.float64) * facts[c.BIAS_SCALE]
     others = {k: v for k, v in facts.items() if k not in (c.BIAS_CODES, c.BIAS_SCALE)}
     return {**others, c.BIAS: real.astype(np.float32)}
+
+
+def _spread(facts: c.Facts, found: c.Facts) -> c.Facts:
+    """A student's constant for each channel as the file may have it: one for each entry."""
+    if c.CONSTANT not in facts or c.CONSTANT not in found:
+        return facts
+    stated, shape = facts[c.CONSTANT], found[c.CONSTANT].shape
+    sizes = (1,) * (len(shape) - stated.ndim) + stated.shape
+    fits = len(sizes) == len(shape) and all(a in (1, b) for a, b in zip(sizes, shape, strict=True))
+    return {**facts, c.CONSTANT: np.broadcast_to(stated, shape)} if fits else facts
 
 
 def _as_unsigned(facts: c.Facts, found: c.Facts) -> c.Facts:
