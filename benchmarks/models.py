@@ -156,9 +156,10 @@ def page(found: dict[str, Any]) -> list[str]:
     alone = [name for name in placed if name not in compared]
     if alone:
         lines += [f"Placed, not compared: {', '.join(f'`{name}`' for name in alone)}.", ""]
-    lines += ["Refused, each with the operator and line that has no form here:", ""]
-    lines += [f"- `{name}`: {facts['refused']}" for name, facts in refused.items()]
-    return [*lines, ""]
+    if refused:
+        lines += ["Refused, each with the operator and line that has no form here:", ""]
+        lines += [f"- `{name}`: {facts['refused']}" for name, facts in refused.items()]
+    return [*lines, ""] if refused else lines
 
 
 def row(name: str, facts: dict[str, Any]) -> str:

@@ -183,13 +183,16 @@ def open_attention(model: nn.Module) -> None:
     Raises:
         ModelError: if one has settings that the parts do not know, naming it.
     """
-    for path, module in list(model.named_modules()):
+    opened: dict[nn.Module, nn.Module] = {}  # a layer of two names stays one
+    for path, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, nn.MultiheadAttention):
             _check(path, module)
         opener = _OPENERS.get(type(module))
         if opener is not None and path:
+            if module not in opened:
+                opened[module] = opener(module).train(module.training)
             parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, opener(module).train(module.training))
+            setattr(model.get_submodule(parent), name, opened[module])
 
 
 _OPENERS: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = {

@@ -17,6 +17,7 @@ from torch import fx
 from sqakd_deploy.calls import Rewriter, argument, call, permuted
 from sqakd_deploy.shapes import noted_shape, noted_type
 
+_LENGTHS = (torch.norm, torch.linalg.norm, torch.linalg.vector_norm, "norm")
 _FEW = 4  # terms of a sum that are added one by one
 
 
@@ -27,6 +28,8 @@ def _mean(node: fx.Node) -> fx.Node | None:
     source, over = found
     if len(noted_shape(source) or ()) == 4 and over == [2, 3]:
         return None  # a global average pool as it stands
+    if source.target in _LENGTHS:
+        return None  # few numbers, of an operator in float: rounded for a pool they would lose
     return _as_noted(node, _averaged(node, source, over))
 
 
@@ -146,12 +149,41 @@ def _by_index(node: fx.Node) -> fx.Node | None:
     return permuted(node, call(node, torch.matmul, a, b), [letters.index(one) for one in result])
 
 
+def _narrowed(node: fx.Node) -> fx.Node | None:
+    """``narrow`` as the slice that it is."""
+    x = argument(node, 0, "input", None)
+    axis, start, length = (
+        argument(node, at, name, None) for at, name in enumerate(("dim", "start", "length"), 1)
+    )
+    dims = noted_shape(x)
+    if dims is None or not all(type(number) is int for number in (axis, start, length)):
+        return None
+    axis, start = axis % len(dims), start % dims[axis]
+    if axis == 0:
+        return None
+    return call(node, operator.getitem, x, (*(slice(None),) * axis, slice(start, start + length)))
+
+
+def _joined(node: fx.Node) -> fx.Node | None:
+    """The tensors of a ``split`` or ``chunk`` one by one."""
+    tuple_: Any = argument(node, 0, "tensors", None)
+    parts = tuple_.meta.get("tensor_meta") if isinstance(tuple_, fx.Node) else None
+    axis = argument(node, 1, "dim", node.kwargs.get("axis", 0))
+    if not isinstance(parts, (tuple, list)) or not isinstance(axis, int):
+        return None
+    pieces = [call(node, operator.getitem, tuple_, at) for at in range(len(parts))]
+    return call(node, torch.cat, pieces, axis)
+
+
 FUNCTIONS: Mapping[Callable[..., Any], Rewriter] = {
+    torch.cat: _joined,
+    torch.concat: _joined,
     torch.einsum: _by_index,
     torch.mean: _mean,
+    torch.narrow: _narrowed,
     torch.roll: _rolled,
     torch.stack: _stacked,
     torch.sum: _sum,
 }
 
-METHODS: Mapping[str, Rewriter] = {"mean": _mean, "roll": _rolled, "sum": _sum}
+METHODS: Mapping[str, Rewriter] = {"mean": _mean, "narrow": _narrowed, "roll": _rolled, "sum": _sum}

@@ -50,7 +50,8 @@ def product(node: fx.Node, module: nn.Module | None) -> Op | None:
     """Two tensors that broadcast, or one and a constant; a constant a channel is an affine map."""
     computed, others = _terms(node)
     if len(computed) == 2:
-        return _product_of_tensors(node, [shape(term) for term in computed])
+        _check_broadcast(node, "product", computed)
+        return Op(ir.Mul)
     constant = _constant(others[0]) if len(computed) == len(others) == 1 else None
     if constant is None:
         return None
@@ -62,14 +63,43 @@ def product(node: fx.Node, module: nn.Module | None) -> Op | None:
     return Op(ir.Scale, {"constant": constant})
 
 
-def _product_of_tensors(node: fx.Node, sources: list[ir.Shape]) -> Op:
-    first, second = sources
-    if shape(node) not in sources or len(first) != len(second):
+def _check_broadcast(node: fx.Node, what: str, terms: list[fx.Node]) -> None:
+    first, second = (shape(term) for term in terms)
+    if shape(node) not in (first, second) or len(first) != len(second):
         raise ModelError(
-            f"{describe(node)}: the product of shapes {first} and {second}; one must have the "
+            f"{describe(node)}: the {what} of shapes {first} and {second}; one must have the "
             "result's shape and the other as many axes"
         )
-    return Op(ir.Mul)
+
+
+def _quotient(node: fx.Node, module: nn.Module | None) -> Op | None:
+    """Of two computed tensors; constants divide as factors."""
+    computed, _ = _terms(node)
+    if len(computed) != 2 or node.kwargs.get("rounding_mode"):
+        return None
+    _check_broadcast(node, "quotient", computed)
+    return Op(ir.Divide)
+
+
+def axes_of(given: Any, rank: int) -> tuple[int, ...]:
+    """Axes that a reduction is over, in order; none where it is over all."""
+    numbers = given if isinstance(given, (tuple, list)) else () if given is None else (given,)
+    return tuple(sorted(axis % rank for axis in numbers))
+
+
+def _length(node: fx.Node, module: nn.Module | None) -> Op:
+    """Euclidean length along axes of an image."""
+    matrix = node.target is torch.linalg.norm  # of two axes, where it is given a number
+    name = "p" if node.target in (torch.norm, "norm") else "ord"
+    power, over = setting(node, None, name, 1, None), setting(node, None, "dim", 2, None)
+    axes = axes_of(over, len(shape(node.all_input_nodes[0])))
+    euclidean = power in (None, 2, "fro") and not (matrix and len(axes) == 2 and power == 2)
+    if not euclidean or not axes or axes[0] == 0:
+        raise ModelError(
+            f"{describe(node)}: wanted the Euclidean norm (p=2) along axes of an image, got "
+            f"{name}={power}, dim={over}"
+        )
+    return Op(ir.Reduce, {"function": "length", "axes": axes})
 
 
 def shifted(node: fx.Node) -> Op | None:
@@ -203,10 +233,18 @@ FUNCTIONS: Mapping[Callable[..., Any], Reader] = {
     torch.softmax: _softmax,
     torch.tanh: _activation("tanh"),
     torch._assert: simple(Scalar),
+    operator.truediv: _quotient,
+    torch.div: _quotient,
+    torch.true_divide: _quotient,
+    torch.norm: _length,
+    torch.linalg.norm: _length,
+    torch.linalg.vector_norm: _length,
 }
 
 METHODS: Mapping[str, Reader] = {
+    "div": _quotient,
     "mul": product,
+    "norm": _length,
     "matmul": _matmul,
     "sigmoid": _activation("sigmoid"),
     "log_softmax": _softmax,

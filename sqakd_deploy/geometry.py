@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -43,3 +43,8 @@ def sliced(dims: Shape, cut: Mapping[str, Any]) -> Shape:
     ):
         found[axis] = len(range(int(dims[axis] or 0))[slice(*bounds)])
     return tuple(found)
+
+
+def reduced(dims: Shape, axes: Collection[int]) -> Shape:
+    """Shape of a reduction, whose axes stay with size 1."""
+    return tuple(1 if axis in axes else extent for axis, extent in enumerate(dims))

@@ -14,114 +14,81 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-# None, the first extent, counts images, or as many parts of each (windows, positions).
-Shape: TypeAlias = tuple[int | None, ...]
+from sqakd_deploy.float_nodes import (
+    Activation,
+    Divide,
+    FloatNode,
+    Function,
+    LayerNorm,
+    MatMul,
+    Reduce,
+    Repeat,
+    Resize,
+    Scale,
+    Shift,
+    Softmax,
+    UnitLength,
+    WithConstant,
+)
+from sqakd_deploy.values import (
+    Bias,
+    Grid,
+    IntBias,
+    IntWeight,
+    Node,
+    Shape,
+    Value,
+    Weight,
+)
 
-
-@dataclass(frozen=True)
-class Grid:
-    """Integers ``q`` in ``[qmin, qmax]`` that stand for ``scale · (q − zero_point)``.
-
-    Attributes:
-        scale: positive float32, one per tensor.
-        zero_point: the integer that stands for 0, itself in ``[qmin, qmax]``.
-        qmin: smallest integer.
-        qmax: largest integer.
-        signed: held as int8 even where uint8 would do.
-    """
-
-    scale: np.float32
-    zero_point: int
-    qmin: int
-    qmax: int
-    signed: bool = False
-
-    @property
-    def bits(self) -> int:
-        """Bits that hold every code."""
-        return max(1, (self.qmax - self.qmin).bit_length())
-
-    @property
-    def dtype(self) -> Literal["uint8", "int8"]:
-        """The smallest 8-bit type that holds every code; unsigned where both would do, unless
-        :attr:`signed`."""
-        return "uint8" if self.qmin >= 0 and not self.signed else "int8"
-
-    @property
-    def fills_dtype(self) -> bool:
-        """Whether the range is that of the type, so that saturation alone enforces it."""
-        return (self.qmin, self.qmax) == ((0, 255) if self.dtype == "uint8" else (-128, 127))
-
-
-@dataclass(frozen=True)
-class Value:
-    """A named tensor of the graph.
-
-    Attributes:
-        name: unique in the graph.
-        shape: ``(None, C, H, W)`` or ``(None, C)``.
-        grid: the integers it holds, or None for floats.
-    """
-
-    name: str
-    shape: Shape
-    grid: Grid | None = None
-
-
-@dataclass(frozen=True)
-class IntWeight:
-    """Integer weights, output channel first, zero-point 0.
-
-    The real weight of channel ``c`` is ``scale[c] · codes[c]``, with BatchNorm already folded in.
-
-    Attributes:
-        codes: int8 ``(O, I/groups, kH, kW)`` or ``(O, I)``.
-        scale: positive float32 ``(O,)``.
-        bits: information bits of a code.
-        mid_rise: codes are the odd integers ``2k − (2^bits − 1)`` of a grid without zero.
-    """
-
-    codes: NDArray[np.int8]
-    scale: NDArray[np.float32]
-    bits: int
-    mid_rise: bool
-
-
-@dataclass(frozen=True)
-class IntBias:
-    """Bias of an integer layer: the real bias is ``scale · codes``.
-
-    Attributes:
-        codes: int32 ``(O,)``.
-        scale: float32 ``(O,)``, exactly ``input scale · weight scale`` in float32.
-    """
-
-    codes: NDArray[np.int32]
-    scale: NDArray[np.float32]
-
-
-Weight: TypeAlias = IntWeight | NDArray[np.float32]
-Bias: TypeAlias = IntBias | NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Node:
-    """Base of all nodes.
-
-    Attributes:
-        name: the layer it came from, unique in the graph; shown in reports and errors.
-        inputs: names of the values it reads.
-        output: name of the value it writes.
-    """
-
-    name: str
-    inputs: tuple[str, ...]
-    output: str
+__all__ = [
+    "DATA_MOVEMENT",
+    "Activation",
+    "Add",
+    "AveragePool",
+    "Bias",
+    "ChannelAffine",
+    "Clip",
+    "Concat",
+    "Conv",
+    "Divide",
+    "FloatNode",
+    "Function",
+    "GlobalAveragePool",
+    "Grid",
+    "IntBias",
+    "IntWeight",
+    "IntegerGraph",
+    "LayerNorm",
+    "Linear",
+    "MatMul",
+    "MaxPool",
+    "Mul",
+    "Node",
+    "Normalize",
+    "Pad",
+    "Quantize",
+    "Reduce",
+    "Repeat",
+    "Reshape",
+    "Resize",
+    "Scale",
+    "Select",
+    "Shape",
+    "Shift",
+    "Slice",
+    "Softmax",
+    "Transpose",
+    "UnitLength",
+    "Value",
+    "Weight",
+    "WithConstant",
+]
 
 
 @dataclass(frozen=True)
@@ -185,7 +152,10 @@ class Normalize(Node):
 
 @dataclass(frozen=True)
 class Clip(Node):
-    """``min(max(x, low), high)``; ReLU is ``low=0, high=None``, ReLU6 ``high=6``."""
+    """``min(max(x, low), high)``; ReLU is ``low=0, high=None``, ReLU6 ``high=6``.
+
+    Without a lower bound ``low`` is minus infinity.
+    """
 
     low: float
     high: float | None
@@ -262,79 +232,29 @@ class Slice(Node):
 
 @dataclass(frozen=True)
 class Pad(Node):
-    """Real zeros before and after, one count an axis."""
+    """More entries before and after, one count an axis.
+
+    Attributes:
+        before: entries in front, for each axis.
+        after: entries behind.
+        mode: what they are: real zeros, or, of the image, what lies behind its border as in a
+            mirror (``reflect``) or the border itself (``edge``).
+    """
 
     before: tuple[int, ...]
     after: tuple[int, ...]
+    mode: Literal["constant", "reflect", "edge"] = "constant"
 
 
 @dataclass(frozen=True)
-class FloatNode(Node):
-    """Base of nodes without an integer kernel: computed in float, quantised only if need be."""
-
-
-_Gates: TypeAlias = Literal["sigmoid", "hard_sigmoid", "hard_swish", "silu"]
-Function: TypeAlias = _Gates | Literal["gelu", "gelu_tanh", "leaky_relu", "tanh"]
-
-
-@dataclass(frozen=True)
-class Activation(FloatNode):
-    """``hard_sigmoid(x) = clip(x/6 + 1/2, 0, 1)``; ``leaky_relu(x) = max(x, slope · x)``."""
-
-    function: Function
-    slope: float = 0.0
-
-
-@dataclass(frozen=True)
-class LayerNorm(FloatNode):
-    """``(x − mean)/√(variance + epsilon) · scale + shift`` over as many last axes as they have."""
-
-    scale: NDArray[np.float32]
-    shift: NDArray[np.float32]
-    epsilon: float
-
-
-@dataclass(frozen=True)
-class Softmax(FloatNode):
-    """Along one axis, or its logarithm."""
+class Select(Node):
+    """``x[..., indices, ...]`` along one axis: any order, with repetitions."""
 
     axis: int
-    log: bool = False
+    indices: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class MatMul(FloatNode):
-    """``(N, …, A, B) · (N, …, B, C)`` of two computed values."""
-
-
-@dataclass(frozen=True)
-class UnitLength(FloatNode):
-    """``x / max(‖x‖₂, epsilon)`` along one axis."""
-
-    axis: int
-    epsilon: float
-
-
-@dataclass(frozen=True)
-class WithConstant(FloatNode):
-    """Base of nodes that hold a constant, which broadcasts to their output."""
-
-    constant: NDArray[np.float32]
-
-
-class Scale(WithConstant):
-    """``x · constant``."""
-
-
-class Shift(WithConstant):
-    """``x + constant``."""
-
-
-class Repeat(WithConstant):
-    """A constant ``(1, …)`` for each image of the batch; it reads no value."""
-
-
-DATA_MOVEMENT: tuple[type[Node], ...] = (MaxPool, Reshape, Transpose, Slice, Pad)
+DATA_MOVEMENT: tuple[type[Node], ...] = (MaxPool, Reshape, Transpose, Slice, Pad, Select)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from sqakd_deploy.folding import (
     weight_and_bias,
     with_bias,
 )
-from sqakd_deploy.geometry import conv_geometry, sliced
+from sqakd_deploy.geometry import conv_geometry, reduced, sliced
 from sqakd_deploy.lowerable import Lowered, codes_behind, without_form
 from sqakd_deploy.meaning import Identity, Op, Scalar, Tuple
 from sqakd_deploy.ops import read
@@ -199,6 +199,8 @@ class _Lowering:
             dims = (*sources[0].shape[:2], 1, 1)
         elif op.kind is ir.Slice:  # nor does a slice, where a number takes an axis
             dims = sliced(sources[0].shape, op.attributes)
+        elif op.kind is ir.Reduce:
+            dims = reduced(sources[0].shape, op.attributes["axes"])
         else:
             dims = shape(node)
         value = self._value(node, dims, sources[0].grid if moved else None)

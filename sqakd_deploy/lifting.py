@@ -34,14 +34,14 @@ def lift_constants(traced: fx.GraphModule) -> None:
         if _is_constant(node, values):
             with torch.no_grad():
                 values[node] = run(traced, node, values)
-            if _has_parameters(traced, node, values[node]) or learned & {*node.all_input_nodes}:
+            if has_parameters(traced, node, values[node]) or learned & {*node.all_input_nodes}:
                 learned.add(node)
     for node, value in values.items():
         used = any(user not in values for user in node.users)
         if node.op == "get_attr" or not used or not isinstance(value, Tensor):
             continue
         name = free_name(traced, f"{node.name}_constant")
-        _register(traced, name, value, learned=node in learned)
+        register(traced, name, value, learned=node in learned)
         with traced.graph.inserting_before(node):
             read = traced.graph.get_attr(name)
         read.stack_trace = node.stack_trace
@@ -57,13 +57,15 @@ def _is_constant(node: fx.Node, known: Mapping[fx.Node, Any]) -> bool:
     return bool(sources) and all(source in known for source in sources)
 
 
-def _has_parameters(traced: fx.GraphModule, node: fx.Node, value: Any) -> bool:
+def has_parameters(traced: fx.GraphModule, node: fx.Node, value: Any) -> bool:
+    """Whether a node reads parameters itself; ``value`` is its value."""
     if node.op == "call_module":
         return any(True for _ in traced.get_submodule(str(node.target)).parameters())
     return node.op == "get_attr" and isinstance(value, nn.Parameter)
 
 
-def _register(traced: fx.GraphModule, name: str, value: Tensor, *, learned: bool) -> None:
+def register(traced: fx.GraphModule, name: str, value: Tensor, *, learned: bool) -> None:
+    """Give the model a parameter of its own, or a buffer, of that value."""
     own = value.detach().clone()
     if learned and own.is_floating_point():
         traced.register_parameter(name, nn.Parameter(own))

@@ -6,6 +6,7 @@ and carries the attributes that do not depend on numbers.
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -16,9 +17,12 @@ from torch import fx, nn
 from sqakd_deploy import graph as ir
 from sqakd_deploy import pools
 from sqakd_deploy.errors import ModelError
-from sqakd_deploy.float_ops import FUNCTIONS, METHODS, MODULES, dropped, shifted
+from sqakd_deploy.float_ops import FUNCTIONS, METHODS, MODULES, axes_of, dropped, shifted
 from sqakd_deploy.meaning import Identity, Op, Reader, Scalar, Tuple, setting, simple
-from sqakd_deploy.tracing import describe, is_parameter, is_size, known, shape
+from sqakd_deploy.resizing import is_list_of_indices
+from sqakd_deploy.shapes import is_size
+from sqakd_deploy.spatial import bilinear, pad
+from sqakd_deploy.tracing import describe, is_parameter, known, shape
 
 
 def read(node: fx.Node) -> Op | None:
@@ -45,13 +49,14 @@ def read(node: fx.Node) -> Op | None:
 
 
 def _mean(node: fx.Node, module: nn.Module | None) -> Op:
-    axes = setting(node, module, "dim", 1, None)
+    """The pixels' mean; any other that was left as it is (that of lengths) stays in float."""
     rank = len(shape(node.all_input_nodes[0]))
-    given = axes if isinstance(axes, (tuple, list)) else [] if axes is None else [axes]
-    wanted = sorted(axis % rank for axis in given)
-    if rank != 4 or wanted != [2, 3]:
-        raise ModelError(f"{describe(node)}: only a mean over height and width can be exported")
-    return Op(ir.GlobalAveragePool)
+    wanted = axes_of(setting(node, module, "dim", 1, None), rank)
+    if not wanted or wanted[0] == 0:
+        raise ModelError(f"{describe(node)}: only a mean over axes of an image can be exported")
+    if (rank, wanted) == (4, (2, 3)):
+        return Op(ir.GlobalAveragePool)
+    return Op(ir.Reduce, {"function": "mean", "axes": wanted})
 
 
 def _concat(node: fx.Node, module: nn.Module | None) -> Op:
@@ -82,20 +87,6 @@ def _add(node: fx.Node, module: nn.Module | None) -> Op:
     return Op(ir.Add)
 
 
-def _pad(node: fx.Node, module: nn.Module | None) -> Op:
-    amounts: Any = setting(node, None, "pad", 1, None) if module is None else module.padding
-    filled = setting(node, module, "value", 3, None)
-    if setting(node, None, "mode", 2, "constant") != "constant" or filled:
-        raise ModelError(f"{describe(node)}: only padding with zeros can be exported")
-    if min(amounts) < 0:
-        raise ModelError(f"{describe(node)}: padding by a negative amount; write a slice instead")
-    rank = len(shape(node.all_input_nodes[0]))
-    before, after = [0] * rank, [0] * rank
-    for axis in range(len(amounts) // 2):  # torch counts from the last axis
-        before[rank - 1 - axis], after[rank - 1 - axis] = amounts[2 * axis : 2 * axis + 2]
-    return Op(ir.Pad, {"before": tuple(before), "after": tuple(after)})
-
-
 def _get_item(node: fx.Node, module: nn.Module | None) -> Op:
     source, index = node.args[0], known(node.args[1])
     if not isinstance(source, fx.Node):
@@ -124,9 +115,13 @@ def _slice(node: fx.Node, index: tuple[Any, ...]) -> Op:
         at = index.index(Ellipsis)
         rest = (slice(None),) * (len(dims) + 1 - len(index))
         index = (*index[:at], *rest, *index[at + 1 :])
+    chosen = [axis for axis, part in enumerate(index) if is_list_of_indices(part)]
+    if len(chosen) == 1 and all(part == slice(None) for part in index if type(part) is slice):
+        return _select(node, index, chosen[0])
     if not all(isinstance(part, (slice, int)) for part in index):
         raise ModelError(
-            f"{describe(node)}: only slices (start:stop:step) and numbers can be exported"
+            f"{describe(node)}: only slices (start:stop:step), numbers, and a list of numbers "
+            "along one axis can be exported"
         )
     index = tuple(_as_slice(part) for part in index)
     cuts = [(axis, part) for axis, part in enumerate(index) if part != slice(None)]
@@ -142,6 +137,13 @@ def _slice(node: fx.Node, index: tuple[Any, ...]) -> Op:
             "steps": tuple(step for _, _, step in ranges),
         },
     )
+
+
+def _select(node: fx.Node, index: tuple[Any, ...], axis: int) -> Op:
+    extent = shape(node.all_input_nodes[0])[axis]
+    if extent is None or len([part for part in index if type(part) is not slice]) > 1:
+        raise ModelError(f"{describe(node)}: wanted a list of numbers along one axis of an image")
+    return Op(ir.Select, {"axis": axis, "indices": tuple(at % extent for at in index[axis])})
 
 
 def _as_slice(part: slice | int) -> slice:
@@ -203,10 +205,20 @@ def _hardtanh(node: fx.Node, module: nn.Module | None) -> Op:
 
 
 def _clamp(node: fx.Node, module: nn.Module | None) -> Op:
-    low, high = setting(node, module, "min", 1, None), setting(node, module, "max", 2, None)
-    if not isinstance(low, (int, float)) or not isinstance(high, (int, float, type(None))):
-        raise ModelError(f"{describe(node)}: wanted numbers as bounds, and a lower one")
-    return Op(ir.Clip, {"low": float(low), "high": None if high is None else float(high)})
+    return _bounded(
+        node, setting(node, module, "min", 1, None), setting(node, module, "max", 2, None)
+    )
+
+
+def _clamp_max(node: fx.Node, module: nn.Module | None) -> Op:
+    return _bounded(node, None, setting(node, module, "max", 1, None))
+
+
+def _bounded(node: fx.Node, low: Any, high: Any) -> Op:
+    if not all(isinstance(bound, (int, float, type(None))) for bound in (low, high)):
+        raise ModelError(f"{describe(node)}: wanted numbers as bounds, not tensors")
+    low, high = -math.inf if low is None else float(low), None if high is None else float(high)
+    return Op(ir.Clip, {"low": low, "high": high})
 
 
 def _property(node: fx.Node, module: nn.Module | None) -> Op | None:
@@ -232,7 +244,10 @@ _MODULES: dict[type[nn.Module], Reader] = {
     nn.AdaptiveAvgPool2d: pools.adaptive_pool,
     nn.AdaptiveMaxPool2d: pools.adaptive_max_pool,
     nn.Flatten: _RESHAPE,
-    nn.ConstantPad2d: _pad,
+    nn.ConstantPad2d: pad,
+    nn.ReflectionPad2d: pad,
+    nn.ReplicationPad2d: pad,
+    nn.Upsample: bilinear,
     nn.Identity: _IDENTITY,
     nn.Dropout: _IDENTITY,
     nn.Dropout2d: _IDENTITY,
@@ -251,7 +266,9 @@ _FUNCTIONS: dict[Any, Reader] = {
     F.relu6: _RELU6,
     F.hardtanh: _hardtanh,
     torch.clamp: _clamp,
+    torch.clamp_max: _clamp_max,
     torch.clamp_min: _clamp,
+    torch.clip: _clamp,
     F.max_pool2d: pools.max_pool,
     torch.max_pool2d: pools.max_pool,
     F.avg_pool2d: pools.average_pool,
@@ -268,7 +285,8 @@ _FUNCTIONS: dict[Any, Reader] = {
     torch.swapaxes: _transpose,
     torch.chunk: _cut,
     torch.split: _cut,
-    F.pad: _pad,
+    F.interpolate: bilinear,
+    F.pad: pad,
     F.dropout: _IDENTITY,
     F.dropout2d: _IDENTITY,
     getattr: _property,
@@ -280,7 +298,9 @@ _METHODS: dict[str, Reader] = {
     "add": _add,
     "relu": _RELU,
     "clamp": _clamp,
+    "clamp_max": _clamp_max,
     "clamp_min": _clamp,
+    "clip": _clamp,
     "mean": _mean,
     "flatten": _RESHAPE,
     "reshape": _RESHAPE,

@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from sqakd_deploy import axes
 from sqakd_deploy.calls import Rewriter, argument, call, module_of, permuted
+from sqakd_deploy.resizing import resized, taken
 from sqakd_deploy.shapes import noted_shape, noted_type
 
 _NEVER = -1e9  # added to a score, leaves nothing of its exponential; an infinity would make NaNs
@@ -194,44 +195,68 @@ def _sum_of_product(node: fx.Node) -> fx.Node:
     return call(node, operator.add, term, scaled)
 
 
-def _enlarged(node: fx.Node) -> fx.Node | None:
-    """Each pixel a whole number of times, by concatenations along an axis behind its own."""
-    mode = (
-        module_of(node).mode if node.op == "call_module" else argument(node, 3, "mode", "nearest")
-    )
-    x: Any = node.args[0]
-    before, after = noted_shape(x), noted_shape(node)
-    if mode != "nearest" or before is None or after is None or len(before) != 4:
-        return None
-    factors = [new / old for old, new in zip(before[2:], after[2:], strict=True)]
-    if any(factor % 1 for factor in factors):
-        return None
-    sizes = list(before[1:])
-    for axis, factor in enumerate(map(int, factors), 2):
-        if factor == 1:
-            continue
-        x = call(node, "reshape", x, -1, *sizes[:axis], 1, *sizes[axis:])
-        x = call(node, torch.cat, [x] * factor, axis + 1)
-        sizes[axis - 1] *= factor
-        x = call(node, "reshape", x, -1, *sizes)
-    return x if isinstance(x, fx.Node) else None
-
-
 def _reshape_as(node: fx.Node) -> fx.Node | None:
     dims = noted_shape(node)
     return None if dims is None else call(node, "reshape", node.args[0], -1, *dims[1:])
 
 
+_ELEMENTWISE = (operator.mul, torch.mul, "mul", operator.add, torch.add, "add")
+
+
 def _expanded(node: fx.Node) -> fx.Node | None:
-    """Nothing, where all readers would broadcast it themselves."""
+    """Nothing, where all readers would broadcast it themselves; else entries taken repeatedly."""
     source, whole = node.args[0], noted_shape(node)
-    elementwise = (operator.mul, torch.mul, "mul", operator.add, torch.add, "add")
-    for user in node.users:
-        partners = [term for term in user.args if term is not node]
-        alike = len(partners) == 1 and noted_shape(partners[0]) == whole
-        if user.target not in elementwise or user.kwargs or not alike:
-            return None
-    return source if isinstance(source, fx.Node) and noted_shape(source) else None
+    if not isinstance(source, fx.Node) or noted_shape(source) is None:
+        return None
+    if all(_broadcasts(user, node, whole) for user in node.users):
+        return source
+    return None if source.op == "get_attr" else _spread(node, source, whole or ())
+
+
+def _broadcasts(user: fx.Node, node: fx.Node, whole: tuple[int, ...] | None) -> bool:
+    partners = [term for term in user.args if term is not node]
+    alike = len(partners) == 1 and noted_shape(partners[0]) == whole
+    return user.target in _ELEMENTWISE and not user.kwargs and alike
+
+
+def _tiled(node: fx.Node) -> fx.Node | None:
+    """``repeat`` along axes of an image."""
+    source = node.args[0]
+    computed = isinstance(source, fx.Node) and source.op != "get_attr"
+    return _spread(node, source, noted_shape(node) or ()) if computed else None  # type: ignore[arg-type]
+
+
+def _spread(node: fx.Node, source: fx.Node, whole: tuple[int, ...]) -> fx.Node | None:
+    """A tensor's entries again and again along its axes, to that shape; None along the batch."""
+    dims = noted_shape(source)
+    if dims is None or len(dims) != len(whole) or dims[0] != whole[0]:
+        return None
+    for axis, (old, new) in enumerate(zip(dims, whole, strict=True)):
+        source = taken(node, source, axis, old, [at % old for at in range(new)])
+    return source
+
+
+def _spread_for_constant(node: fx.Node) -> fx.Node | None:
+    """A product or sum with a constant that has more entries than the tensor."""
+    whole = noted_shape(node)
+    constants = [term for term in node.args if isinstance(term, fx.Node) and term.op == "get_attr"]
+    others = [term for term in node.args if isinstance(term, fx.Node) and term.op != "get_attr"]
+    if whole is None or node.kwargs or not len(constants) == len(others) == 1:
+        return None
+    dims = noted_shape(others[0])
+    if dims is None or dims == whole:
+        return None
+    spread = _spread(node, others[0], whole)
+    target: Any = node.target
+    return None if spread is None else call(node, target, spread, constants[0])
+
+
+def _opposite(node: fx.Node) -> fx.Node | None:
+    """``rsub``: a difference the other way round."""
+    first, second = argument(node, 1, "other", None), node.args[0]
+    if noted_shape(node) is None or node.kwargs.get("alpha", 1) != 1:
+        return None
+    return call(node, operator.add, call(node, operator.mul, second, -1.0), first)
 
 
 def _converted(node: fx.Node) -> fx.Node | None:
@@ -288,14 +313,20 @@ _FUNCTIONS: Mapping[Any, Rewriter] = {
     torch.square: _power,
     F.group_norm: _group_norm,
     torch.addcmul: _sum_of_product,
-    F.interpolate: _enlarged,
+    F.interpolate: resized,
+    operator.mul: _spread_for_constant,
+    torch.mul: _spread_for_constant,
+    operator.add: _spread_for_constant,
+    torch.add: _spread_for_constant,
+    torch.rsub: _opposite,
     **axes.FUNCTIONS,
 }
 _MODULES: Mapping[type[nn.Module], Rewriter] = {
     nn.Conv1d: _of_sequences,
     nn.GroupNorm: _group_norm_layer,
-    nn.Upsample: _enlarged,
-    nn.UpsamplingNearest2d: _enlarged,
+    nn.Upsample: resized,
+    nn.UpsamplingBilinear2d: resized,
+    nn.UpsamplingNearest2d: resized,
 }
 _METHODS: Mapping[str, Rewriter] = {
     "div": _quotient,
@@ -308,6 +339,10 @@ _METHODS: Mapping[str, Rewriter] = {
     "view_as": _reshape_as,
     "to": _converted,
     "type_as": _converted,
+    "add": _spread_for_constant,
+    "mul": _spread_for_constant,
+    "expand": _expanded,
     "expand_as": _expanded,
+    "repeat": _tiled,
     **axes.METHODS,
 }

@@ -9,6 +9,13 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import TensorMetadata
 
+SIZE = "size"  # in a node's meta: its value, where that is no tensor
+
+
+def is_size(node: fx.Node) -> bool:
+    """Whether the node computes a size: an integer or a tuple of integers."""
+    return SIZE in node.meta
+
 
 def noted_shape(node: object) -> tuple[int, ...] | None:
     """Shape of a node's tensor, with the example's batch; None where its value is no tensor."""

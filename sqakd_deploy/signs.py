@@ -27,7 +27,9 @@ def signed(ops: Mapping[fx.Node, Op], node: fx.Node) -> bool:
         return bool(op.attributes["low"] < 0)
     if _bounded(op):
         return False
-    keeps_sign = (ir.Add, ir.Mul, ir.Concat, *POOLS)
+    if op.attributes.get("function") == "length":
+        return False
+    keeps_sign = (ir.Add, ir.Mul, ir.Concat, ir.Divide, ir.Reduce, ir.Resize, *POOLS)
     if op.passes_through or issubclass(op.kind, keeps_sign):
         return any(signed(ops, source) for source in tensor_inputs_through(node))
     return True

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -31,6 +33,24 @@ def _is_foreign(target: object) -> bool:
     if not isinstance(target, FunctionType) or target.__name__ in _WHOLE:
         return False
     return target.__module__.partition(".")[0] not in ("torch", "math", "_operator")
+
+
+@contextmanager
+def _sizes_in_a_row() -> Iterator[None]:
+    """Let ``torch.zeros(x.shape[0], 4)`` be traced: torch takes proxies in a tuple alone."""
+    made = {name: getattr(torch, name) for name in ("zeros", "ones", "empty")}
+
+    def with_tuple(make: Callable[..., Any], *size: Any, **options: Any) -> Any:
+        counted = len(size) > 1 and any(isinstance(extent, fx.Proxy) for extent in size)
+        return make(size, **options) if counted else make(*size, **options)
+
+    for name, make in made.items():
+        setattr(torch, name, partial(with_tuple, make))
+    try:
+        yield
+    finally:
+        for name, make in made.items():
+            setattr(torch, name, make)
 
 
 class SizedTracer(fx.Tracer):
@@ -74,7 +94,8 @@ class SizedTracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """As the base does; what was traced through is no longer taken for one operator."""
-        graph = super().trace(root, concrete_args)
+        with _sizes_in_a_row():
+            graph = super().trace(root, concrete_args)
         for node in graph.nodes:
             if not _is_foreign(node.target):
                 node.meta.pop("is_wrapped", None)

@@ -16,15 +16,16 @@ from sqakd_deploy import sized_tracer
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.inplace import write_out_of_place
 from sqakd_deploy.lifting import free_name, lift_constants, lift_layers
+from sqakd_deploy.padding import part_padding
 from sqakd_deploy.rewriting import rewrite
-from sqakd_deploy.shapes import noted_shape
+from sqakd_deploy.shapes import SIZE, noted_shape
+from sqakd_deploy.tables import lift_tables
 
 BATCH = 2
 """Batch size of the example that shapes are read from; reports call that axis dynamic."""
 
 _LIBRARIES = (str(Path(torch.__file__).parent) + os.sep, sized_tracer.__file__)
 _PATH = "path"  # in a node's meta: of the module called, where its student's is another
-_SIZE = "size"  # in a node's meta: its value, where that is no tensor
 _SAME = 1e-4  # of the largest logit: operators are the same, so that a float32's noise is enough
 
 
@@ -62,7 +63,10 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
     _check_modes(traced)
     traced.recompile()
     _propagate(traced, images, wanted)
+    if lift_tables(traced, images):
+        _propagate(traced, images, wanted)
     lift_layers(traced)
+    part_padding(traced)
     rewrite(traced)
     lift_constants(traced)
     traced.graph.eliminate_dead_code()
@@ -188,7 +192,7 @@ class _Shapes(ShapeProp):
         result = super().run_node(n)
         parts = result if isinstance(result, tuple) else (result,)
         if all(isinstance(part, int) for part in parts):
-            n.meta[_SIZE] = result
+            n.meta[SIZE] = result
         return result
 
 
@@ -239,14 +243,9 @@ def _differs(found: Tensor, wanted: Tensor) -> bool:
     return not torch.allclose(found, wanted, rtol=0, atol=bound, equal_nan=True)
 
 
-def is_size(node: fx.Node) -> bool:
-    """Whether the node computes a size: an integer or a tuple of integers."""
-    return _SIZE in node.meta
-
-
 def known(argument: Any) -> Any:
     """An argument of a call with every computed size in it replaced by its value."""
-    return fx.node.map_arg(argument, lambda node: node.meta.get(_SIZE, node))
+    return fx.node.map_arg(argument, lambda node: node.meta.get(SIZE, node))
 
 
 def shape(node: fx.Node) -> tuple[int | None, ...]:

@@ -359,6 +359,19 @@ def shuffle(b: Builder) -> str:
     return b.pool_and_classify(b.layer("conv2", x, 8, padding=(0, 0, 0, 0)))
 
 
+@case(Conv=2, GlobalAveragePool=1, Gemm=1)
+def mirrored(b: Builder) -> str:
+    """Padding by what the image holds, and entries in another order, some of them twice."""
+    x = b.quantize("image", "x", UINT8, 128)
+    x = b.quantize("quant1", b.conv("conv1", x, 8), (0, 15), 7)
+    around = {"before": (0, 0, 1, 2), "after": (0, 0, 2, 0)}
+    x = b.append(g.Pad, "mirror", x, **around, mode="reflect")
+    x = b.append(g.Pad, "border", x, **around, mode="edge")
+    x = b.append(g.Select, "channels", x, axis=1, indices=(3, 1, 7, 0, 0, 2))
+    x = b.append(g.Select, "rows", x, axis=2, indices=(0, 0, 1, 2, 2, 3, 9, 8))
+    return b.pool_and_classify(b.layer("conv2", x, 8))
+
+
 @case(Conv=2, Gemm=1)
 def relu6_and_float_logits(b: Builder) -> str:
     """ReLU6 whose quantizer ends inside it; logits in float behind an integer Gemm."""

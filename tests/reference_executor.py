@@ -188,6 +188,40 @@ def _(node: g.Mul, reader: Reader) -> Held:
 
 
 @run.register
+def _(node: g.Divide, reader: Reader) -> Held:
+    first, second = (reader.real(name) for name in node.inputs)
+    return first / second
+
+
+@run.register
+def _(node: g.Reduce, reader: Reader) -> Held:
+    x = reader.real(node.inputs[0])
+    squares = node.function == "length"
+    found = (x * x).sum(node.axes, keepdims=True) if squares else x.mean(node.axes, keepdims=True)
+    return np.sqrt(found) if squares else found
+
+
+@run.register
+def _(node: g.Resize, reader: Reader) -> Held:
+    x = reader.real(node.inputs[0])
+    for axis, scale in enumerate(node.scale, 2):
+        last = _between(np.moveaxis(x, axis, -1), float(scale), node.align_corners)
+        x = np.moveaxis(last, -1, axis)
+    return x
+
+
+def _between(x: Array, scale: float, align_corners: bool) -> Array:
+    """Linear interpolation along the last axis."""
+    old = x.shape[-1]
+    places = np.arange(math.floor(np.float32(old) * np.float32(scale)))
+    aligned = places * (old - 1) / max(len(places) - 1, 1)
+    at = np.clip(aligned if align_corners else (places + 0.5) / scale - 0.5, 0, old - 1)
+    below = np.floor(at).astype(int)
+    above, share = np.minimum(below + 1, old - 1), at - below
+    return x[..., below] * (1 - share) + x[..., above] * share
+
+
+@run.register
 def _(node: g.Scale, reader: Reader) -> Held:
     return reader.real(node.inputs[0]) * node.constant
 
@@ -327,7 +361,14 @@ def _(node: g.Slice, reader: Reader) -> Held:
 def _(node: g.Pad, reader: Reader) -> Held:
     grid = reader.values[node.inputs[0]].grid
     amounts = list(zip(node.before, node.after, strict=True))
+    if node.mode != "constant":
+        return np.pad(_moving(node, reader), amounts, mode=node.mode)
     return np.pad(_moving(node, reader), amounts, constant_values=grid.zero_point if grid else 0)
+
+
+@run.register
+def _(node: g.Select, reader: Reader) -> Held:
+    return _moving(node, reader).take(node.indices, axis=node.axis)
 
 
 def _windows(

@@ -81,6 +81,25 @@ def test_the_cases_use_every_node_and_kind_of_grid() -> None:
     assert {grid.dtype for grid in grids} == {"uint8", "int8"}
 
 
+@pytest.mark.parametrize("equal", [True, False])
+def test_resizing_between_equal_grids_is_kept_from_codes(equal: bool, tmp_path: Path) -> None:
+    """Older ONNX Runtimes resize the codes there, and cut off (onnxruntime #21319)."""
+    b = Builder((3, 8, 8))
+    x = b.layer("conv1", b.quantize("image", "x", UINT8, 128), 8)
+    grid = b.values[x].grid
+    assert grid is not None
+    scale = (np.float32(1.27), np.float32(1.63))
+    x = b.append(g.Resize, "larger", x, scale=scale, align_corners=False)
+    step = grid.scale if equal else np.float32(grid.scale * 0.9)
+    x = b.append(g.Quantize, "again", x, grid=replace(grid, scale=step), step=step)
+    graph = b.graph(b.pool_and_classify(x))
+    path = write(graph, tmp_path)
+    kinds = [node.op_type for node in onnx.load(path).graph.node]
+    assert ("Max" in kinds) == equal
+    for optimize in (False, True):  # places between pixels are float32's, to 1e-4 of a step
+        assert error_in_steps(graph, path, optimize) <= 1 + SAME_CODE
+
+
 def test_a_float_bias_is_rounded_by_the_runtime(tmp_path: Path) -> None:
     """ONNX Runtime makes an int32 of a float bias: half an accumulator step, here one code."""
     graph = vector()

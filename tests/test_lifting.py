@@ -352,7 +352,7 @@ FLOATS: dict[str, set[str]] = {
     "encoder": {"LayerNormalization", "Mul", "Softmax"},
     "encoder_norm_first": {"Gelu", "LayerNormalization", "Mul", "Softmax"},
     "windows": {"Add", "Mul", "Softmax"},
-    "windows_of_cosines": {"Add", "Softmax"},
+    "windows_of_cosines": {"Add", "Div", "ReduceL2", "Softmax"},
     "by_index": {"Mul", "Softmax"},
     "masked": {"Add", "Mul", "Softmax"},
     "split_attention": {"Softmax"},

@@ -40,6 +40,10 @@ FLOAT_LAYERS = {
     "LogSoftmax": "LogSoftmax",
     "Softmax": "Softmax",
     "Tanh": "Tanh",
+    "Div": "Div",
+    "ReduceL2": "ReduceL2",
+    "ReduceMean": "ReduceMean",
+    "Resize": "Resize",
 }
 """Operators that count, by what ONNX Runtime may call them when they stay in float."""
 
@@ -63,7 +67,7 @@ INTEGER_LAYERS = {
 }
 """Operators with integer kernels."""
 
-_EITHER = ("Concat", "MaxPool")  # run in whatever type they are given
+_EITHER = ("Concat", "MaxPool", "Resize")  # run in whatever type they are given
 
 # What ONNX Runtime appends to the name of a node that it made of another.
 _FROM_NODE = ("/MatMulAddFusion",)
@@ -103,7 +107,7 @@ def measure(
             continue
         if node.op_type in INTEGER_LAYERS or _on_integers(made, node):
             integer[INTEGER_LAYERS.get(node.op_type, node.op_type)] += 1
-        elif node.op_type in FLOAT_LAYERS:
+        elif node.op_type in FLOAT_LAYERS and not _prepares(made, node):
             for fallback in _explained(file, node, fusing):
                 floating[fallback.op_type] += 1
                 fallbacks.append(fallback)
@@ -139,6 +143,11 @@ def _needed_by(made: GraphView, node: NodeProto) -> str:
     while not made.carries_data(node) and made.readers(node.output[0]):
         node = made.readers(node.output[0])[0]
     return node.name or node.output[0]
+
+
+def _prepares(made: GraphView, node: NodeProto) -> bool:
+    """Whether it divides by a constant, as the preparing of raw pixels does: no layer."""
+    return node.op_type == "Div" and made.constant(node.input[1]) is not None
 
 
 def _on_integers(made: GraphView, node: NodeProto) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from sqakd_deploy import graph as g
 from sqakd_deploy.errors import ExportError
-from sqakd_exporters.forms import as_float
+from sqakd_exporters.forms import as_float, quantizers_behind
 from sqakd_exporters.writer import Emitters, Writer
 
 _OPERATORS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -23,7 +23,16 @@ _OPERATORS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "tanh": ("Tanh", {}),
 }
 
-WITHOUT_KERNEL = ("HardSigmoid", "Gelu", "LayerNormalization", "LogSoftmax", "Tanh")
+WITHOUT_KERNEL = (
+    "Div",
+    "Gelu",
+    "HardSigmoid",
+    "LayerNormalization",
+    "LogSoftmax",
+    "ReduceL2",
+    "ReduceMean",
+    "Tanh",
+)
 """Operators that no runtime here computes in integers; each lacks some more."""
 
 GATES = {"Sigmoid": "SiLU", "HardSigmoid": "hard-swish"}
@@ -32,6 +41,8 @@ GATES = {"Sigmoid": "SiLU", "HardSigmoid": "hard-swish"}
 _GATES = {"hard_swish": "hard_sigmoid", "silu": "sigmoid"}
 """Functions ``x · gate(x)``. HardSwish is an operator from opset 14 on, which ONNX Runtime takes
 apart in the same way."""
+
+_REDUCTIONS = {"length": "ReduceL2", "mean": "ReduceMean"}
 
 _GELU_OPSET, _LAYER_NORM_OPSET = 20, 17
 _AXES_AS_INPUT = 18
@@ -113,15 +124,56 @@ def softmax(writer: Writer, node: g.Softmax) -> None:
 def unit_length(writer: Writer, node: g.UnitLength) -> None:
     """The length, at least so much, and the quotient."""
     (source,) = writer.real(node)
-    name = f"{node.output}/length"
-    if writer.opset < _AXES_AS_INPUT:
-        length = writer.op("ReduceL2", [source], name, axes=[node.axis], keepdims=1)
-    else:
-        axes = writer.integers(f"{node.name}/axes", [node.axis])
-        length = writer.op("ReduceL2", [source, axes], name, keepdims=1)
+    length = _reduced(writer, node, "ReduceL2", source, (node.axis,), f"{node.output}/length")
     least = writer.constant(f"{node.name}/epsilon", np.array(node.epsilon, np.float32))
     length = writer.op("Max", [length, least], f"{node.output}/divisor")
     writer.hold(node, writer.op("Div", [source, length], node.output, node.name), grid=None)
+
+
+def reduce(writer: Writer, node: g.Reduce) -> None:
+    """ReduceL2 or ReduceMean; the axes stay."""
+    (source,) = writer.real(node)
+    kind = _REDUCTIONS[node.function]
+    result = _reduced(writer, node, kind, source, node.axes, node.output, node.name)
+    writer.hold(node, result, grid=None)
+
+
+def _reduced(
+    writer: Writer,
+    node: g.Node,
+    kind: str,
+    source: ir.Value,
+    axes: Sequence[int],
+    output: str,
+    name: str | None = None,
+) -> ir.Value:
+    if writer.opset < _AXES_AS_INPUT:
+        return writer.op(kind, [source], output, name, axes=list(axes), keepdims=1)
+    given = writer.integers(f"{node.name}/axes", axes)
+    return writer.op(kind, [source, given], output, name, keepdims=1)
+
+
+def divide(writer: Writer, node: g.Divide) -> None:
+    """Div."""
+    as_float(writer, node, "Div")
+
+
+def resize(writer: Writer, node: g.Resize) -> None:
+    """Resize, out of reach of older ONNX Runtimes' integer one, which cuts where it should round.
+
+    That takes the place of DequantizeLinear → Resize → QuantizeLinear where both have one grid
+    (onnxruntime #21319); a Max of one value behind the Resize, which changes nothing, keeps them
+    apart.
+    """
+    scales = writer.constant(f"{node.name}/scales", np.array([1.0, 1.0, *node.scale], np.float32))
+    mode = "align_corners" if node.align_corners else "half_pixel"
+    inputs = [*writer.real(node), None, scales]
+    attributes = {"mode": "linear", "coordinate_transformation_mode": mode}
+    behind = quantizers_behind(writer.graph, node)
+    result = writer.op("Resize", inputs, node.output, node.name, **attributes)
+    if writer.grid(node) in [writer.graph.values[q.output].grid for q in behind]:
+        result = writer.op("Max", [result], f"{node.output}/apart")
+    writer.hold(node, result, grid=None)
 
 
 def matmul(writer: Writer, node: g.MatMul) -> None:
@@ -178,6 +230,9 @@ FLOAT_EMITTERS: Emitters = MappingProxyType(
         g.LayerNorm: layer_norm,
         g.Softmax: softmax,
         g.UnitLength: unit_length,
+        g.Divide: divide,
+        g.Reduce: reduce,
+        g.Resize: resize,
         g.MatMul: matmul,
         g.Scale: scale,
         g.Shift: shift,

@@ -15,7 +15,7 @@ _CONV_DEFAULTS = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1), 
 
 
 def as_float(
-    writer: Writer, node: g.Node, op_type: str, *more: ir.Value, **attributes: Any
+    writer: Writer, node: g.Node, op_type: str, *more: ir.Value | None, **attributes: Any
 ) -> None:
     """A float operator on real values; a Quantize behind it lets a runtime fuse it (rule 1)."""
     output = writer.op(op_type, [*writer.real(node), *more], node.output, node.name, **attributes)
@@ -45,7 +45,8 @@ def kept_in_float(emit: Callable[[Writer, Any], None]) -> Callable[[Writer, Any]
 
     def emitter(writer: Writer, node: g.Conv | g.Linear) -> None:
         emit(writer, node)
-        if isinstance(node.weight, g.IntWeight) or not _between_quantizers(writer.graph, node):
+        rounded = writer.grid(node) is not None and quantizers_behind(writer.graph, node)
+        if isinstance(node.weight, g.IntWeight) or not rounded:
             return
         result = writer.held_value(node.output)
         apart = writer.op("Max", [result], f"{node.output}/apart", f"{node.name}/apart")
@@ -54,14 +55,12 @@ def kept_in_float(emit: Callable[[Writer, Any], None]) -> Callable[[Writer, Any]
     return emitter
 
 
-def _between_quantizers(graph: g.IntegerGraph, node: g.Node) -> bool:
-    """Whether a layer reads codes, and a quantizer its output, perhaps behind a Clip."""
-    if graph.values[node.inputs[0]].grid is None:
-        return False
+def quantizers_behind(graph: g.IntegerGraph, node: g.Node) -> list[g.Quantize]:
+    """Those that read a node's output, perhaps behind a Clip."""
     readers = [reader for reader in graph.nodes if node.output in reader.inputs]
     clipped = {reader.output for reader in readers if isinstance(reader, g.Clip)}
     readers += [reader for reader in graph.nodes if clipped & {*reader.inputs}]
-    return any(isinstance(reader, g.Quantize) for reader in readers)
+    return [reader for reader in readers if isinstance(reader, g.Quantize)]
 
 
 def as_moved(

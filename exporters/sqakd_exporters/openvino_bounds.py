@@ -92,8 +92,8 @@ def _on_codes(clip: g.Clip, node: g.Quantize, grid: g.Grid, unbounded: str) -> g
 
 
 def _code(real: float, step: np.float32, grid: g.Grid) -> int:
-    code = int(np.rint(np.float32(real) / step)) + grid.zero_point
-    return min(max(code, 0), 255)
+    code = np.rint(np.float32(real) / step) + grid.zero_point
+    return int(min(max(code, 0), 255))
 
 
 def _losses(graph: g.IntegerGraph) -> dict[str, float]:

@@ -36,13 +36,16 @@ LAYERS = {
     "Softmax": "Softmax",
     "Tanh": "Tanh",
     "MVN": "LayerNormalization",
+    "Divide": "Div",
+    "ReduceL2": "ReduceL2",
+    "Interpolate": "Resize",
 }
 """OpenVINO's operators that count, by ONNX's names for them."""
 
 _INTEGERS = ("u8", "i8")
 _WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm")
-_OF_TWO = ("Add", "Multiply")  # with a constant they are a bias or a scale, and no layer
-_WITHOUT_KERNEL = (*WITHOUT_KERNEL, "Sigmoid", "Softmax")
+_OF_TWO = ("Add", "Multiply", "Divide")  # with a constant they are a bias or a scale, and no layer
+_WITHOUT_KERNEL = (*WITHOUT_KERNEL, "Resize", "Sigmoid", "Softmax")
 _PART_OF_NORM = re.compile(r"(MVN|Multiply)_\d+")  # names that OpenVINO makes up
 _MERGED_BIAS = "/WithoutBiases"  # what the ONNX reader calls a layer whose bias is a node apart
 
@@ -51,6 +54,7 @@ _TRANSPARENT = {
     "Broadcast",
     "Clamp",
     "Convert",
+    "Gather",
     "MaxPool",
     "Maximum",
     "Minimum",

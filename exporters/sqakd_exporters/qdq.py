@@ -210,11 +210,13 @@ def clip(writer: Writer, node: g.Clip) -> None:
     if (node.low, node.high) == (0.0, None):
         as_float(writer, node, "Relu")
         return
-    bounds = {"low": node.low} if node.high is None else {"low": node.low, "high": node.high}
+    bounds = {"low": None if node.low == -math.inf else node.low, "high": node.high}
     constants = [
-        writer.constant(f"{node.name}/{side}", np.array(bound, np.float32))
+        None
+        if bound is None
+        else writer.constant(f"{node.name}/{side}", np.array(bound, np.float32))
         for side, bound in bounds.items()
-    ]
+    ][: 1 if node.high is None else 2]
     as_float(writer, node, "Clip", *constants)
 
 
@@ -309,11 +311,23 @@ def slice_(writer: Writer, node: g.Slice) -> None:
 
 
 def pad(writer: Writer, node: g.Pad) -> None:
-    """Pad with real zero, which on a grid is its zero-point; that makes zero padding exact."""
+    """Pad with real zero, which on a grid is its zero-point; that makes zero padding exact.
+
+    Or with codes of the image, which need no such constant.
+    """
+    amounts = writer.integers(f"{node.name}/amounts", [*node.before, *node.after])
+    if node.mode != "constant":
+        as_moved(writer, node, "Pad", amounts, mode=node.mode)
+        return
     grid = writer.grid(node)
     zero = np.array(0.0, np.float32) if grid is None else np.array(grid.zero_point, grid.dtype)
-    amounts = writer.integers(f"{node.name}/amounts", [*node.before, *node.after])
     as_moved(writer, node, "Pad", amounts, writer.constant(f"{node.name}/zero", zero))
+
+
+def select(writer: Writer, node: g.Select) -> None:
+    """Gather."""
+    indices = writer.integers(f"{node.name}/indices", node.indices)
+    as_moved(writer, node, "Gather", indices, axis=node.axis)
 
 
 EMITTERS: Emitters = MappingProxyType(
@@ -334,6 +348,7 @@ EMITTERS: Emitters = MappingProxyType(
         g.Transpose: transpose,
         g.Slice: slice_,
         g.Pad: pad,
+        g.Select: select,
         **FLOAT_EMITTERS,
     }
 )

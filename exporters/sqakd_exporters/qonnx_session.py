@@ -21,7 +21,7 @@ from sqakd_exporters.coverage import FLOAT_LAYERS
 from sqakd_exporters.feeding import feed
 
 _QUANTIZERS = ("IntQuant", "Quant", "BipolarQuant")
-_MOVING = ("Concat", "Flatten", "MaxPool", "Mul", "Pad", "Reshape", "Slice", "Transpose")
+_MOVING = ("Concat", "Flatten", "Gather", "MaxPool", "Mul", "Pad", "Reshape", "Slice", "Transpose")
 _WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _REAL = (
     "BatchNormalization",

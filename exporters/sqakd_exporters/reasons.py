@@ -70,8 +70,8 @@ def no_kernel(file: GraphView, layer: NodeProto) -> str | None:
         return f"it is part of a {whole}, for which the runtime has no integer kernel (rule 10)"
     if layer.op_type in _WITHOUT_KERNEL:
         return f"the runtime has no integer {layer.op_type} (rule 10)"
-    if layer.op_type == "Softmax":
-        return "the runtime's integer Softmax is not exact (rule 10)"
+    if layer.op_type in ("Softmax", "Resize"):
+        return f"the runtime's integer {layer.op_type} is not exact (rule 10)"
     if layer.op_type == "Mul" and any(file.constant(name) is not None for name in layer.input):
         return "it multiplies by a float constant (rule 8)"
     return None

@@ -19,7 +19,7 @@ from sqakd_deploy.spec import QuantSpec
 from sqakd_exporters.forms import as_conv, as_float, kept_in_float
 from sqakd_exporters.pooling import with_padding_apart
 from sqakd_exporters.qdq import EMITTERS, OPSETS, opset_for, weight
-from sqakd_exporters.reals import RealWriter, real_bias, real_pad
+from sqakd_exporters.reals import RealWriter, real_bias, real_pad, real_select
 from sqakd_exporters.saving import save_checked
 from sqakd_exporters.tensorrt_forms import with_bounds_before
 from sqakd_exporters.tensorrt_rules import SMALLEST_MATMUL, check_file
@@ -115,5 +115,6 @@ _EMITTERS: Emitters = MappingProxyType(
         g.Conv: kept_in_float(_conv),
         g.Linear: kept_in_float(_linear),
         g.Pad: real_pad,
+        g.Select: real_select,
     }
 )

@@ -14,6 +14,8 @@ _KEEP_SIGN = (
     g.Add,
     g.Mul,
     g.Concat,
+    g.Divide,
+    g.Resize,
     g.AveragePool,
     g.GlobalAveragePool,
     *g.DATA_MOVEMENT,
@@ -79,6 +81,8 @@ def _never_negative(name: str, graph: g.IntegerGraph, producers: Mapping[str, g.
         return node.low >= 0
     if isinstance(node, g.Activation):
         return node.function in _POSITIVE
-    if isinstance(node, _KEEP_SIGN):
+    if isinstance(node, g.Reduce) and node.function == "length":
+        return True
+    if isinstance(node, (*_KEEP_SIGN, g.Reduce)):
         return all(_never_negative(source, graph, producers) for source in node.inputs)
     return isinstance(node, g.Softmax) and not node.log

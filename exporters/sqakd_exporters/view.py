@@ -105,6 +105,7 @@ _MOVING = (
     "Clip",
     "Concat",
     "Flatten",
+    "Gather",
     "MaxPool",
     "NhwcMaxPool",
     "Pad",

@@ -73,12 +73,15 @@ def _facts(graph: ir.IntegerGraph, node: ir.Node) -> Iterator[tuple[str, NDArray
     if isinstance(node, ir.Quantize) and grid is not None:
         yield from quantizer_facts(node.step, grid).items()
     elif isinstance(node, ir.Clip):
-        yield LOWER, np.array(node.low, np.float32)
+        if node.low > -np.inf:
+            yield LOWER, np.array(node.low, np.float32)
         if node.high is not None:
             yield UPPER, np.array(node.high, np.float32)
     elif isinstance(node, (ir.ChannelAffine, ir.LayerNorm)):
         yield SCALE, node.scale
         yield SHIFT, node.shift
+    elif isinstance(node, ir.Resize):
+        yield SCALE, np.array([1.0, 1.0, *node.scale], np.float32)
     elif isinstance(node, ir.WithConstant):
         yield CONSTANT, node.constant
     else:

@@ -20,11 +20,13 @@ _MOVING = (
     "AveragePool",
     "Concat",
     "Flatten",
+    "Gather",
     "GlobalAveragePool",
     "MaxPool",
     "Mul",
     "Pad",
     "Reshape",
+    "Resize",
     "Slice",
     "Transpose",
 )

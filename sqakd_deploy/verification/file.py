@@ -192,6 +192,10 @@ class QdqFile:
             for name, value in zip((c.SCALE, c.SHIFT), self._inputs(node, 1), strict=False):
                 if value is not None:
                     yield name, value
+        elif node.op_type == "Resize" and len(node.input) == 3:
+            scales = self.constant(node.input[2])
+            if scales is not None:
+                yield c.SCALE, scales
         elif node.op_type in _WITH_CONSTANT:
             known = [value for value in self._inputs(node, 0) if value is not None]
             if len(known) == 1:
