@@ -30,8 +30,8 @@ from typing import Any
 from sqakd_deploy.config import RunConfig, merge
 from sqakd_deploy.files import write_text
 from sqakd_deploy.listening import Listener
-from sqakd_deploy.teaching import teach
-from sqakd_deploy.training import train
+from sqakd_deploy.training.teaching import teach
+from sqakd_deploy.training.train import train
 
 MODEL = "resnet20"
 # Each round goes on from the weights of the one before, a warm restart of its rate.

@@ -28,8 +28,8 @@ from sqakd_deploy.data import ImageData, load_data
 from sqakd_deploy.data.batches import Batches
 from sqakd_deploy.data.options import Keeping, default_workers
 from sqakd_deploy.data.preprocessing import named_augmentation
-from sqakd_deploy.losses import distillation_loss
 from sqakd_deploy.models import build_model
+from sqakd_deploy.training.losses import distillation_loss
 
 
 @dataclass(frozen=True)

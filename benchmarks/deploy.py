@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from sqakd_deploy.api import export
-from sqakd_deploy.bench import BenchOptions, take_turns
-from sqakd_deploy.bench_process import Candidate, Process, Row
+from sqakd_deploy.bench.measure import BenchOptions, take_turns
+from sqakd_deploy.bench.process import Candidate, Process, Row
 from sqakd_deploy.cpu import describe_cpu
 from sqakd_deploy.data import load_data
 from sqakd_deploy.data.preprocessing import Preprocessing

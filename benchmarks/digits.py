@@ -19,7 +19,7 @@ from sqakd_deploy.checkpoint import open_run
 from sqakd_deploy.config import RunConfig
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.runs import held_out, load_student
-from sqakd_deploy.training import train
+from sqakd_deploy.training.train import train
 
 
 def cell(method: str, bits: int, weights: Path, folder: Path, epochs: int) -> dict[str, Any]:

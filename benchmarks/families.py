@@ -38,16 +38,16 @@ from sqakd_deploy.config import TeacherConfig
 from sqakd_deploy.data import load_data
 from sqakd_deploy.data.batches import Batches, LabelledBatches
 from sqakd_deploy.data.preprocessing import Preprocessing
-from sqakd_deploy.distillation import distill
 from sqakd_deploy.evaluate import agreement, predict
 from sqakd_deploy.exporting import Runtime, Session
 from sqakd_deploy.files import write_text
-from sqakd_deploy.integer import lower, snap_biases
+from sqakd_deploy.lowering.integer import lower, snap_biases
 from sqakd_deploy.models import build_model
 from sqakd_deploy.plugins import get_runtime
 from sqakd_deploy.quantization import activation_quantizers, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
-from sqakd_deploy.teacher import train_teacher
+from sqakd_deploy.training.distillation import distill
+from sqakd_deploy.training.teacher import train_teacher
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolating import isolate
 from sqakd_deploy.verification.stages import (

@@ -23,12 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sqakd_deploy.api import export, verify
-from sqakd_deploy.distillation import distill
 from sqakd_deploy.errors import SqakdError
 from sqakd_deploy.files import write_text
 from sqakd_deploy.models import build_model
 from sqakd_deploy.quantization import quantize, reestimate_batch_norm
 from sqakd_deploy.spec import DistillConfig
+from sqakd_deploy.training.distillation import distill
 
 CLASSES, CALIBRATED, COMPARED = 10, 24, 16  # images
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from sqakd_deploy.api import export
 from sqakd_deploy.exporting import ExportOptions
-from sqakd_deploy.integer import lower
+from sqakd_deploy.lowering.integer import lower
 from sqakd_deploy.models import build_model
 from sqakd_deploy.parity import float_size, information_size
 from sqakd_deploy.quantization import calibrate, quantize

@@ -32,7 +32,7 @@ from sqakd_deploy.cpu import describe_cpu
 from sqakd_deploy.data.batches import Batches
 from sqakd_deploy.evaluate import agreement, predict
 from sqakd_deploy.files import write_text
-from sqakd_deploy.integer import lower, snap_biases
+from sqakd_deploy.lowering.integer import lower, snap_biases
 from sqakd_deploy.models import build_model
 from sqakd_deploy.parity import output_step
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm

@@ -27,7 +27,7 @@ from sqakd_deploy.api import export
 from sqakd_deploy.data.batches import Batches
 from sqakd_deploy.exporting import ExportOptions
 from sqakd_deploy.files import write_text
-from sqakd_deploy.integer import lower, snap_biases
+from sqakd_deploy.lowering.integer import lower, snap_biases
 from sqakd_deploy.models import build_model
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import QuantSpec, TensorSpec

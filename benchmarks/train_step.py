@@ -25,11 +25,11 @@ import torch
 from brevitas.graph.quantize import layerwise_quantize
 from torch import nn
 
-from sqakd_deploy.distillation import parameter_groups
-from sqakd_deploy.losses import distillation_loss
 from sqakd_deploy.models import build_model
 from sqakd_deploy.quantization import batch_norms, calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
+from sqakd_deploy.training.distillation import parameter_groups
+from sqakd_deploy.training.losses import distillation_loss
 
 SHAPES = {
     "resnet20": (128, 3, 32, 32),

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from sqakd_deploy.api import export_proven as export_proven
     from sqakd_deploy.checkpoint import open_run as open_run
     from sqakd_deploy.config import RunConfig as RunConfig
-    from sqakd_deploy.distillation import distill as distill
     from sqakd_deploy.errors import SqakdError as SqakdError
     from sqakd_deploy.parity import Tolerance as Tolerance
     from sqakd_deploy.parity import verify as verify
@@ -25,8 +24,9 @@ if TYPE_CHECKING:
     from sqakd_deploy.spec import DistillConfig as DistillConfig
     from sqakd_deploy.spec import QuantSpec as QuantSpec
     from sqakd_deploy.spec import TensorSpec as TensorSpec
-    from sqakd_deploy.teaching import teach as teach
-    from sqakd_deploy.training import train as train
+    from sqakd_deploy.training.distillation import distill as distill
+    from sqakd_deploy.training.teaching import teach as teach
+    from sqakd_deploy.training.train import train as train
 
 __version__ = "0.1.0"
 
@@ -38,7 +38,7 @@ _HOMES = {
     "TensorSpec": "spec",
     "Tolerance": "parity",
     "calibrate": "quantization",
-    "distill": "distillation",
+    "distill": "training.distillation",
     "export": "api",
     "export_proven": "api",
     "load_student": "runs",
@@ -46,8 +46,8 @@ _HOMES = {
     "quantize": "quantization",
     "score_file": "scoring",
     "score_run": "scoring",
-    "teach": "teaching",
-    "train": "training",
+    "teach": "training.teaching",
+    "train": "training.train",
     "verify": "parity",
 }
 

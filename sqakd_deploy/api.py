@@ -23,7 +23,7 @@ from sqakd_deploy.exporting import (
     ProfileExporter,
     conformance_of,
 )
-from sqakd_deploy.integer import lower
+from sqakd_deploy.lowering.integer import lower
 from sqakd_deploy.parity import ParityReport, Tolerance, verify
 from sqakd_deploy.pixels import fed_as
 from sqakd_deploy.plugins import get_exporter

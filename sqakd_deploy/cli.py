@@ -337,7 +337,7 @@ def bench(**options: Any) -> None:
     Each file in each runtime has a process of its own; they take turns, so that whatever else
     happens on the machine meets all alike. The float model is measured beside.
     """
-    _commands("bench_command").run(**options)
+    _commands("bench.command").run(**options)
 
 
 @main.command(name="list")

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import PartialState
 from rich.console import Console
 
-import sqakd_deploy.training as training
+import sqakd_deploy.training.train as training
 from sqakd_deploy.abilities import check_form
 from sqakd_deploy.api import check_folder, export_proven, would_change
 from sqakd_deploy.checkpoint import Run, newest_run, open_run
@@ -36,7 +36,7 @@ from sqakd_deploy.runs import held_out, load_student
 from sqakd_deploy.scoring import score_file, score_run, score_weights
 from sqakd_deploy.spec import parse_bits
 from sqakd_deploy.strict_json import strict
-from sqakd_deploy.teaching import teach
+from sqakd_deploy.training.teaching import teach
 from sqakd_deploy.verification.reference import save_reference as write_reference
 from sqakd_deploy.verification.student import reference_of
 

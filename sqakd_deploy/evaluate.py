@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sqakd_deploy.errors import DataError
-from sqakd_deploy.tracing import first_tensor
+from sqakd_deploy.tracing.trace import first_tensor
 from sqakd_deploy.verification.measures import Logits, accuracy, agreement
 
 __all__ = ["Logits", "accuracy", "agreement", "batch_agreement", "divergence", "predict"]

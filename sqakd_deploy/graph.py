@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sqakd_deploy.float_nodes import (
+from sqakd_deploy.lowering.float_nodes import (
     Activation,
     Divide,
     FloatNode,
@@ -35,7 +35,7 @@ from sqakd_deploy.float_nodes import (
     UnitLength,
     WithConstant,
 )
-from sqakd_deploy.values import (
+from sqakd_deploy.lowering.values import (
     Bias,
     Grid,
     IntBias,

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from dataclasses import asdict
 
 from sqakd_deploy.checkpoint import METRICS, Run
-from sqakd_deploy.curves import Curves
-from sqakd_deploy.fitting import Epoch, Step
+from sqakd_deploy.training.curves import Curves
+from sqakd_deploy.training.fitting import Epoch, Step
 
 
 class Listener:

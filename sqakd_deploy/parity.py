@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from sqakd_deploy.errors import DataError, ExportError
 from sqakd_deploy.exporting import Artifact, conformance_of
-from sqakd_deploy.integer import lower, snap_biases
+from sqakd_deploy.lowering.integer import lower, snap_biases
 from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import spec_of
-from sqakd_deploy.tracing import first_tensor
+from sqakd_deploy.tracing.trace import first_tensor
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolated import IMAGES, Isolator
 from sqakd_deploy.verification.isolating import isolate

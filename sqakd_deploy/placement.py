@@ -36,13 +36,13 @@ from torch import fx
 from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import ModelError, SpecError
 from sqakd_deploy.exporting import PAPER_PLACEMENT, PlacementRules
-from sqakd_deploy.meaning import Identity, Op, Scalar
-from sqakd_deploy.ops import read
+from sqakd_deploy.lowering.meaning import Identity, Op, Scalar
+from sqakd_deploy.lowering.ops import read
+from sqakd_deploy.lowering.signs import POOLS, limit, signed
 from sqakd_deploy.quantizers import METHODS
-from sqakd_deploy.shapes import noted_shape
-from sqakd_deploy.signs import POOLS, limit, signed
 from sqakd_deploy.spec import QuantSpec
-from sqakd_deploy.tracing import (
+from sqakd_deploy.tracing.shapes import noted_shape
+from sqakd_deploy.tracing.trace import (
     describe,
     layer_name,
     reads,
@@ -92,7 +92,7 @@ def place(
     """Plan the quantizers of a traced model.
 
     Args:
-        traced: from :func:`~sqakd_deploy.tracing.trace`.
+        traced: from :func:`~sqakd_deploy.tracing.trace.trace`.
         spec: bit-widths and exclusions.
         rules: the target's; ``spec.placement == "paper"`` overrides them.
 

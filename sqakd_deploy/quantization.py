@@ -11,25 +11,25 @@ import torch
 from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
 from torch import Tensor, fx, nn
 
-from sqakd_deploy.attention import open_attention
 from sqakd_deploy.errors import DataError, ModelError, SpecError
-from sqakd_deploy.geometry import conv_arguments
-from sqakd_deploy.lifting import free_name
+from sqakd_deploy.lowering.geometry import conv_arguments
+from sqakd_deploy.lowering.transposed import QuantTransposed2d, as_convolution
 from sqakd_deploy.placement import Placed, place
 from sqakd_deploy.plugins import get_exporter
 from sqakd_deploy.quantizers import METHODS, ActivationQuantizer, WeightQuantizer
 from sqakd_deploy.quantizers.base import initialised_later
 from sqakd_deploy.quantizers.injectors import act_quant, weight_quant
 from sqakd_deploy.spec import QuantSpec
-from sqakd_deploy.tracing import (
+from sqakd_deploy.tracing.attention import open_attention
+from sqakd_deploy.tracing.lifting import free_name
+from sqakd_deploy.tracing.trace import (
     check_answers,
     describe,
     first_tensor,
     separate_calls,
     trace,
 )
-from sqakd_deploy.transposed import QuantTransposed2d, as_convolution
-from sqakd_deploy.unwrapping import refuse_hooks, unwrapped
+from sqakd_deploy.tracing.unwrapping import refuse_hooks, unwrapped
 
 _SPEC, _INPUT_SHAPE = "sqakd_deploy.spec", "sqakd_deploy.input_shape"
 

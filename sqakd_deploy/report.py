@@ -18,10 +18,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from sqakd_deploy.fitting import Step
 from sqakd_deploy.listening import Listener
 from sqakd_deploy.results import TrainResult
 from sqakd_deploy.scoring import Score
+from sqakd_deploy.training.fitting import Step
 from sqakd_deploy.verification.tables import (
     conformance_table,
     constants_lines,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from sqakd_deploy.data import ImageData, ImageSplit
 from sqakd_deploy.evaluate import Logits, accuracy, agreement, divergence, predict
-from sqakd_deploy.integer import lower
-from sqakd_deploy.lowerable import without_form
+from sqakd_deploy.lowering.integer import lower
+from sqakd_deploy.lowering.lowerable import without_form
 from sqakd_deploy.parity import expected_size, float_size, information_size
 from sqakd_deploy.quantization import count_quantizers, spec_of, weight_quantizers
 from sqakd_deploy.runs import still_batches

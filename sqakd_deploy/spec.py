@@ -110,7 +110,7 @@ class DistillConfig(Spec):
         epochs: passes over the training images; 0 only sets ranges and re-estimates BatchNorm.
         batch_size: images a step.
         kl_weight: α in ``α·T²·KL``; with ``"kl+ce"`` it weighs the two.
-        feature_weight: γ of SQuaT's term beside the KL (:mod:`sqakd_deploy.features`); 0 is none.
+        feature_weight: γ of SQuaT's term beside the KL (``training/features.py``); 0 is none.
         optimizer: ``"adam"`` with coupled L2, or ``"sgd"``.
         momentum: of SGD.
         nesterov: SGD's momentum in Nesterov's form.

@@ -7,14 +7,14 @@ import torch
 from networks import SHAPE, images, network
 from torch import nn
 
-from sqakd_deploy import acceleration
-from sqakd_deploy.acceleration import decide, fitting_threads, multiply_adds
-from sqakd_deploy.distillation import distill
-from sqakd_deploy.losses import distillation_loss
 from sqakd_deploy.models import MODELS, build_model
 from sqakd_deploy.quantization import calibrate, quantize
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
+from sqakd_deploy.training import acceleration
+from sqakd_deploy.training.acceleration import decide, fitting_threads, multiply_adds
+from sqakd_deploy.training.distillation import distill
+from sqakd_deploy.training.losses import distillation_loss
 
 CPU = torch.device("cpu")
 

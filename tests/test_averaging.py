@@ -13,12 +13,7 @@ from accelerate.state import AcceleratorState
 from networks import SHAPE, images
 from torch import Tensor, nn
 
-from sqakd_deploy.features import _last_inner_input
-from sqakd_deploy.fitting import Fit
-from sqakd_deploy.hessian import update_deltas
-from sqakd_deploy.losses import label_loss
 from sqakd_deploy.models import build_model
-from sqakd_deploy.processes import start
 from sqakd_deploy.quantization import (
     activation_quantizers,
     batch_norms,
@@ -28,6 +23,11 @@ from sqakd_deploy.quantization import (
 )
 from sqakd_deploy.quantizers.ranges import search_step
 from sqakd_deploy.spec import QuantSpec, TensorSpec
+from sqakd_deploy.training.features import _last_inner_input
+from sqakd_deploy.training.fitting import Fit
+from sqakd_deploy.training.hessian import update_deltas
+from sqakd_deploy.training.losses import label_loss
+from sqakd_deploy.training.processes import start
 
 
 def small_net() -> nn.Module:

@@ -16,13 +16,14 @@ from onnx import TensorProto, helper
 from PIL import Image
 from small_network import SMALL
 
-from sqakd_deploy import bench_process, bench_worker
 from sqakd_deploy.api import export
-from sqakd_deploy.baseline import check_is_of, export_float
-from sqakd_deploy.bench import BenchOptions, BenchReport, bench
-from sqakd_deploy.bench_plot import draw
-from sqakd_deploy.bench_process import FP32, MODEL, Candidate, Process, Row, size_on_disk
-from sqakd_deploy.bench_report import bench_lines, bench_tables, milliseconds
+from sqakd_deploy.bench import process as bench_process
+from sqakd_deploy.bench import worker as bench_worker
+from sqakd_deploy.bench.baseline import check_is_of, export_float
+from sqakd_deploy.bench.measure import BenchOptions, BenchReport, bench
+from sqakd_deploy.bench.plot import draw
+from sqakd_deploy.bench.process import FP32, MODEL, Candidate, Process, Row, size_on_disk
+from sqakd_deploy.bench.report import bench_lines, bench_tables, milliseconds
 from sqakd_deploy.checkpoint import Run
 from sqakd_deploy.cli import main
 from sqakd_deploy.config import RunConfig
@@ -33,7 +34,7 @@ from sqakd_deploy.exporting import Coverage, ExportOptions, FloatFallback
 from sqakd_deploy.plugins import get_runtime, runtimes
 from sqakd_deploy.quantization import calibrate, quantize
 from sqakd_deploy.spec import QuantSpec, TensorSpec
-from sqakd_deploy.training import train
+from sqakd_deploy.training.train import train
 
 QUICK = BenchOptions(rounds=2, seconds=0.01, warmup=0)
 

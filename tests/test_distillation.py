@@ -9,12 +9,7 @@ from networks import CLASSES, SHAPE, images, network
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from sqakd_deploy.batching import TensorBatches
-from sqakd_deploy.distillation import build_optimizer, distill, parameter_groups
 from sqakd_deploy.errors import DataError, SpecError, TrainingError
-from sqakd_deploy.fitting import Epoch, Step, cosine, warm_cosine
-from sqakd_deploy.hessian import update_deltas
-from sqakd_deploy.losses import distillation_loss, label_loss
 from sqakd_deploy.quantization import (
     activation_quantizers,
     calibrate,
@@ -24,6 +19,11 @@ from sqakd_deploy.quantization import (
     weight_quantizers,
 )
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
+from sqakd_deploy.training.batching import TensorBatches
+from sqakd_deploy.training.distillation import build_optimizer, distill, parameter_groups
+from sqakd_deploy.training.fitting import Epoch, Step, cosine, warm_cosine
+from sqakd_deploy.training.hessian import update_deltas
+from sqakd_deploy.training.losses import distillation_loss, label_loss
 
 SHORT = DistillConfig(epochs=3, batch_size=16, seed=3)
 
@@ -194,7 +194,7 @@ def test_ranges_set_by_hand_are_trained_on(monkeypatch: pytest.MonkeyPatch) -> N
         begun.append(ranges(student))
         return build_optimizer(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("sqakd_deploy.distillation.build_optimizer", begin)
+    monkeypatch.setattr("sqakd_deploy.training.distillation.build_optimizer", begin)
     distill(student, images(64), teacher=teacher, config=SHORT)
     assert alike(begun[0], by_hand)
     assert not alike(ranges(student), by_hand)

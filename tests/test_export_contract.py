@@ -14,13 +14,13 @@ import torch
 from networks import NETWORKS, SHAPE, exact_here, images, network
 
 from sqakd_deploy.api import export
-from sqakd_deploy.distillation import distill
 from sqakd_deploy.exporting import ExportOptions
 from sqakd_deploy.parity import verify
 from sqakd_deploy.plugins import exporters, get_exporter, get_runtime
 from sqakd_deploy.quantization import quantize, reestimate_batch_norm
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
+from sqakd_deploy.training.distillation import distill
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolating import isolate
 

@@ -33,7 +33,7 @@ from sqakd_deploy.exporting import (
     StagedRuntime,
     named_stages,
 )
-from sqakd_deploy.integer import lower, snap_biases
+from sqakd_deploy.lowering.integer import lower, snap_biases
 from sqakd_deploy.parity import Tolerance
 from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import calibrate, quantize

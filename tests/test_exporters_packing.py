@@ -36,7 +36,7 @@ from sqakd_deploy.exporting import (
     FloatFallback,
     PlacementRules,
 )
-from sqakd_deploy.integer import snap_biases
+from sqakd_deploy.lowering.integer import snap_biases
 from sqakd_deploy.models import build_model
 from sqakd_deploy.parity import information_size, verify
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm

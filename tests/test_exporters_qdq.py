@@ -26,7 +26,7 @@ import sqakd_deploy
 from sqakd_deploy import graph as g
 from sqakd_deploy.errors import ExportError, SpecError
 from sqakd_deploy.exporting import ExportOptions
-from sqakd_deploy.integer import lower, snap_biases
+from sqakd_deploy.lowering.integer import lower, snap_biases
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import QuantSpec, TensorSpec
 

@@ -23,8 +23,7 @@ from sqakd_exporters.tensorrt_rules import RULES, check_file, check_model
 
 from sqakd_deploy import graph as g
 from sqakd_deploy.api import export, export_proven
-from sqakd_deploy.bench_input import onnx_input
-from sqakd_deploy.distillation import distill
+from sqakd_deploy.bench.inputs import onnx_input
 from sqakd_deploy.errors import ExportError, ParityError, SpecError
 from sqakd_deploy.exporting import (
     Conformance,
@@ -33,11 +32,12 @@ from sqakd_deploy.exporting import (
     PlacementRules,
     ProfileExporter,
 )
-from sqakd_deploy.integer import lower, snap_biases
+from sqakd_deploy.lowering.integer import lower, snap_biases
 from sqakd_deploy.plugins import get_exporter
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
+from sqakd_deploy.training.distillation import distill
 from sqakd_deploy.verification.student import reference_of
 from sqakd_deploy.verification.tables import conformance_table, coverage_lines
 from sqakd_deploy.verification.verifying import verify_file

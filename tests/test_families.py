@@ -26,19 +26,19 @@ from torch import Tensor, nn
 
 from sqakd_deploy import graph as ir
 from sqakd_deploy.api import export
-from sqakd_deploy.attention import OpenAttention, open_attention
-from sqakd_deploy.distillation import distill
 from sqakd_deploy.errors import ExportError, ModelError
 from sqakd_deploy.evaluate import predict
 from sqakd_deploy.exporting import Coverage, ExportOptions, FloatFallback, PlacementRules
-from sqakd_deploy.integer import lower, snap_biases
+from sqakd_deploy.lowering.integer import lower, snap_biases
 from sqakd_deploy.parity import ParityReport, verify
 from sqakd_deploy.placement import place
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.report import coverage_lines
 from sqakd_deploy.retargeting import changes
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
-from sqakd_deploy.tracing import trace
+from sqakd_deploy.tracing.attention import OpenAttention, open_attention
+from sqakd_deploy.tracing.trace import trace
+from sqakd_deploy.training.distillation import distill
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolating import isolate
 from sqakd_deploy.verification.student import in_float64, record, reference_of

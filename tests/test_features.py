@@ -7,13 +7,13 @@ import torch
 from networks import CLASSES, SHAPE, images, network
 from torch import Tensor, nn
 
-from sqakd_deploy.distillation import distill
 from sqakd_deploy.errors import ModelError, SpecError
-from sqakd_deploy.features import WithCodes, feature_loss, with_codes
-from sqakd_deploy.hessian import update_deltas
 from sqakd_deploy.quantization import activation_quantizers, calibrate, quantize
 from sqakd_deploy.quantizers import ActivationQuantizer
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
+from sqakd_deploy.training.distillation import distill
+from sqakd_deploy.training.features import WithCodes, feature_loss, with_codes
+from sqakd_deploy.training.hessian import update_deltas
 
 METHODS = ("lsq", "ewgs", "pact", "dorefa", "ste")
 BITS = 3

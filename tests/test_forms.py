@@ -19,12 +19,12 @@ from test_lowering import Inner, conv
 from torch import Tensor, nn
 
 from sqakd_deploy.api import export, verify
-from sqakd_deploy.distillation import distill
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.exporting import Coverage
 from sqakd_deploy.quantization import quantize
 from sqakd_deploy.spec import DistillConfig, QuantSpec
-from sqakd_deploy.tracing import trace
+from sqakd_deploy.tracing.trace import trace
+from sqakd_deploy.training.distillation import distill
 
 CALIBRATED = DistillConfig(epochs=0, calibration_images=64, bn_images=64)
 

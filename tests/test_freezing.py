@@ -11,12 +11,12 @@ import torch
 from networks import SHAPE, images, network
 from torch import Tensor, nn
 
-from sqakd_deploy.distillation import distill, frozen_epochs, parameter_groups
 from sqakd_deploy.errors import SpecError
-from sqakd_deploy.fitting import Step
 from sqakd_deploy.quantization import batch_norms, quantize, reestimate_batch_norm
-from sqakd_deploy.saves import Saves
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
+from sqakd_deploy.training.distillation import distill, frozen_epochs, parameter_groups
+from sqakd_deploy.training.fitting import Step
+from sqakd_deploy.training.saves import Saves
 
 BATCHES = list(images(64).split(16))
 
@@ -71,7 +71,7 @@ def test_they_freeze_at_those_of_the_student(monkeypatch: pytest.MonkeyPatch) ->
         reestimate_batch_norm(student, batches)  # type: ignore[arg-type]
         frozen.append(statistics(student))
 
-    monkeypatch.setattr("sqakd_deploy.distillation.reestimate_batch_norm", spy)
+    monkeypatch.setattr("sqakd_deploy.training.distillation.reestimate_batch_norm", spy)
     _, seen = watched(0.5)
     (once,) = frozen
     assert torch.equal(seen[2 * len(BATCHES)], once)

@@ -10,8 +10,8 @@ from torch import nn
 
 from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import ExportError, ModelError
-from sqakd_deploy.folding import bounds_needed, fold, with_bias
-from sqakd_deploy.integer import lower, snap_biases
+from sqakd_deploy.lowering.folding import bounds_needed, fold, with_bias
+from sqakd_deploy.lowering.integer import lower, snap_biases
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import QuantSpec, TensorSpec
 

@@ -12,12 +12,12 @@ import torch
 from networks import SHAPE, images, network
 from torch import nn
 
-from sqakd_deploy.distillation import distill
-from sqakd_deploy.fitting import Step
-from sqakd_deploy.interrupts import held_interrupts
 from sqakd_deploy.quantization import quantize
-from sqakd_deploy.saves import Saves
 from sqakd_deploy.spec import DistillConfig
+from sqakd_deploy.training.distillation import distill
+from sqakd_deploy.training.fitting import Step
+from sqakd_deploy.training.interrupts import held_interrupts
+from sqakd_deploy.training.saves import Saves
 
 CONFIG = DistillConfig(epochs=2, batch_size=16, seed=1)
 

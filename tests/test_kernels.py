@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from sqakd_deploy import acceleration
-from sqakd_deploy.acceleration import Acceleration
 from sqakd_deploy.errors import TrainingError
-from sqakd_deploy.kernels import compiling, is_whole, remove_broken
+from sqakd_deploy.training import acceleration
+from sqakd_deploy.training.acceleration import Acceleration
+from sqakd_deploy.training.kernels import compiling, is_whole, remove_broken
 
 
 def library() -> bytes:

@@ -23,7 +23,6 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedW
 
 from sqakd_deploy.api import export, verify
 from sqakd_deploy.checkpoint import load_weights, save_weights
-from sqakd_deploy.distillation import distill
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.exporting import Coverage
 from sqakd_deploy.quantization import (
@@ -33,7 +32,8 @@ from sqakd_deploy.quantization import (
     weight_quantizers,
 )
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
-from sqakd_deploy.tracing import trace
+from sqakd_deploy.tracing.trace import trace
+from sqakd_deploy.training.distillation import distill
 
 
 class NormAct(nn.BatchNorm2d):

@@ -15,14 +15,14 @@ from sqakd_deploy.api import export
 from sqakd_deploy.checkpoint import STUDENT, open_run
 from sqakd_deploy.cli import main
 from sqakd_deploy.config import RunConfig
-from sqakd_deploy.distillation import distill
 from sqakd_deploy.errors import ExportError
-from sqakd_deploy.integer import snap_biases
 from sqakd_deploy.listening import Listener
-from sqakd_deploy.lowerable import without_form
+from sqakd_deploy.lowering.integer import snap_biases
+from sqakd_deploy.lowering.lowerable import without_form
 from sqakd_deploy.quantization import calibrate, quantize
 from sqakd_deploy.spec import DistillConfig, QuantSpec
-from sqakd_deploy.training import train
+from sqakd_deploy.training.distillation import distill
+from sqakd_deploy.training.train import train
 
 NETWORK = """
 from torch import nn

@@ -16,10 +16,10 @@ from test_lifting import Net, Tokens
 from torch import Tensor, nn
 
 from sqakd_deploy.api import export, verify
-from sqakd_deploy.distillation import distill
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.quantization import activation_quantizers, quantize, weight_quantizers
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
+from sqakd_deploy.training.distillation import distill
 
 CALIBRATED = DistillConfig(epochs=0, calibration_images=64, bn_images=64)
 

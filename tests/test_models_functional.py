@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from sqakd_deploy.api import export_proven
 from sqakd_deploy.checkpoint import load_weights, save_weights
-from sqakd_deploy.distillation import distill
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.exporting import Coverage
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import DistillConfig
-from sqakd_deploy.tracing import trace
+from sqakd_deploy.tracing.trace import trace
+from sqakd_deploy.training.distillation import distill
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.saturation import saturation_of
 from sqakd_deploy.verification.student import reference_of

@@ -19,7 +19,7 @@ from sqakd_deploy.api import export, export_proven
 from sqakd_deploy.errors import DataError, ExportError, ParityError, SpecError
 from sqakd_deploy.evaluate import accuracy, agreement, divergence, predict
 from sqakd_deploy.exporting import ExportOptions
-from sqakd_deploy.integer import lower, snap_biases
+from sqakd_deploy.lowering.integer import lower, snap_biases
 from sqakd_deploy.parity import (
     Tolerance,
     expected_size,

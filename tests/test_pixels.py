@@ -18,7 +18,7 @@ from sqakd_deploy.data.preprocessing import Preprocessing
 from sqakd_deploy.errors import ExportError, SpecError
 from sqakd_deploy.evaluate import predict
 from sqakd_deploy.exporting import ExportOptions
-from sqakd_deploy.integer import lower
+from sqakd_deploy.lowering.integer import lower
 from sqakd_deploy.parity import Tolerance, verify
 from sqakd_deploy.pixels import fed_as, to_pixels
 from sqakd_deploy.plugins import get_runtime

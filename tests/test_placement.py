@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from sqakd_deploy.errors import ModelError, SpecError
 from sqakd_deploy.exporting import PlacementRules
-from sqakd_deploy.integer import lower
+from sqakd_deploy.lowering.integer import lower
 from sqakd_deploy.placement import Placement, place
 from sqakd_deploy.quantization import calibrate, quantize
 from sqakd_deploy.retargeting import changes
 from sqakd_deploy.spec import QuantSpec, TensorSpec
-from sqakd_deploy.tracing import trace
+from sqakd_deploy.tracing.trace import trace
 
 W4A2 = QuantSpec(weights=TensorSpec(bits=4), activations=TensorSpec(bits=2))
 

@@ -25,7 +25,7 @@ from sqakd_deploy.data import Preprocessing
 from sqakd_deploy.data.batches import Batches
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.models import build_model
-from sqakd_deploy.processes import _Synced2d
+from sqakd_deploy.training.processes import _Synced2d
 
 # Sums over half batches are taken in another order, 1e-7 relative, and training is chaotic: at
 # usual rates that grows to a percent of the weights within an epoch. At rates so small that

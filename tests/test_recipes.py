@@ -13,7 +13,7 @@ from PIL import Image
 from sqakd_deploy.config import RunConfig, load_config
 from sqakd_deploy.models import build_model
 from sqakd_deploy.quantization import activation_quantizers, quantize, weight_quantizers
-from sqakd_deploy.training import train
+from sqakd_deploy.training.train import train
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 RECIPES = sorted(path.name for path in FOLDER.glob("*.yaml"))

@@ -10,7 +10,6 @@ import pytest
 from rich.console import Console
 
 from sqakd_deploy.consoles import console
-from sqakd_deploy.fitting import Step
 from sqakd_deploy.report import (
     PlainListener,
     RichListener,
@@ -22,6 +21,7 @@ from sqakd_deploy.report import (
 from sqakd_deploy.results import TrainResult
 from sqakd_deploy.scoring import Score
 from sqakd_deploy.strict_json import strict
+from sqakd_deploy.training.fitting import Step
 
 ODD = "runs/p[/q] [a] [bold]b :cat:"
 """A path with what a console could take for markup, and for the name of a picture."""

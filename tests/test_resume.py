@@ -19,12 +19,12 @@ from torch import nn
 
 from sqakd_deploy.checkpoint import open_run
 from sqakd_deploy.config import RunConfig
-from sqakd_deploy.distillation import distill
-from sqakd_deploy.fitting import Epoch, Step
 from sqakd_deploy.quantization import quantize
-from sqakd_deploy.saves import Position, Saves
 from sqakd_deploy.spec import DistillConfig
-from sqakd_deploy.training import train
+from sqakd_deploy.training.distillation import distill
+from sqakd_deploy.training.fitting import Epoch, Step
+from sqakd_deploy.training.saves import Position, Saves
+from sqakd_deploy.training.train import train
 
 COMMAND = [sys.executable, "-m", "sqakd_deploy", "train"]
 SETTINGS = ["--bits", "2", "--method", "ewgs", "--epochs", "4", "--teacher-epochs", "3"]
@@ -206,7 +206,7 @@ def test_a_run_killed_between_teacher_and_student_ends_the_same(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr("sqakd_deploy.training.distill", kill)
+        patched.setattr("sqakd_deploy.training.train.distill", kill)
         with pytest.raises(Killed):
             train(config, output=tmp_path / "broken")
     broken = train(resume=tmp_path / "broken").run
@@ -257,7 +257,7 @@ def test_a_full_disk_costs_one_save_and_is_said(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sqakd_deploy.saves.save_file", full)
+    monkeypatch.setattr("sqakd_deploy.training.saves.save_file", full)
     saves.write(2, Position(step=2), model, optimizer)
     assert said == [
         f"could not save to {tmp_path / 'save-000000002'}: [Errno 28] No space left on device; "

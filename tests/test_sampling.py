@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sqakd_deploy.sampling import sample
+from sqakd_deploy.training.sampling import sample
 
 
 def numbered(count: int) -> Tensor:

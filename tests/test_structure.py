@@ -27,10 +27,10 @@ TORCH_FREE = (
     "cli",
     "consoles",
     "epilogs",
-    "subpixel",
+    "lowering.subpixel",
 )
 TORCH_FREE += ("abilities", "strict_json")
-TORCH_FREE += ("bench", "bench_input", "bench_process", "bench_worker", "cpu")
+TORCH_FREE += ("bench.measure", "bench.inputs", "bench.process", "bench.worker", "cpu")
 TORCH_FREE_VERIFICATION = ("command", "reference", "tables", "verifying")
 TORCH_FREE_DATA = ("preprocessing", "splits", "options", "digits", "decode", "layout", "load")
 TORCH_FREE_EXPORTERS = ("onnxruntime", "openvino", "qonnx", "tensorrt")

@@ -22,13 +22,13 @@ from sqakd_deploy.cli import main
 from sqakd_deploy.config import DataConfig, RunConfig
 from sqakd_deploy.errors import CheckpointError, DataError, SpecError
 from sqakd_deploy.evaluate import predict
-from sqakd_deploy.job import reopen
 from sqakd_deploy.listening import Listener
 from sqakd_deploy.models import build_model
 from sqakd_deploy.models.weights import read_state_dict
 from sqakd_deploy.runs import held_out, load_student, load_teacher
 from sqakd_deploy.scoring import score_file, score_logits, score_run
-from sqakd_deploy.teaching import teach
+from sqakd_deploy.training.job import reopen
+from sqakd_deploy.training.teaching import teach
 
 ANY = ("--model", SMALL)
 
@@ -672,7 +672,7 @@ def test_a_teacher_that_goes_on_needs_its_first_weights_no_more(
 ) -> None:
     copyfile(trained / "teacher" / "teacher.safetensors", tmp_path / "w.safetensors")
     with monkeypatch.context() as patched:
-        patched.setattr("sqakd_deploy.job.train_teacher", _stopped)
+        patched.setattr("sqakd_deploy.training.job.train_teacher", _stopped)
         model = {"name": SMALL, "weights": "w.safetensors"}
         config = {"model": model, "teacher": {"epochs": 1, "batch_size": 128}}
         with pytest.raises(KeyboardInterrupt):

@@ -8,8 +8,8 @@ from networks import SHAPE, Residual
 from torch import Tensor, nn
 
 from sqakd_deploy.errors import ModelError
-from sqakd_deploy.shapes import is_size
-from sqakd_deploy.tracing import describe, known, shape, trace
+from sqakd_deploy.tracing.shapes import is_size
+from sqakd_deploy.tracing.trace import describe, known, shape, trace
 
 
 class Branching(nn.Module):

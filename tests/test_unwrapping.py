@@ -10,11 +10,11 @@ from networks import SHAPE, Residual, images
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from sqakd_deploy.distillation import distill
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.quantization import calibrate, quantize, weight_quantizers
 from sqakd_deploy.quantizers import WeightQuantizer
 from sqakd_deploy.spec import DistillConfig, QuantSpec
+from sqakd_deploy.training.distillation import distill
 
 
 def small() -> nn.Sequential:
@@ -114,7 +114,7 @@ def test_a_quantizer_takes_the_name_of_no_layer() -> None:
 
 def test_a_student_is_where_its_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device without values, no answers can be compared and no steps be searched."""
-    monkeypatch.setattr("sqakd_deploy.tracing._differs", lambda found, wanted: False)
+    monkeypatch.setattr("sqakd_deploy.tracing.trace._differs", lambda found, wanted: False)
     monkeypatch.setattr(WeightQuantizer, "search", lambda self, weight: self.step)
     student = quantize(Residual().to("meta"), example=SHAPE)
     assert {tensor.device.type for tensor in student.state_dict().values()} == {"meta"}

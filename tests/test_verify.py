@@ -30,7 +30,7 @@ from sqakd_deploy import parity
 from sqakd_deploy.api import export
 from sqakd_deploy.errors import DataError, ExportError, ParityError, SpecError
 from sqakd_deploy.exporting import ExportOptions, Session, named_stages
-from sqakd_deploy.integer import lower, snap_biases
+from sqakd_deploy.lowering.integer import lower, snap_biases
 from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import QuantSpec, TensorSpec

@@ -14,8 +14,8 @@ from torch import fx, nn
 from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import ParityError
 from sqakd_deploy.exporting import Runtime
-from sqakd_deploy.integer import lower
-from sqakd_deploy.tracing import first_tensor
+from sqakd_deploy.lowering.integer import lower
+from sqakd_deploy.tracing.trace import first_tensor
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolated import Isolated, IsolatedReport
 from sqakd_deploy.verification.measures import Logits

@@ -14,10 +14,10 @@ from torch import fx, nn
 
 from sqakd_deploy import graph as ir
 from sqakd_deploy.evaluate import predict
-from sqakd_deploy.integer import lower
+from sqakd_deploy.lowering.integer import lower
 from sqakd_deploy.quantization import weight_quantizers
 from sqakd_deploy.quantizers import WeightQuantizer
-from sqakd_deploy.tracing import first_tensor
+from sqakd_deploy.tracing.trace import first_tensor
 from sqakd_deploy.verification.constants import constants_of, offset
 from sqakd_deploy.verification.reference import Reference, Tensor
 from sqakd_deploy.verification.sizes import sizes_of

@@ -24,7 +24,7 @@ from onnx import TensorProto, helper
 
 from sqakd_deploy.errors import ParityError
 from sqakd_deploy.exporting import Runtime
-from sqakd_deploy.subpixel import lays_out
+from sqakd_deploy.lowering.subpixel import lays_out
 from sqakd_deploy.verification.constants import offset
 from sqakd_deploy.verification.file import QdqFile, Quantized
 from sqakd_deploy.verification.measures import Logits

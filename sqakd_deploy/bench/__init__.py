@@ -1,0 +1,1 @@
+"""Latency, throughput, memory and size of a file on the runtimes that are installed."""

@@ -1,0 +1,94 @@
+"""What ``sqakd-deploy bench`` does once its options are parsed."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from sqakd_deploy.bench.baseline import check_is_of, export_teacher
+from sqakd_deploy.bench.inputs import onnx_input
+from sqakd_deploy.bench.measure import BenchOptions, BenchReport, bench
+from sqakd_deploy.bench.plot import check_picture, draw
+from sqakd_deploy.bench.report import bench_lines, bench_tables
+from sqakd_deploy.checkpoint import newest_run, open_run
+from sqakd_deploy.consoles import console
+from sqakd_deploy.errors import CheckpointError, ExportError, ModelError
+from sqakd_deploy.listening import told
+from sqakd_deploy.plugins import get_runtime
+from sqakd_deploy.report import listener_for
+from sqakd_deploy.strict_json import strict
+
+
+def run(
+    model: Path,
+    *,
+    fp32: Path | None,
+    run: Path | None,
+    runtime: tuple[str, ...],
+    threads: tuple[int, ...],
+    batch: int,
+    rounds: int,
+    seconds: float,
+    warmup: int,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure, and print the table."""
+    facts = onnx_input(model)
+    profile = None if facts is None else facts.profile
+    for name in runtime:
+        get_runtime(name)
+    if plot is not None:
+        check_picture(plot)
+    options = BenchOptions(threads, batch, rounds, seconds, warmup)
+    listener = listener_for(console(stderr=True))
+    with tempfile.TemporaryDirectory() as folder:
+        baseline, note = (fp32, f"fp32: {fp32}") if fp32 else _baseline(model, run, Path(folder))
+        listener.message(note)
+        try:
+            report = bench(
+                model,
+                fp32=baseline,
+                runtime=runtime,
+                options=options,
+                progress=told(listener, "bench"),
+            )
+        finally:
+            listener.finish()
+    if plot is not None:
+        draw(report, plot)
+    if as_json:
+        print(strict(report.to_dict() | {"baseline": note, "profile": profile}, indent=2))
+    else:
+        _print(report, [profile, note] if profile else [note], plot)
+
+
+def _baseline(model: Path, run: Path | None, folder: Path) -> tuple[Path | None, str]:
+    """The float model from a run, and a line about it.
+
+    A run that was named has to work; the newest one is a guess, and what speaks against it is
+    said instead.
+    """
+    path = folder / "fp32.onnx"
+    if run is not None:
+        opened = open_run(run)
+        export_teacher(opened, path)
+        return path, f"fp32: the teacher of {opened.path}"
+    try:
+        opened = newest_run()
+        facts = onnx_input(model)
+        check_is_of(opened, {} if facts is None else facts.metadata, model)
+        export_teacher(opened, path)
+    except (CheckpointError, ModelError, ExportError) as error:
+        return None, f"no fp32 beside it: {error}"
+    return path, f"fp32: the teacher of {opened.path}"
+
+
+def _print(report: BenchReport, notes: list[str], plot: Path | None) -> None:
+    out = console()
+    for table in bench_tables(report):
+        out.print(table)
+    for line in bench_lines(report, *notes):
+        out.print(line, highlight=False, soft_wrap=True)
+    if plot is not None:
+        out.print(f"drew {plot}", highlight=False, soft_wrap=True)

@@ -1,0 +1,215 @@
+"""Latency, memory, load time and size of a file in each installed runtime, beside its fp32 model.
+
+Each file in each runtime has a process of its own, which loads it fresh; the processes take turns,
+one at a time, many times over. Whatever else happens on the machine then meets all of them alike,
+and no runtime's threads or memory count as another's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sqakd_deploy.bench.inputs import InputShape, onnx_input
+from sqakd_deploy.bench.process import FP32, MODEL, Candidate, Process, Row
+from sqakd_deploy.cpu import Cpu, describe_cpu
+from sqakd_deploy.errors import ExportError, ModelError, SpecError
+from sqakd_deploy.plugins import get_runtime, runtimes
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """How to measure.
+
+    Attributes:
+        threads: counts of threads to measure with, one after the other.
+        batch: images in each run.
+        rounds: turns of each candidate.
+        seconds: length of a turn.
+        warmup: runs at the start of a turn that are not timed.
+    """
+
+    threads: tuple[int, ...] = (1,)
+    batch: int = 1
+    rounds: int = 10
+    seconds: float = 0.25
+    warmup: int = 2
+
+    def __post_init__(self) -> None:
+        counts = {"threads": min(self.threads, default=0), "batch": self.batch}
+        for name, value in (counts | {"rounds": self.rounds}).items():
+            if value < 1:
+                raise SpecError(f"{name}: wanted at least 1, got {value}")
+        if self.seconds <= 0 or self.warmup < 0:
+            raise SpecError("wanted seconds above 0 and warmup of at least 0")
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What a comparison measured.
+
+    Attributes:
+        path: the file.
+        fp32: the float file that it was compared with, if any.
+        shape: of the images in a run ``(N, C, H, W)``.
+        rows: by threads and runtime, the model before its float one.
+        skipped: runtimes that could not open the file, each with its reason.
+        cpu: of this machine.
+        load_average: of the machine before the first turn (processes), None if it is not known.
+        bits: of weights and activations, where the file says so.
+    """
+
+    path: Path
+    fp32: Path | None
+    shape: tuple[int, ...]
+    rows: tuple[Row, ...]
+    skipped: Mapping[str, str]
+    cpu: Cpu
+    load_average: float | None
+    bits: tuple[int, int] | None
+
+    def baseline(self, row: Row) -> Row | None:
+        """The float model's row for the same runtime and threads."""
+        wanted = (FP32, row.runtime, row.threads)
+        return next((r for r in self.rows if (r.kind, r.runtime, r.threads) == wanted), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for json."""
+        rows = []
+        for row in self.rows:
+            baseline = self.baseline(row)
+            speedup = None if baseline is None else row.faster_than(baseline)
+            rows.append(row.to_dict() | {"speedup": speedup})
+        facts = {"path": str(self.path), "fp32": None if self.fp32 is None else str(self.fp32)}
+        return asdict(self) | facts | {"rows": rows}
+
+
+def bench(
+    model: Path | str,
+    *,
+    fp32: Path | str | None = None,
+    runtime: Sequence[str] = (),
+    options: BenchOptions | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> BenchReport:
+    """Measure a file in each runtime, and its float model beside it.
+
+    Args:
+        model: an exported file.
+        fp32: the float model as a file of the same kind; None measures without.
+        runtime: names of runtimes; empty takes all that are installed and open the file.
+        options: how to measure.
+        progress: called with the turns done and their total.
+
+    Raises:
+        SpecError: if a runtime is unknown or a number is out of range.
+        ModelError: if a file has several inputs, or the float model another one.
+        ExportError: if a file is missing or no ONNX file, if a runtime that was named refuses it,
+            or none opens it.
+    """
+    how = options or BenchOptions()
+    files = {MODEL: Path(model)} | ({} if fp32 is None else {FP32: Path(fp32)})
+    if fp32 is not None and not Path(fp32).exists():  # which export does not write
+        raise ExportError(
+            f"fp32: there is no file {fp32}; name the float model as ONNX, or leave it out: the "
+            "command line takes the run's teacher"
+        )
+    known = {kind: onnx_input(path) for kind, path in files.items()}
+    _check_alike(files, known)
+    pixels = {kind: given is not None and given.pixels for kind, given in known.items()}
+    names = [get_runtime(name).name for name in dict.fromkeys(runtime)] or sorted(runtimes())
+    candidates = [
+        Candidate(kind, path, name, threads, pixels[kind])
+        for threads in dict.fromkeys(how.threads)
+        for name in names
+        for kind, path in files.items()
+    ]
+    with ExitStack() as stack:
+        workers, skipped = _start(candidates, stack, strict=bool(runtime))
+        shape = _shape(known[MODEL], [w.shape for w in workers.values()], files[MODEL], how.batch)
+        load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        take_turns(list(workers.values()), shape, how, progress)
+        rows = tuple(worker.row(how.batch) for worker in workers.values())
+    facts = known[MODEL]
+    return BenchReport(
+        path=files[MODEL],
+        fp32=files.get(FP32),
+        shape=shape,
+        rows=rows,
+        skipped=skipped,
+        cpu=describe_cpu(),
+        load_average=load_average,
+        bits=None if facts is None else facts.bits,
+    )
+
+
+def _check_alike(files: Mapping[str, Path], known: Mapping[str, InputShape | None]) -> None:
+    """Refuse a float model of another input."""
+    facts = [(files[kind], given.shape[1:]) for kind, given in known.items() if given is not None]
+    if len({shape for _, shape in facts}) > 1:
+        (model, wanted), (fp32, got) = facts
+        raise ModelError(f"{fp32}: wanted images {list(wanted)} as {model} has, got {list(got)}")
+
+
+def _start(
+    candidates: Sequence[Candidate], stack: ExitStack, *, strict: bool
+) -> tuple[dict[Candidate, Process], dict[str, str]]:
+    """Open every file; unless strict, a runtime that refuses the model is left out, with its
+    reason, and one that refuses the float model has no baseline."""
+    started: dict[Candidate, Process] = {}
+    skipped: dict[str, str] = {}
+    for candidate in candidates:
+        if candidate.runtime in skipped:
+            continue
+        try:
+            started[candidate] = stack.enter_context(Process(candidate))
+        except ExportError as error:
+            if strict:
+                raise
+            which = ", fp32" if candidate.kind == FP32 else ""
+            skipped[candidate.runtime + which] = str(error)
+    kept = {c: process for c, process in started.items() if c.runtime not in skipped}
+    if not kept:
+        raise ExportError(f"no runtime opens the file: {'; '.join(skipped.values())}")
+    return kept, skipped
+
+
+def _shape(
+    known: InputShape | None, told: Sequence[list[int | None] | None], path: Path, batch: int
+) -> tuple[int, ...]:
+    """The shape of a run's images, from the file or else from a session."""
+    shape = known.shape if known else next((tuple(s) for s in told if s is not None), None)
+    if shape is None:
+        raise ModelError(f"{path}: no runtime says what shape its input has")
+    first, *others = shape
+    if first not in (None, batch):
+        raise ModelError(f"{path}: wanted a batch of {batch}, but the file's is fixed at {first}")
+    if None in others:
+        raise ModelError(f"{path}: only the batch may be dynamic, got {list(shape)}")
+    return (batch, *(extent for extent in others if extent is not None))
+
+
+def take_turns(
+    workers: Sequence[Process],
+    shape: tuple[int, ...],
+    how: BenchOptions,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Round after round; who begins moves on, so that no place in the round is always one's.
+
+    Args:
+        workers: each keeps its own times.
+        shape: of a run's images ``(N, C, H, W)``.
+        how: rounds, seconds and warm-up.
+        progress: called with the turns done and their total.
+    """
+    total = how.rounds * len(workers)
+    for turn in range(total):
+        round_, place = divmod(turn, len(workers))
+        worker = workers[(round_ + place) % len(workers)]
+        worker.take_turn(shape, how.warmup, how.seconds)
+        progress(turn + 1, total)

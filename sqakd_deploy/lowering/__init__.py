@@ -1,0 +1,1 @@
+"""What operators mean, and from a student to its graph of integers."""

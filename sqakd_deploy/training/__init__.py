@@ -1,0 +1,1 @@
+"""Distillation of students, training of teachers, and what both go through."""

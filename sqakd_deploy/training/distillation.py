@@ -1,0 +1,354 @@
+"""Self-supervised quantization-aware distillation: the training loop.
+
+Nothing in this file takes a label unless the loss asks for one: with ``loss="kl"`` only the first
+element of a batch is touched, and it must be a tensor of images.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sqakd_deploy.errors import SpecError
+from sqakd_deploy.evaluate import batch_agreement
+from sqakd_deploy.lowering.integer import snap_biases
+from sqakd_deploy.lowering.lowerable import without_form
+from sqakd_deploy.quantization import (
+    activation_quantizers,
+    batch_norms,
+    calibrate,
+    count_quantizers,
+    is_calibrated,
+    reestimate_batch_norm,
+    scaling_quantizers,
+    weight_quantizers,
+)
+from sqakd_deploy.spec import DistillConfig
+from sqakd_deploy.tracing.trace import first_tensor
+from sqakd_deploy.training.acceleration import decide
+from sqakd_deploy.training.batching import as_loader, check_repeatable
+from sqakd_deploy.training.features import answers, feature_loss, with_codes
+from sqakd_deploy.training.fitting import Epoch, Fit, Loader, Step, warm_cosine
+from sqakd_deploy.training.hessian import update_deltas
+from sqakd_deploy.training.losses import LABELS, distillation_loss, label_loss
+from sqakd_deploy.training.processes import separate_batch_norm, start, synchronised_batch_norm
+from sqakd_deploy.training.sampling import holding, sample
+from sqakd_deploy.training.saves import Saves
+
+_ENOUGH_BITS = 4  # to freeze BatchNorm from the start and to learn slowly (docs/decisions.md)
+# For statistics of BatchNorm that are better than the model's own. Measured with 0 epochs, as KL
+# from the teacher: 22 images of one class gave 0.235 and the model's own 0.048, 240 mixed images
+# 0.011 and the model's own 0.045.
+_ENOUGH_IMAGES = 128
+_LR, _FEW_BITS_LR = 3e-4, 1e-3
+_DELTA_BATCHES = 3  # as EWGS averages its trace (Lee et al., 2021, §4.1)
+
+
+def distill(
+    student: nn.Module,
+    images: Tensor | Loader,
+    *,
+    teacher: nn.Module,
+    config: DistillConfig | None = None,
+    calibration: Tensor | Iterable[object] | None = None,
+    labelled: Loader | None = None,
+    saves: Saves | None = None,
+    on_step: Callable[[Step], None] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    message: Callable[[str], None] | None = None,
+) -> list[Epoch]:
+    """Train a student to answer like its teacher, without labels.
+
+    Args:
+        student: from :func:`~sqakd_deploy.quantization.quantize`; **changed in place**: calibrated
+            (unless it is: a student that was trained or calibrated before goes on with its ranges),
+            BatchNorm re-estimated (from 128 images on, unless ``bn_images`` are fewer), trained,
+            biases moved onto the integer grid (where it has one).
+        images: preprocessed images ``(N, C, H, W)``, or batches of them, gone through once an
+            epoch. Of a batch that is a tuple only the first element is used.
+        teacher: the float model; used in evaluation mode, not changed.
+        config: how; ``epochs=0`` trains nothing and does all the rest.
+        calibration: images that set ranges and BatchNorm, by default some of ``images``. Of a
+            tensor evenly spread ones are taken, of batches the first: shuffle those of a loader.
+            Where it is given, ranges are set by it, also those of a student that has some.
+        labelled: batches ``(images, labels)``, needed by the baselines ``ce`` and ``kl+ce`` alone;
+            they replace ``images``.
+        saves: where training states are saved, and resumed from if there is one.
+        on_step: called after each step.
+        on_epoch: called after each epoch.
+        message: told what was decided.
+
+    Returns:
+        A record for each epoch trained here.
+
+    Raises:
+        SpecError: if a loss with labels gets none, or labels come with one that needs none, or the
+            warm-up is as long as the run.
+        DataError: if there are too few images to train or to normalise by, or batches without a
+            length or that can be gone through only once.
+        TrainingError: if the loss is not finite.
+    """
+    config, say = config or DistillConfig(), message or (lambda text: None)
+    if (config.loss == "kl") != (labelled is None):
+        wanted = "no labels" if config.loss == "kl" else "labelled batches"
+        raise SpecError(f"loss {config.loss!r} wants {wanted}; give the other or change the loss")
+    batches = as_loader(images if labelled is None else labelled, config)
+    check_repeatable(calibration)
+    formless = without_form(student)
+    if formless is not None:
+        say(
+            f"{formless} has no integer form: the student cannot be exported, and its biases "
+            "stay as trained"
+        )
+    still = calibration if calibration is not None else batches
+    if calibration is not None or not is_calibrated(student):
+        calibrate(student, sample(still, config.calibration_images))
+    records = []
+    reestimate = partial(_reestimate, student, still, config, say)
+    if config.epochs:
+        run = _Distillation(student, teacher, config, batches, say)
+        records = run.fit(saves, on_step, on_epoch, reestimate)
+    if not frozen_epochs(student, config):
+        reestimate()
+    snap_biases(student)
+    student.eval()
+    return records
+
+
+def check_settings(
+    student: nn.Module, teacher: nn.Module, config: DistillConfig, steps: int
+) -> None:
+    """Refuse what :func:`distill` would, for those who train a teacher before.
+
+    Args:
+        student: from :func:`~sqakd_deploy.quantization.quantize`; it need not be calibrated.
+        teacher: the float model; it need not be trained.
+        config: how.
+        steps: of an epoch.
+
+    Raises:
+        SpecError: if the warm-up is as long as the run, or there is no layer to compare codes of.
+    """
+    if config.epochs:
+        _check_warmup(config, steps)
+        if config.feature_weight:
+            with_codes(student, teacher)
+
+
+def _check_warmup(config: DistillConfig, steps: int) -> None:
+    total = config.epochs * steps
+    if config.warmup_steps >= total:
+        raise SpecError(
+            f"warmup_steps: wanted fewer than the {total} steps of this run "
+            f"({config.epochs} epochs of {steps}), got {config.warmup_steps}"
+        )
+
+
+def _reestimate(
+    student: nn.Module,
+    images: Tensor | Iterable[object],
+    config: DistillConfig,
+    say: Callable[[str], None],
+) -> None:
+    """Estimate BatchNorm's statistics anew, unless there are too few images to gain by it.
+
+    Whoever asks for fewer gets what they ask for.
+    """
+    found = sample(images, config.bn_images)
+    if config.bn_images >= _ENOUGH_IMAGES and batch_norms(student):
+        enough = holding(found, _ENOUGH_IMAGES)
+        if enough is None:
+            say(
+                f"BatchNorm's statistics stay as they are: there are fewer than {_ENOUGH_IMAGES} "
+                "images to estimate them from"
+            )
+            return
+        found = enough
+    reestimate_batch_norm(student, found)
+
+
+def frozen_epochs(student: nn.Module, config: DistillConfig) -> int:
+    """How many of the last epochs train with frozen BatchNorm statistics.
+
+    Where rounding loses little, the noise of each batch's own statistics is most of what is lost.
+    Where it loses much, normalising by them helps as much as it harms.
+    """
+    share = config.freeze_bn_after
+    if share is None:
+        share = 0.0 if _loses_little(student) else 1.0
+    return config.epochs - round(share * config.epochs)
+
+
+def learning_rate(student: nn.Module, config: DistillConfig) -> float:
+    """The highest rate of the model's parameters, as asked or as suits its bits."""
+    if config.lr is not None:
+        return config.lr
+    return _LR if _loses_little(student) else _FEW_BITS_LR
+
+
+def _loses_little(student: nn.Module) -> bool:
+    """Whether nothing is rounded to fewer than 4 bits."""
+    bits = {width for counts in count_quantizers(student).values() for width in counts}
+    return min(bits, default=_ENOUGH_BITS) >= _ENOUGH_BITS
+
+
+def parameter_groups(student: nn.Module, config: DistillConfig) -> list[dict[str, Any]]:
+    """The model's parameters with weight decay, the quantizers' at their own rate and decay.
+
+    PACT's α decays as the model does, as published.
+    """
+    quantizers = [*weight_quantizers(student).values(), *activation_quantizers(student).values()]
+    own: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
+    for quantizer in quantizers:
+        pulled = getattr(quantizer, "decayed", ())
+        for name, parameter in quantizer.named_parameters():
+            (decayed if name in pulled else own).append(parameter)
+    known = {id(parameter) for parameter in own + decayed}
+    model = [p for p in student.parameters() if id(p) not in known]
+    rate, slower = learning_rate(student, config), config.quantizer_lr
+    groups = [
+        {"params": model, "lr": rate, "weight_decay": config.weight_decay},
+        {"params": own, "lr": slower, "weight_decay": config.quantizer_weight_decay},
+        {"params": decayed, "lr": slower, "weight_decay": config.weight_decay},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(student: nn.Module, config: DistillConfig) -> torch.optim.Optimizer:
+    """The optimizer that a config names, over :func:`parameter_groups`."""
+    groups = parameter_groups(student, config)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(groups, fused=True)
+    return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov)
+
+
+class _Distillation:
+    """What a step needs: both networks, as fast as the device allows, and the loss."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        config: DistillConfig,
+        batches: Loader,
+        message: Callable[[str], None],
+    ) -> None:
+        self.config, self.batches, self.message = config, batches, message
+        self.device = next(student.parameters()).device
+        self.accelerator = start(self.device)
+        self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False).to(self.device)
+        steps = config.epochs * len(batches)
+        _check_warmup(config, len(batches))
+        self.schedule = warm_cosine(steps, config.warmup_steps)
+        example = first_tensor(next(iter(batches))).to(self.device)
+        self.how = decide(config, self.teacher, example, steps, self.device)
+        message(f"training is {self.how.reason}")
+        self.student = self.how.place(student)
+        self.how.place(self.teacher)
+        self.norms = batch_norms(self.student)
+        self.first_frozen = config.epochs - frozen_epochs(self.student, config)
+        if self.norms and self.first_frozen < config.epochs:
+            since = f"after epoch {self.first_frozen}" if self.first_frozen else "from the start"
+            message(f"BatchNorm's statistics are frozen {since}")
+        self.estimates_delta = _set_delta(student, config) and config.delta == "hessian"
+        if self.estimates_delta and config.epochs <= config.delta_every:
+            message(
+                f"δ is first estimated after epoch {config.delta_every}, and there are "
+                f"{config.epochs}: they train with δ = 0, plain STE; lower distillation.delta_every"
+            )
+        self.networks: tuple[nn.Module, nn.Module] = (self.student, self.teacher)
+        if config.feature_weight:
+            self.networks = with_codes(self.student, self.teacher)
+
+    def fit(
+        self,
+        saves: Saves | None,
+        on_step: Callable[[Step], None] | None,
+        on_epoch: Callable[[Epoch], None] | None,
+        reestimate: Callable[[], None],
+    ) -> list[Epoch]:
+        def before_epoch(epoch: int) -> None:
+            if epoch == self.first_frozen:
+                with separate_batch_norm(self.student):
+                    reestimate()
+            self._refresh_delta(epoch)
+
+        with synchronised_batch_norm(self.student, self.accelerator):
+            student, teacher = self.networks
+            supervised = self.config.loss == "ce"
+            compiled = self.how.compiled(student, whole=True)
+            self._student = self.accelerator.prepare_model(compiled)
+            self._teacher = self.how.compiled(teacher, whole=False)
+            return Fit(
+                model=self.student,
+                objective=self._supervised if supervised else self._objective,
+                optimizer=build_optimizer(self.student, self.config),
+                schedule=self.schedule,
+                batches=self.batches,
+                epochs=self.config.epochs,
+                accelerator=self.accelerator,
+                clip_grad=self.config.clip_grad,
+                saves=saves,
+                before_epoch=before_epoch,
+                frozen=lambda epoch: self.norms if epoch >= self.first_frozen else (),
+                on_step=on_step,
+                on_epoch=on_epoch,
+                target=LABELS if supervised else "agreement",
+            ).run()
+
+    def _objective(self, batch: Any) -> tuple[Tensor, Tensor]:
+        images = self.how.images(first_tensor(batch).to(self.device))
+        with self.how.autocast(self.device):
+            with torch.no_grad():
+                target, *wanted = answers(self._teacher(images))
+            logits, *codes = answers(self._student(images))
+        loss = self._loss(logits, target, batch)
+        if self.config.feature_weight:
+            loss = loss + self.config.feature_weight * feature_loss(*codes, *wanted)
+        return loss, batch_agreement(logits.detach(), target)
+
+    def _supervised(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Labels alone: a teacher's pass is a quarter of a step, and nobody would read it."""
+        images = self.how.images(first_tensor(batch).to(self.device))
+        with self.how.autocast(self.device):
+            logits = self._student(images)
+        return label_loss(logits, batch[1].to(self.device))
+
+    def _loss(self, logits: Tensor, target: Tensor, batch: Any) -> Tensor:
+        if self.config.loss == "ce":
+            return label_loss(logits, batch[1].to(logits.device))[0]
+        divergence = distillation_loss(logits, target, self.config.temperature)
+        weighted = self.config.kl_weight * divergence
+        if self.config.loss == "kl":
+            return weighted
+        return label_loss(logits, batch[1].to(logits.device))[0] + weighted
+
+    def _refresh_delta(self, epoch: int) -> None:
+        if self.estimates_delta and epoch and epoch % self.config.delta_every == 0:
+            found = update_deltas(
+                self.student,
+                self.teacher,
+                itertools.islice(self.batches, _DELTA_BATCHES),
+                temperature=self.config.temperature,
+                feature_weight=self.config.feature_weight,
+                divergence=self._loss,
+                seed=self.config.seed + epoch,
+            )
+            low, high = min(found.values()), max(found.values())
+            self.message(f"δ by Hutchinson's trace: {low:.2g} to {high:.2g}")
+
+
+def _set_delta(student: nn.Module, config: DistillConfig) -> bool:
+    """Give δ to the quantizers whose method scales gradients; whether there are any."""
+    start = 0.0 if config.delta == "hessian" else float(config.delta)
+    quantizers = scaling_quantizers(student)
+    for quantizer in quantizers.values():
+        quantizer.delta.fill_(start)
+    return bool(quantizers)
