@@ -257,7 +257,8 @@ def proven(net: nn.Module, path: Path) -> Coverage:
 def test_patterns_run_as_trained(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     coverage = proven(randomise_norms(Net(PATTERNS[name])), tmp_path)
-    assert coverage.fallbacks == ()
+    in_float = {"x.mean, one axis after another": ["ReduceMean"]}  # of one axis, then pooled
+    assert [fallback.op_type for fallback in coverage.fallbacks] == in_float.get(name, [])
 
 
 def test_a_block_called_twice_has_a_bias_for_each_accumulator(tmp_path: Path) -> None:
@@ -309,9 +310,9 @@ def test_a_clip_of_both_signs_is_right_but_may_stay_in_float(tmp_path: Path) -> 
     ("pattern", "operation"),
     [
         (lambda net, x, y: y.floor_(), "floor_"),
-        (lambda net, x, y: x / y, "truediv"),
+        (lambda net, x, y: 2 / y, "truediv"),
         (lambda net, x, y: torch.cumsum(x, 1), "cumsum"),
-        (lambda net, x, y: F.interpolate(x, scale_factor=2.0, mode="bilinear"), "interpolate"),
+        (lambda net, x, y: F.interpolate(x, scale_factor=2.0, mode="bicubic"), "interpolate"),
         (lambda net, x, y: x.flip(2), "flip"),
     ],
 )

@@ -103,8 +103,8 @@ class QonnxSession:
 
 
 def _factors(node: NodeProto) -> list[str]:
-    """What a product is of: a layer only if both are computed, a scale otherwise."""
-    return list(node.input) if node.op_type == "Mul" else []
+    """What a product or quotient is of: a layer only if both are computed, a scale otherwise."""
+    return list(node.input) if node.op_type in ("Mul", "Div") else []
 
 
 def _reason(node: NodeProto, producers: dict[str, NodeProto]) -> str | None:

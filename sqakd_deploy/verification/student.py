@@ -130,7 +130,8 @@ def record(student: nn.Module, images: NDArray[np.float32]) -> dict[str, Tensor]
         images: ``(M, C, H, W)``.
 
     Returns:
-        By the quantizer's name, in topological order.
+        By the quantizer's name, in topological order; the first axis counts images, also where a
+        model parts them into windows.
     """
     graph = lower(student)
     quantizers = {node.output: node for node in graph.nodes if isinstance(node, ir.Quantize)}
@@ -141,14 +142,22 @@ def record(student: nn.Module, images: NDArray[np.float32]) -> dict[str, Tensor]
     parts: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in quantizers}
     for start in range(0, len(images), _CHUNK):
         recorder.seen.clear()
-        recorder.run(torch.from_numpy(images[start : start + _CHUNK]).to(device))
+        chunk = images[start : start + _CHUNK]
+        recorder.run(torch.from_numpy(chunk).to(device))
         for name in quantizers:
-            parts[name].append(_codes(recorder.seen[name], _grid(graph, name)))
+            codes = _codes(recorder.seen[name], _grid(graph, name))
+            parts[name].append(_by_image(codes, len(chunk)))
     student.train(training)
     return {
         node.name: _tensor(np.concatenate(parts[name]), _grid(graph, name))
         for name, node in quantizers.items()
     }
+
+
+def _by_image(codes: NDArray[np.uint8], images: int) -> NDArray[np.uint8]:
+    """Codes whose first axis counts images, of such as may hold several rows of each, or one alone
+    whose axis was left out."""
+    return codes if len(codes) == images else codes.reshape(images, -1, *codes.shape[1:])
 
 
 class _Recorder(fx.Interpreter):
