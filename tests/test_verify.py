@@ -447,6 +447,24 @@ def test_a_student_whose_biases_were_never_rounded_is_proven(tmp_path: Path) -> 
     }
 
 
+@pytest.mark.parametrize("bias", [1e2, 1e4])
+def test_answers_far_from_zero_are_held_to_what_float32_resolves(
+    bias: float, tmp_path: Path
+) -> None:
+    """As of a regression: 1/255 of what lies between them is less than a bit or two."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Flatten())
+    model.append(nn.Linear(1024, 1))
+    model[3].weight.data *= 1e-3
+    model[3].bias.data += bias
+    made = quantize(model, QuantSpec(output_bits=None), example=SHAPE)
+    calibrate(made, images(64))
+    path = export(made, tmp_path / "m.onnx").path
+    report = parity.verify(path, made, images(32), tolerance=Tolerance(0))
+    assert report.failures == []
+    assert report.output_step_source == "what float32 resolves of the logits"
+
+
 def test_logits_that_are_no_numbers_are_no_proof(
     student: torch.fx.GraphModule, model: Path
 ) -> None:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from sqakd_deploy.errors import DataError
 from sqakd_deploy.files import replacing
 from sqakd_deploy.verification.constants import Constants
-from sqakd_deploy.verification.measures import Logits
+from sqakd_deploy.verification.measures import Logits, range_step
 from sqakd_deploy.verification.sizes import Sizes
-from sqakd_deploy.verification.stages import Expected, range_step
+from sqakd_deploy.verification.stages import Expected
 
 BATCH = 64
 """Images that run at a time where a file does not say otherwise."""
