@@ -40,7 +40,7 @@ from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolated import IsolatedReport
 from sqakd_deploy.verification.isolating import _compare, _joined, isolate, isolator_of
 from sqakd_deploy.verification.layers import LayersReport, compare_layers
-from sqakd_deploy.verification.reference import Reference, Tensor
+from sqakd_deploy.verification.reference import Reference, Tensor, load_reference, save_reference
 from sqakd_deploy.verification.stages import Tolerance, isolated_faults
 from sqakd_deploy.verification.student import Rounding, in_float64, record, reference_of, roundings
 from sqakd_deploy.verification.tables import constants_lines, coverage_lines, layers_lines
@@ -556,6 +556,17 @@ METADATA = {
     "sqakd.preprocessing": json.dumps(PREPARED),
     "sqakd.classes": json.dumps(["ant", "bee", "cat", "dog", "elk"]),
 }
+
+
+def test_metadata_of_the_users_own_are_kept_as_they_are(
+    student: torch.fx.GraphModule, tmp_path: Path
+) -> None:
+    own = {"author": "a person", "sqakd.classes": '["a", "b", "c", "d", "e"]'}
+    saved = reference_of(student, [images(4)], metadata=own)
+    save_reference(saved, tmp_path / "r.npz")
+    read = load_reference(tmp_path / "r.npz").metadata
+    assert read is not None
+    assert {name: read[name] for name in own} == own
 
 
 def restate(path: Path, key: str, change: Callable[[Any], Any]) -> None:
