@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +11,13 @@ from torch import Tensor, nn
 
 from sqakd_deploy.errors import DataError, ExportError
 from sqakd_deploy.exporting import Artifact, conformance_of
-from sqakd_deploy.lowering.integer import lower, snap_biases
+from sqakd_deploy.lowering.integer import lower
 from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import spec_of
 from sqakd_deploy.tracing.trace import first_tensor
 from sqakd_deploy.verification.file import QdqFile
-from sqakd_deploy.verification.isolated import IMAGES, Isolator
-from sqakd_deploy.verification.isolating import isolate
+from sqakd_deploy.verification.isolated import IMAGES
+from sqakd_deploy.verification.isolating import isolator_of
 from sqakd_deploy.verification.saturation import saturation_in, sums_exactly
 from sqakd_deploy.verification.sizes import expected_size, float_size, information_size
 from sqakd_deploy.verification.stages import (
@@ -84,7 +82,7 @@ def verify(
     if file is not None and reference.constants is not None:
         differences = differences_of(file, reference.constants)
         worst = reference.images(runs.worst_images(expected, IMAGES))
-        isolated = isolated_stages(_isolator(student), file, runtime, worst)
+        isolated = isolated_stages(isolator_of(student), file, runtime, worst)
     saturation = None if sums_exactly(runtime) else saturation_in(lower(student))
     rules = conformance_of(exporter, path)
     return report_of(path, runs, expected, tolerance, rules, differences, saturation, isolated)
@@ -96,11 +94,3 @@ def _onnx_file(path: Path) -> QdqFile | None:
         return QdqFile(path)
     except ExportError:
         return None
-
-
-def _isolator(student: nn.Module) -> Isolator:
-    """Runs a copy whose biases are those of the file: rounded, which moves a student that was never
-    trained by up to half an accumulator's step."""
-    exact = copy.deepcopy(student)
-    snap_biases(exact)
-    return partial(isolate, exact)

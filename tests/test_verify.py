@@ -37,11 +37,12 @@ from sqakd_deploy.spec import QuantSpec, TensorSpec
 from sqakd_deploy.verification import verifying
 from sqakd_deploy.verification.constants import compare_constants, constants_of
 from sqakd_deploy.verification.file import QdqFile
-from sqakd_deploy.verification.isolating import isolate
+from sqakd_deploy.verification.isolated import IsolatedReport
+from sqakd_deploy.verification.isolating import _compare, _joined, isolate, isolator_of
 from sqakd_deploy.verification.layers import LayersReport, compare_layers
-from sqakd_deploy.verification.reference import Reference, Tensor
-from sqakd_deploy.verification.stages import Tolerance
-from sqakd_deploy.verification.student import in_float64, record, reference_of, roundings
+from sqakd_deploy.verification.reference import Reference, Tensor, load_reference, save_reference
+from sqakd_deploy.verification.stages import Tolerance, isolated_faults
+from sqakd_deploy.verification.student import Rounding, in_float64, record, reference_of, roundings
 from sqakd_deploy.verification.tables import constants_lines, coverage_lines, layers_lines
 from sqakd_deploy.verification.taps import read_codes, tapped
 from sqakd_deploy.verification.verifying import Verification, compare_with_student, verify_file
@@ -447,6 +448,46 @@ def test_a_student_whose_biases_were_never_rounded_is_proven(tmp_path: Path) -> 
     }
 
 
+@pytest.mark.parametrize("bias", [1e2, 1e4])
+def test_answers_far_from_zero_are_held_to_what_float32_resolves(
+    bias: float, tmp_path: Path
+) -> None:
+    """As of a regression: 1/255 of what lies between them is less than a bit or two."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Flatten())
+    model.append(nn.Linear(1024, 1))
+    model[3].weight.data *= 1e-3
+    model[3].bias.data += bias
+    made = quantize(model, QuantSpec(output_bits=None), example=SHAPE)
+    calibrate(made, images(64))
+    path = export(made, tmp_path / "m.onnx").path
+    report = parity.verify(path, made, images(32), tolerance=Tolerance(0))
+    assert report.failures == []
+    assert report.output_step_source == "what float32 resolves of the logits"
+
+
+def test_layers_are_run_on_the_cpu(
+    student: torch.fx.GraphModule, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the student is: elsewhere sums may be TF32's, and float64 may be missing."""
+    moved: list[nn.Module] = []
+    monkeypatch.setattr(torch.fx.GraphModule, "cpu", lambda self: moved.append(self) or self)
+    isolator = isolator_of(student)
+    assert len(moved) == 1
+    assert moved[0] is not student
+    assert isolator(QdqFile(model), OnnxRuntime(), images(4).numpy(), True).faults("here") == []
+
+
+def test_values_that_are_no_numbers_are_wrong_and_said_so() -> None:
+    rule = Rounding("q", 1.0, 0, 15, 1.0)
+    real, level = torch.tensor([[1.0, float("nan")]]), torch.ones((1, 2), dtype=torch.int16)
+    found = _compare(rule, real, level)
+    assert (found.differing, found.largest) == (1, 15)
+    true = _compare(rule, torch.ones(1, 2), level)
+    for joined in (_joined(true, found), _joined(found, true)):
+        assert IsolatedReport(2, (joined,), ()).faulty == (joined,)
+
+
 def test_logits_that_are_no_numbers_are_no_proof(
     student: torch.fx.GraphModule, model: Path
 ) -> None:
@@ -515,6 +556,17 @@ METADATA = {
     "sqakd.preprocessing": json.dumps(PREPARED),
     "sqakd.classes": json.dumps(["ant", "bee", "cat", "dog", "elk"]),
 }
+
+
+def test_metadata_of_the_users_own_are_kept_as_they_are(
+    student: torch.fx.GraphModule, tmp_path: Path
+) -> None:
+    own = {"author": "a person", "sqakd.classes": '["a", "b", "c", "d", "e"]'}
+    saved = reference_of(student, [images(4)], metadata=own)
+    save_reference(saved, tmp_path / "r.npz")
+    read = load_reference(tmp_path / "r.npz").metadata
+    assert read is not None
+    assert {name: read[name] for name in own} == own
 
 
 def restate(path: Path, key: str, change: Callable[[Any], Any]) -> None:
@@ -753,6 +805,23 @@ def test_a_tensor_that_cannot_be_read_is_isolated_from_none(
     assert report.faulty == ()
     assert report.programs > 1  # what could be read was read in halves
     assert not report.decides
+
+
+def test_a_tensor_that_cannot_be_read_decides_nothing_beside_another(tmp_path: Path) -> None:
+    """The other one is read from a single copy, but what lies behind is the student's own."""
+    made = quantize(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), example=SHAPE)
+    calibrate(made, images(64))
+    snap_biases(made)
+    file = QdqFile(export(made, tmp_path / "m.onnx").path)
+    _, last = file.quantized.values()
+    report = isolate(made, file, Shy(last.value), images(8).numpy())
+    assert (report.programs, report.unread) == (1, (last.layer,))
+    assert not report.decides
+    moved = replace(report, logits=1.0)  # one code beside a border
+    assert isolated_faults({"here": moved}) == []
+    layers = LayersReport(8, (), {}, (), {"here": moved})
+    assert any(f"for {last.layer}, of the student" in line for line in layers_lines(layers))
+    assert isolate(made, file, Shy("none"), images(8).numpy()).decides
 
 
 def test_float64_moves_nothing_but_sums(student: torch.fx.GraphModule) -> None:

@@ -85,7 +85,7 @@ def _from_run(
     # Imported late: all of this needs torch, and verifying against a reference must not.
     from sqakd_deploy.checkpoint import newest_run, open_run
     from sqakd_deploy.runs import held_out, load_student
-    from sqakd_deploy.verification.isolating import isolate
+    from sqakd_deploy.verification.isolating import isolator_of
     from sqakd_deploy.verification.student import record, reference_of
 
     loaded = load_student(open_run(run) if run else newest_run())
@@ -95,7 +95,7 @@ def _from_run(
     images, split = held_out(loaded, data, samples)
     answers = reference_of(loaded.student, images, labels=split.labels, metadata=loaded.metadata)
     student = loaded.student
-    return answers, partial(record, student), partial(isolate, student)
+    return answers, partial(record, student), isolator_of(student)
 
 
 def _save(answers: Reference, path: Path) -> None:

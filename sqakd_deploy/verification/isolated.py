@@ -79,6 +79,8 @@ class IsolatedReport:
             answers; the student's own codes stand in for theirs.
         logits: largest error of the answers, from the codes before them (steps of the output).
         programs: copies of the file that the codes were read from.
+        unread: those of the unseen that cannot be read: a code beside a border may be another in
+            the student than in the runtime.
     """
 
     images: int
@@ -86,6 +88,7 @@ class IsolatedReport:
     unseen: tuple[str, ...]
     logits: float = 0.0
     programs: int = 1
+    unread: tuple[str, ...] = ()
 
     @property
     def codes(self) -> int:
@@ -104,8 +107,9 @@ class IsolatedReport:
 
     @property
     def decides(self) -> bool:
-        """Whether a faulty tensor is proof: codes of several programs need not fit together."""
-        return self.programs == 1
+        """Whether a faulty tensor is proof: codes of several programs need not fit together, nor
+        the runtime's those of the student, where it is not seen what the runtime made of them."""
+        return self.programs == 1 and not self.unread
 
     @property
     def faulty(self) -> tuple[Isolated, ...]:

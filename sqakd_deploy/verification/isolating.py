@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,14 +16,26 @@ from torch import fx, nn
 from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import ParityError
 from sqakd_deploy.exporting import Runtime
-from sqakd_deploy.lowering.integer import lower
+from sqakd_deploy.lowering.integer import lower, snap_biases
 from sqakd_deploy.tracing.trace import first_tensor
 from sqakd_deploy.verification.file import QdqFile
-from sqakd_deploy.verification.isolated import Isolated, IsolatedReport
+from sqakd_deploy.verification.isolated import Isolated, IsolatedReport, Isolator
 from sqakd_deploy.verification.measures import Logits
 from sqakd_deploy.verification.stages import output_step
 from sqakd_deploy.verification.student import Rounding, record, roundings
 from sqakd_deploy.verification.taps import CHUNK, read_codes
+
+
+def isolator_of(student: nn.Module) -> Isolator:
+    """Runs a copy whose biases are those of the file: rounded, which moves a student that was never
+    trained by up to half an accumulator's step.
+
+    The copy is on the CPU. Accelerators sum convolutions in TF32 unless they are told not to, which
+    moves values by hundredths of a step, and some have no float64 to compare in.
+    """
+    exact = copy.deepcopy(student).cpu()
+    snap_biases(exact)
+    return partial(isolate, exact)
 
 
 @torch.no_grad()
@@ -69,7 +83,7 @@ def isolate(
     ordered = tuple(parts[rule.name] for rule in rules.values() if rule.name in parts)
     unseen = tuple(name for name in shapes if name not in parts)
     off = _logits_off(graph, torch.cat(answers).float().cpu().numpy(), seen.logits)
-    return IsolatedReport(len(images), ordered, unseen, off, seen.programs)
+    return IsolatedReport(len(images), ordered, unseen, off, seen.programs, seen.unseen)
 
 
 def _logits_off(graph: ir.IntegerGraph, expected: Logits, found: Logits) -> float:
@@ -119,7 +133,7 @@ def _compare(rule: Rounding, real: torch.Tensor, level: torch.Tensor) -> Isolate
         rule.name,
         level.numel(),
         int(torch.count_nonzero(gap)),
-        int(gap.max()),
+        int(torch.nan_to_num(gap, nan=rule.high - rule.low).max()),
         max(outside, 0.0),
     )
 
@@ -130,5 +144,5 @@ def _joined(one: Isolated, other: Isolated) -> Isolated:
         codes=one.codes + other.codes,
         differing=one.differing + other.differing,
         largest=max(one.largest, other.largest),
-        outside=max(one.outside, other.outside),
+        outside=float(np.maximum(one.outside, other.outside)),
     )

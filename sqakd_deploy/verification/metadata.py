@@ -19,7 +19,9 @@ from sqakd_deploy.verification.file import QdqFile
 
 CLASSES_KEY, SPEC_KEY = "sqakd.classes", "sqakd.spec"
 
-_KEYS = (PREPROCESSING_KEY, CLASSES_KEY, SPEC_KEY)
+KEYS = (PREPROCESSING_KEY, CLASSES_KEY, SPEC_KEY)
+"""Whose values are JSON and compared."""
+
 _TYPES = {TensorProto.FLOAT: "float32", TensorProto.UINT8: "uint8"}
 _NCHW, _NHWC = "NCHW", "NHWC"
 
@@ -34,7 +36,7 @@ def metadata_differences(
         expected: metadata of the student, JSON by key; others than this package's are left alone.
         image: shape of one prepared image.
     """
-    pairs = [(key, json.loads(expected[key]), file.stated(key)) for key in _KEYS if key in expected]
+    pairs = [(key, json.loads(expected[key]), file.stated(key)) for key in KEYS if key in expected]
     pairs.append((INPUT_KEY, _input(file, image), file.stated(INPUT_KEY)))
     return [
         Difference(f"metadata {key}", field, 1, 1, detail)

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from sqakd_deploy.errors import DataError
 from sqakd_deploy.files import replacing
 from sqakd_deploy.verification.constants import Constants
-from sqakd_deploy.verification.measures import Logits
+from sqakd_deploy.verification.measures import Logits, range_step
+from sqakd_deploy.verification.metadata import KEYS
 from sqakd_deploy.verification.sizes import Sizes
-from sqakd_deploy.verification.stages import Expected, range_step
+from sqakd_deploy.verification.stages import Expected
 
 BATCH = 64
 """Images that run at a time where a file does not say otherwise."""
@@ -176,8 +177,9 @@ def _check_tensors(reference: Reference) -> None:
     """
     if reference.step is not None and not 0 < reference.step[0] < math.inf:
         raise ValueError(f"wanted a step above 0, got {reference.step[0]}")
-    for text in (reference.metadata or {}).values():
-        json.loads(text)
+    for key, text in (reference.metadata or {}).items():
+        if key in KEYS:  # others are the user's, in whatever form
+            json.loads(text)
     if reference.tensors is None:
         return
     which = reference.tensor_images

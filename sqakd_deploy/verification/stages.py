@@ -16,7 +16,7 @@ from sqakd_deploy.files import size_on_disk
 from sqakd_deploy.graph import IntegerGraph
 from sqakd_deploy.verification.constants import Difference
 from sqakd_deploy.verification.isolated import IsolatedReport
-from sqakd_deploy.verification.measures import Logits, accuracy, agreement
+from sqakd_deploy.verification.measures import Logits, accuracy, agreement, range_step
 from sqakd_deploy.verification.saturation import SaturationReport
 from sqakd_deploy.verification.sizes import Sizes
 
@@ -351,9 +351,3 @@ def output_step(graph: IntegerGraph, logits: Logits) -> tuple[float, str]:
     if grid is not None:
         return float(grid.scale), "scale of the quantised output"
     return range_step(logits)
-
-
-def range_step(logits: Logits) -> tuple[float, str]:
-    """The step of 8 bits over all logits, for outputs in float."""
-    spread = float(logits.max() - logits.min()) or 1.0  # all equal: any step will do
-    return spread / 255, "1/255 of the logits' range"

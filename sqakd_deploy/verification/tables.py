@@ -228,10 +228,17 @@ def _isolated_lines(stage: str, report: IsolatedReport) -> list[str]:
     lines += faults
     if faults and not report.decides:
         lines.append(
-            f"that decides nothing: the codes ({stage}) are of {report.programs} programs, since "
-            "reading all at once changes the answers, and one may have rounded as another did not"
+            f"that decides nothing: the codes ({stage}) are of {_sources(report)}, since reading "
+            "all at once changes the answers, and one may have rounded as another did not"
         )
     return lines
+
+
+def _sources(report: IsolatedReport) -> str:
+    """What codes are of that need not fit together."""
+    if report.programs > 1:
+        return f"{report.programs} programs"
+    return f"the runtime and, for {', '.join(report.unread)}, of the student"
 
 
 def _kind_line(report: LayersReport, kind: Kind) -> str:
