@@ -270,6 +270,50 @@ def test_bounds_behind_an_average_pool_are_exact(
     assert OpenVinoRuntime().open(path, threads=1).coverage().fallbacks == ()
 
 
+def pooled(b: Builder, codes: str, **settings: object) -> str:
+    """An average pool of unequal sides, whose windows leave out the last column of 8."""
+    usual = {"kernel": (2, 3), "stride": (2, 2), "padding": (0, 0, 0, 0)}
+    return b.append(g.AveragePool, "avg", codes, ceil_mode=False, count_include_pad=True,
+                    **{**usual, **settings})  # fmt: skip
+
+
+def maximal(b: Builder, codes: str) -> str:
+    """Of the size of the average pool's answer."""
+    x = b.append(g.MaxPool, "max", codes, kernel=(2, 3), stride=(2, 2), padding=(0, 0, 0, 0),
+                 dilation=(1, 1), ceil_mode=False)  # fmt: skip
+    return b.quantize("other", x, UINT8, 60)
+
+
+def padded(b: Builder, codes: str) -> str:
+    """Read by a convolution, with padding that counts."""
+    x = pooled(b, codes, kernel=(3, 3), padding=(1, 1, 1, 1))
+    return b.conv("conv", x, 4)
+
+
+@pytest.mark.parametrize("zero", [0, 90])
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda b, x: b.append(g.Add, "add", pooled(b, x), maximal(b, x)),
+        lambda b, x: b.append(g.Mul, "mul", pooled(b, x), maximal(b, x)),
+        lambda b, x: b.append(g.Add, "add", b.relu("relu", pooled(b, x)), maximal(b, x)),
+        lambda b, x: b.append(g.GlobalAveragePool, "mean", pooled(b, x)),
+        lambda b, x: b.conv("conv", pooled(b, x), 4),
+        padded,
+    ],
+)
+def test_averages_that_are_read_unrounded_are_not_rounded(
+    fill: Callable[[Builder, str], str], zero: int, tmp_path: Path
+) -> None:
+    """Rule O19."""
+    b = Builder()
+    graph = b.graph(b.quantize("out", fill(b, b.quantize("image", "x", UINT8, zero)), UINT8, 60))
+    path = write(graph, tmp_path)
+    assert error_in_steps(graph, path) <= SAME_CODE
+    fallbacks = OpenVinoRuntime().open(path, threads=1).coverage().fallbacks
+    assert any("O19" in fallback.reason for fallback in fallbacks)
+
+
 def requantised(b: Builder, codes: str) -> str:
     """Onto a finer grid of fewer levels."""
     return b.quantize("fine", b.relu("relu", codes), (0, 30))
@@ -346,7 +390,7 @@ def test_hanging_windows_are_said_to_be_float(tmp_path: Path) -> None:
     path = write(graph, tmp_path)
     assert error_in_steps(graph, path) <= SAME_CODE
     (fallback,) = OpenVinoRuntime().open(path, threads=1).coverage().fallbacks
-    assert "(rule O4)" in fallback.reason
+    assert "(rules O4" in fallback.reason
 
 
 def test_strided_pointwise_convolutions_stay_in_integers(tmp_path: Path) -> None:

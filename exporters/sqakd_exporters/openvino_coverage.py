@@ -194,7 +194,7 @@ def _reason(layer: openvino.Node, kind: str, fusing: bool) -> str:
     if weighted and not (_has_packed_weights(layer) or _has_integer_weights(inputs[1])):
         return "weights are not 8-bit integers (rule O1)"
     if kind == "AveragePool" and layer.get_attributes().get("rounding_type") != "floor":
-        return "windows that may hang over the edge (ceil_mode) are averaged in float (rule O4)"
+        return "averages read unrounded, or of windows in ceil mode, are float (rules O4, O19)"
     return "OpenVINO chose a float kernel, though input and weights are integers as rule O1 asks"
 
 

@@ -15,6 +15,12 @@ from sqakd_exporters.pooling import padded_apart, with_floors, with_padding_apar
 
 _ONE = (1, 1)
 
+_BEFORE_ROUNDING = (
+    *(*g.DATA_MOVEMENT, g.AveragePool, g.Concat),
+    *(g.Clip, g.Scale, g.Shift, g.ChannelAffine),
+)
+"""What may lie between an average pool and its quantizer without the average being rounded."""
+
 
 def for_openvino(graph: g.IntegerGraph) -> g.IntegerGraph:
     """All passes of this module.
@@ -25,7 +31,7 @@ def for_openvino(graph: g.IntegerGraph) -> g.IntegerGraph:
     Raises:
         ExportError: if a pool has no exact form, naming it.
     """
-    pooled = with_zeros_counted(with_floors(with_padding_apart(graph)))
+    pooled = with_averages_kept(with_zeros_counted(with_floors(with_padding_apart(graph))))
     kept = with_requantising_kept(with_rounding_kept(pooled))
     return with_bounds_apart(with_strides_apart(kept))
 
@@ -168,3 +174,58 @@ def _pads_off_zero(node: g.AveragePool, values: dict[str, g.Value]) -> bool:
     grid = values[node.inputs[0]].grid
     off_zero = grid is not None and grid.zero_point != 0
     return node.count_include_pad and any(node.padding) and off_zero
+
+
+def with_averages_kept(graph: g.IntegerGraph) -> g.IntegerGraph:
+    """Average in float what sums, products and layers read unrounded (rule O19).
+
+    OpenVINO's int8 pool rounds averages to codes for those. One in ceil mode runs in float (rule
+    O4); what no window reaches is cut off before, so that it has no more windows.
+
+    Args:
+        graph: not changed.
+    """
+    unrounded = _unrounded(graph)
+    values = dict(graph.values)
+    nodes: list[g.Node] = []
+    for node in graph.nodes:
+        if isinstance(node, g.AveragePool) and node.output in unrounded and not node.ceil_mode:
+            nodes += _averaged_in_float(node, values)
+        else:
+            nodes.append(node)
+    return replace(graph, nodes=tuple(nodes), values=values)
+
+
+def _unrounded(graph: g.IntegerGraph) -> set[str]:
+    """Values that come to a layer, sum or product before a quantizer."""
+    found: set[str] = set()
+    for node in reversed(graph.nodes):
+        leads_on = isinstance(node, _BEFORE_ROUNDING) and node.output not in found
+        if not (leads_on or isinstance(node, g.Quantize)):
+            found |= set(node.inputs)
+    return found
+
+
+def _averaged_in_float(node: g.AveragePool, values: dict[str, g.Value]) -> list[g.Node]:
+    nodes: list[g.Node] = []
+    if node.count_include_pad and any(node.padding):
+        pad, node = padded_apart(node, values)
+        nodes.append(pad)
+    source = values[node.inputs[0]]
+    top, left, bottom, right = node.padding
+    sizes = [int(extent or 0) for extent in source.shape[2:]]
+    reached = [
+        total - (total - kernel) % stride
+        for total, kernel, stride in zip(
+            (sizes[0] + top + bottom, sizes[1] + left + right),
+            node.kernel, node.stride, strict=True,
+        )
+    ]  # fmt: skip
+    padding = (top, left, max(reached[0] - top - sizes[0], 0), max(reached[1] - left - sizes[1], 0))
+    ends = (min(reached[0] - top, sizes[0]), min(reached[1] - left, sizes[1]))
+    if list(ends) != sizes:
+        output = f"{node.name}/reached"
+        values[output] = g.Value(output, (*source.shape[:2], *ends), source.grid)
+        nodes.append(g.Slice(output, node.inputs, output, (2, 3), (0, 0), ends, _ONE))
+        node = replace(node, inputs=(output,))
+    return [*nodes, replace(node, padding=padding, ceil_mode=True)]
