@@ -240,3 +240,40 @@ def test_attention_of_two_names_stays_one() -> None:
     weights = [value for name, value in named if name.endswith(("query.weight", "query_2.weight"))]
     assert len(weights) == 2
     assert weights[0] is weights[1]
+
+
+def test_a_size_that_the_image_sets_makes_no_table() -> None:
+    model = written(
+        lambda net, x: x * torch.full((x.shape[0], 8, 1, 1), x.argmax().item() % 5, dtype=x.dtype)
+    )
+    with pytest.raises(ModelError, match=r"argmax|item|full"):
+        quantize(model.eval(), example=SHAPE)
+
+
+def test_a_table_beside_an_axis_that_one_image_loses() -> None:
+    """``squeeze()`` takes the axis of a batch of one, too, and BatchNorm1d then fails."""
+    model = Net(
+        conv(),
+        Inner(
+            lambda net, x: (
+                x
+                + net.norm(net.pool(x + net.table.repeat(x.shape[0], 1, 1, 1)).squeeze())[
+                    ..., None, None
+                ]
+            ),
+            table=nn.Parameter(torch.randn(1, 8, 8, 8)),
+            pool=nn.AdaptiveAvgPool2d(1),
+            norm=nn.BatchNorm1d(8),
+        ),
+    ).eval()
+    traced = trace(model, SHAPE)
+    with torch.no_grad():
+        assert torch.allclose(traced(images(5)), model(images(5)), atol=1e-5)
+
+
+def test_a_table_of_whole_numbers_is_one_of_reals(tmp_path: Path) -> None:
+    """A quantizer behind whole numbers gave such, in the student."""
+    model = written(
+        lambda net, x: x + torch.ones(x.shape[0], 8, 1, 1, dtype=torch.int64).cumsum(1) % 3
+    )
+    proven(with_spread(model).eval(), tmp_path)
