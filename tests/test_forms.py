@@ -5,6 +5,7 @@ Every form is run in the student, in numpy, and in the runtimes with optimisatio
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -277,3 +278,15 @@ def test_a_table_of_whole_numbers_is_one_of_reals(tmp_path: Path) -> None:
         lambda net, x: x + torch.ones(x.shape[0], 8, 1, 1, dtype=torch.int64).cumsum(1) % 3
     )
     proven(with_spread(model).eval(), tmp_path)
+
+
+def test_a_mean_behind_a_layer_called_norm_is_a_pool() -> None:
+    """It was taken for one of lengths, which stays in float."""
+    layers = {
+        "stem": nn.Conv2d(3, 8, 3),
+        "norm": nn.Identity(),
+        "mean": Inner(lambda net, x: x.mean(1)),
+    }
+    traced = trace(nn.Sequential(OrderedDict(layers)), SHAPE)
+    (mean,) = traced.graph.find_nodes(op="call_method", target="mean")
+    assert mean.args[1] == (2, 3)
