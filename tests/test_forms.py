@@ -290,3 +290,10 @@ def test_a_mean_behind_a_layer_called_norm_is_a_pool() -> None:
     traced = trace(nn.Sequential(OrderedDict(layers)), SHAPE)
     (mean,) = traced.graph.find_nodes(op="call_method", target="mean")
     assert mean.args[1] == (2, 3)
+
+
+def test_what_counts_images_is_no_factor() -> None:
+    """It was that of the example, in the file, and the batch's in the student."""
+    model = written(lambda net, x: x * x.shape[0])
+    with pytest.raises(ModelError, match="computes with the number of images"):
+        quantize(model.eval(), example=SHAPE)
