@@ -297,3 +297,9 @@ def test_what_counts_images_is_no_factor() -> None:
     model = written(lambda net, x: x * x.shape[0])
     with pytest.raises(ModelError, match="computes with the number of images"):
         quantize(model.eval(), example=SHAPE)
+
+
+def test_a_padding_convolution_of_computed_weights_is_refused_by_those() -> None:
+    layer = nn.utils.parametrizations.weight_norm(conv(padding_mode="reflect"))
+    with pytest.raises(ModelError, match="its weight is computed"):
+        quantize(Net(layer).eval(), example=SHAPE)
