@@ -118,6 +118,15 @@ UNITS: dict[str, Callable[[], nn.Module]] = {
     "narrow": lambda: written(lambda net, x: x.narrow(1, 2, 6).repeat(1, 2, 1, 1)[:, :8]),
     "chosen": lambda: written(lambda net, x: x[:, [3, 1, -1, 0, 0, 2, 5, 4]]),
     "split_and_joined": lambda: written(lambda net, x: torch.cat(torch.split(x, 2, 2), 1)[:, ::4]),
+    "by_name": lambda: written(
+        lambda net, x: net.conv(
+            input=torch.sub(
+                input=F.interpolate(input=x, size=4),
+                other=torch.mul(input=x[:, :, :4, :4], other=0.5),
+            )
+        ),
+        conv=conv(padding_mode="replicate"),
+    ),
     "stretched_table": lambda: written(
         lambda net, x: x + net.table.expand(x.shape[0], -1, 8, -1),
         table=nn.Parameter(torch.randn(1, 8, 1, 8)),
@@ -146,6 +155,7 @@ FLOATS: dict[str, set[str]] = {
     "stretched_table": {"Add"},
     "spread_for_a_constant": {"Mul"},
     "the_other_way_round": {"Add", "Mul", "Sigmoid"},
+    "by_name": {"Mul"},
 }
 """What stays in float; whatever else the units have runs in integers."""
 
@@ -251,6 +261,13 @@ def test_a_size_that_the_image_sets_makes_no_table() -> None:
         quantize(model.eval(), example=SHAPE)
 
 
+def test_what_counts_images_is_no_factor() -> None:
+    """It was that of the example, in the file, and the batch's in the student."""
+    model = written(lambda net, x: x * x.shape[0])
+    with pytest.raises(ModelError, match="computes with the number of images"):
+        quantize(model.eval(), example=SHAPE)
+
+
 def test_a_table_beside_an_axis_that_one_image_loses() -> None:
     """``squeeze()`` takes the axis of a batch of one, too, and BatchNorm1d then fails."""
     model = Net(
@@ -272,14 +289,6 @@ def test_a_table_beside_an_axis_that_one_image_loses() -> None:
         assert torch.allclose(traced(images(5)), model(images(5)), atol=1e-5)
 
 
-def test_a_table_of_whole_numbers_is_one_of_reals(tmp_path: Path) -> None:
-    """A quantizer behind whole numbers gave such, in the student."""
-    model = written(
-        lambda net, x: x + torch.ones(x.shape[0], 8, 1, 1, dtype=torch.int64).cumsum(1) % 3
-    )
-    proven(with_spread(model).eval(), tmp_path)
-
-
 def test_a_mean_behind_a_layer_called_norm_is_a_pool() -> None:
     """It was taken for one of lengths, which stays in float."""
     layers = {
@@ -292,14 +301,15 @@ def test_a_mean_behind_a_layer_called_norm_is_a_pool() -> None:
     assert mean.args[1] == (2, 3)
 
 
-def test_what_counts_images_is_no_factor() -> None:
-    """It was that of the example, in the file, and the batch's in the student."""
-    model = written(lambda net, x: x * x.shape[0])
-    with pytest.raises(ModelError, match="computes with the number of images"):
-        quantize(model.eval(), example=SHAPE)
-
-
 def test_a_padding_convolution_of_computed_weights_is_refused_by_those() -> None:
     layer = nn.utils.parametrizations.weight_norm(conv(padding_mode="reflect"))
     with pytest.raises(ModelError, match="its weight is computed"):
         quantize(Net(layer).eval(), example=SHAPE)
+
+
+def test_a_table_of_whole_numbers_is_one_of_reals(tmp_path: Path) -> None:
+    """A quantizer behind whole numbers gave such, in the student."""
+    model = written(
+        lambda net, x: x + torch.ones(x.shape[0], 8, 1, 1, dtype=torch.int64).cumsum(1) % 3
+    )
+    proven(with_spread(model).eval(), tmp_path)

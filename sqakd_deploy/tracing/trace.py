@@ -14,6 +14,7 @@ from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.tracing import sized_tracer
+from sqakd_deploy.tracing.calls import with_input_first
 from sqakd_deploy.tracing.inplace import write_out_of_place
 from sqakd_deploy.tracing.lifting import free_name, lift_constants, lift_layers
 from sqakd_deploy.tracing.padding import part_padding
@@ -55,6 +56,7 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
             f"cannot trace {type(model).__name__}: {_first_line(error)} (at {_where(error)}). "
             "Branch on self.training or constants only, not on tensor values."
         ) from error
+    with_input_first(graph)
     traced = fx.GraphModule(tracer.root, graph, type(model).__name__)
     _check_inputs(traced)
     wanted = _answer(model, images)
