@@ -313,3 +313,16 @@ def test_a_table_of_whole_numbers_is_one_of_reals(tmp_path: Path) -> None:
         lambda net, x: x + torch.ones(x.shape[0], 8, 1, 1, dtype=torch.int64).cumsum(1) % 3
     )
     proven(with_spread(model).eval(), tmp_path)
+
+
+def test_a_divisor_that_rounds_to_nothing_is_named() -> None:
+    shares = torch.ones(8, 1, 1)
+    shares[1] = 1e-4
+    model = written(
+        lambda net, x: x.relu() * net.shares / (x.relu() * net.shares).mean((2, 3), True),
+        shares=nn.Parameter(shares),
+    )
+    model = with_spread(model).eval()
+    student = quantize(model, example=SHAPE)
+    with pytest.raises(ModelError, match="the divisor may round to 0"):
+        distill(student, images(64), teacher=model, config=CALIBRATED)
