@@ -5,6 +5,7 @@ Every form is run in the student, in numpy, and in the runtimes with optimisatio
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,15 @@ UNITS: dict[str, Callable[[], nn.Module]] = {
     "narrow": lambda: written(lambda net, x: x.narrow(1, 2, 6).repeat(1, 2, 1, 1)[:, :8]),
     "chosen": lambda: written(lambda net, x: x[:, [3, 1, -1, 0, 0, 2, 5, 4]]),
     "split_and_joined": lambda: written(lambda net, x: torch.cat(torch.split(x, 2, 2), 1)[:, ::4]),
+    "by_name": lambda: written(
+        lambda net, x: net.conv(
+            input=torch.sub(
+                input=F.interpolate(input=x, size=4),
+                other=torch.mul(input=x[:, :, :4, :4], other=0.5),
+            )
+        ),
+        conv=conv(padding_mode="replicate"),
+    ),
     "stretched_table": lambda: written(
         lambda net, x: x + net.table.expand(x.shape[0], -1, 8, -1),
         table=nn.Parameter(torch.randn(1, 8, 1, 8)),
@@ -145,6 +155,7 @@ FLOATS: dict[str, set[str]] = {
     "stretched_table": {"Add"},
     "spread_for_a_constant": {"Mul"},
     "the_other_way_round": {"Add", "Mul", "Sigmoid"},
+    "by_name": {"Mul"},
 }
 """What stays in float; whatever else the units have runs in integers."""
 
@@ -240,3 +251,78 @@ def test_attention_of_two_names_stays_one() -> None:
     weights = [value for name, value in named if name.endswith(("query.weight", "query_2.weight"))]
     assert len(weights) == 2
     assert weights[0] is weights[1]
+
+
+def test_a_size_that_the_image_sets_makes_no_table() -> None:
+    model = written(
+        lambda net, x: x * torch.full((x.shape[0], 8, 1, 1), x.argmax().item() % 5, dtype=x.dtype)
+    )
+    with pytest.raises(ModelError, match=r"argmax|item|full"):
+        quantize(model.eval(), example=SHAPE)
+
+
+def test_what_counts_images_is_no_factor() -> None:
+    """It was that of the example, in the file, and the batch's in the student."""
+    model = written(lambda net, x: x * x.shape[0])
+    with pytest.raises(ModelError, match="computes with the number of images"):
+        quantize(model.eval(), example=SHAPE)
+
+
+def test_a_table_beside_an_axis_that_one_image_loses() -> None:
+    """``squeeze()`` takes the axis of a batch of one, too, and BatchNorm1d then fails."""
+    model = Net(
+        conv(),
+        Inner(
+            lambda net, x: (
+                x
+                + net.norm(net.pool(x + net.table.repeat(x.shape[0], 1, 1, 1)).squeeze())[
+                    ..., None, None
+                ]
+            ),
+            table=nn.Parameter(torch.randn(1, 8, 8, 8)),
+            pool=nn.AdaptiveAvgPool2d(1),
+            norm=nn.BatchNorm1d(8),
+        ),
+    ).eval()
+    traced = trace(model, SHAPE)
+    with torch.no_grad():
+        assert torch.allclose(traced(images(5)), model(images(5)), atol=1e-5)
+
+
+def test_a_mean_behind_a_layer_called_norm_is_a_pool() -> None:
+    """It was taken for one of lengths, which stays in float."""
+    layers = {
+        "stem": nn.Conv2d(3, 8, 3),
+        "norm": nn.Identity(),
+        "mean": Inner(lambda net, x: x.mean(1)),
+    }
+    traced = trace(nn.Sequential(OrderedDict(layers)), SHAPE)
+    (mean,) = traced.graph.find_nodes(op="call_method", target="mean")
+    assert mean.args[1] == (2, 3)
+
+
+def test_a_padding_convolution_of_computed_weights_is_refused_by_those() -> None:
+    layer = nn.utils.parametrizations.weight_norm(conv(padding_mode="reflect"))
+    with pytest.raises(ModelError, match="its weight is computed"):
+        quantize(Net(layer).eval(), example=SHAPE)
+
+
+def test_a_table_of_whole_numbers_is_one_of_reals(tmp_path: Path) -> None:
+    """A quantizer behind whole numbers gave such, in the student."""
+    model = written(
+        lambda net, x: x + torch.ones(x.shape[0], 8, 1, 1, dtype=torch.int64).cumsum(1) % 3
+    )
+    proven(with_spread(model).eval(), tmp_path)
+
+
+def test_a_divisor_that_rounds_to_nothing_is_named() -> None:
+    shares = torch.ones(8, 1, 1)
+    shares[1] = 1e-4
+    model = written(
+        lambda net, x: x.relu() * net.shares / (x.relu() * net.shares).mean((2, 3), True),
+        shares=nn.Parameter(shares),
+    )
+    model = with_spread(model).eval()
+    student = quantize(model, example=SHAPE)
+    with pytest.raises(ModelError, match="the divisor may round to 0"):
+        distill(student, images(64), teacher=model, config=CALIBRATED)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sqakd_deploy.errors import SpecError
+from sqakd_deploy.errors import ModelError, SpecError
 from sqakd_deploy.quantizers.ranges import search_around_zero, search_range, search_step
 from sqakd_deploy.quantizers.unified import Rule, discretise, round_through, unified_quantize
 
@@ -267,6 +267,11 @@ class ActivationQuantizer(nn.Module, ABC):
     def grid(self) -> tuple[float, int, float]:
         """The float32 numbers of an export: (step, zero-point, out_step)."""
         step, zero, out_step = self.operands(torch.zeros(1, 1, device=self.delta.device))
+        if not bool(zero.isfinite().all() & step.isfinite().all()):
+            raise ModelError(
+                "an activation quantizer has read numbers that are not finite; where the model "
+                "divides, the divisor may round to 0: add something to it that does not"
+            )
         zero_point = int(round_through(zero, 0, self.steps))
         return float(step), zero_point, float(out_step)
 

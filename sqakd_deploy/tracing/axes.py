@@ -28,7 +28,7 @@ def _mean(node: fx.Node) -> fx.Node | None:
     source, over = found
     if len(noted_shape(source) or ()) == 4 and over == [2, 3]:
         return None  # a global average pool as it stands
-    if source.target in _LENGTHS:
+    if source.op != "call_module" and source.target in _LENGTHS:
         return None  # few numbers, of an operator in float: rounded for a pool they would lose
     return _as_noted(node, _averaged(node, source, over))
 

@@ -27,6 +27,15 @@ def call(like: fx.Node, target: Callable[..., Any] | str, *args: Any, **kwargs: 
     return node
 
 
+def with_input_first(graph: fx.Graph) -> None:
+    """Give what calls read as ``input=x`` by position, where the readers of calls look for it."""
+    for node in graph.nodes:
+        if not node.args and "input" in node.kwargs:
+            rest = dict(node.kwargs)
+            node.args = (rest.pop("input"),)
+            node.kwargs = rest
+
+
 def argument(node: fx.Node, at: int, name: str, default: Any) -> Any:
     """An argument of a call, given by position or name."""
     return node.args[at] if len(node.args) > at else node.kwargs.get(name, default)

@@ -19,8 +19,8 @@ def part_padding(traced: fx.GraphModule) -> None:
     calls = list(traced.graph.find_nodes(op="call_module"))
     for path in dict.fromkeys(str(node.target) for node in calls):
         layer = traced.get_submodule(path)
-        if not isinstance(layer, nn.Conv2d) or layer.padding_mode not in _MODES:
-            continue
+        if type(layer) is not nn.Conv2d or layer.padding_mode not in _MODES:
+            continue  # one whose weight is computed is refused by that
         for node in calls:
             if node.target == path:
                 _pad(node, layer)

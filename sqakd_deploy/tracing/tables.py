@@ -14,19 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from sqakd_deploy.tracing.lifting import free_name, has_parameters, register
-from sqakd_deploy.tracing.shapes import SIZE, is_size, noted_shape
+from sqakd_deploy.tracing.shapes import SIZE, noted_shape, noted_type
 
 # They read a tensor for its size, type or device alone.
 _FUNCTIONS = (torch.zeros_like, torch.ones_like, torch.full_like)
 _METHODS = ("new_zeros", "new_ones", "new_full", "size", "dim", "numel")
-_PROPERTIES = ("device", "dtype", "shape")
+_PROPERTIES = ("device", "dtype", "ndim", "shape")
 
 # They repeat a value (1, …) for each image themselves.
-_BROADCASTING: tuple[Any, ...] = (
+_ARITHMETIC: tuple[Any, ...] = (
     *(operator.add, operator.mul, operator.sub, operator.truediv),
-    *(torch.add, torch.mul, torch.sub, torch.div, torch.where),
+    *(torch.add, torch.mul, torch.sub, torch.div),
+    *("add", "mul", "sub", "div"),
 )
-_BROADCASTING_METHODS = ("add", "mul", "sub", "div")
+_BROADCASTING = (*_ARITHMETIC, torch.where)
+_NUMBERS = (*_ARITHMETIC, torch.cat, torch.concat)  # they read whole numbers as reals
 
 _SAME = 1e-6  # of the largest entry: a convolution sums otherwise for another number of images
 
@@ -48,15 +50,17 @@ def lift_tables(traced: fx.GraphModule, images: Tensor) -> bool:
     tables = [node for node in counting if _is_table(node, counting)]
     if not tables or images.is_meta:
         return False
+    others = torch.cat([images, images[:1]])  # one more: by itself it may lose its axis
     try:
-        one, more = (_values(traced, tables, images[:1].repeat(n, 1, 1, 1)) for n in (1, 3))
+        found, more = (_values(traced, tables, some) for some in (images, others))
     except RuntimeError:
         return False  # not for any number of images: that is refused by the node's name
     learned = _learned(traced, counting)
-    lifted = [node for node in tables if _is_repeated(one[node], more[node])]
+    lifted = [node for node in tables if _is_repeated(found[node], more[node])]
     for node in lifted:
-        repeated = one[node].shape != more[node].shape
-        _replace(traced, node, one[node], repeated=repeated, learned=node in learned)
+        repeated = found[node].shape != more[node].shape
+        value = found[node][:1] if repeated else found[node]
+        _replace(traced, node, value, repeated=repeated, learned=node in learned)
     traced.graph.eliminate_dead_code()
     traced.recompile()
     return bool(lifted)
@@ -68,7 +72,7 @@ def _counting(traced: fx.GraphModule) -> dict[fx.Node, None]:
     for node in traced.graph.nodes:
         sources = node.all_input_nodes
         computed = bool(sources) and all(source in found for source in sources)
-        if node.op == "get_attr" or is_size(node) or _asks(node) or computed:
+        if node.op == "get_attr" or _asks(node) or computed:
             found[node] = None
     found.pop(traced.graph.output_node(), None)
     return found
@@ -89,7 +93,9 @@ def _is_table(node: fx.Node, counting: dict[fx.Node, None]) -> bool:
     source = node.args[0] if node.args else None
     given = noted_shape(source)
     parameter = isinstance(source, fx.Node) and source.op == "get_attr"
-    plain = node.target == "expand" and parameter and given == (1, *dims[1:])
+    kind = noted_type(node)
+    real = kind is not None and kind.is_floating_point
+    plain = node.target == "expand" and parameter and real and given == (1, *dims[1:])
     return not plain and any(user not in counting for user in node.users)
 
 
@@ -126,19 +132,26 @@ def _learned(traced: fx.GraphModule, counting: dict[fx.Node, None]) -> set[fx.No
     return found
 
 
-def _is_repeated(one: Tensor, more: Tensor) -> bool:
+def _is_repeated(found: Tensor, more: Tensor) -> bool:
     """Whether each image has the same, or all have one."""
-    if one.shape != more.shape and (one.shape[:1] != (1,) or more.shape != (3, *one.shape[1:])):
-        return False
-    if not one.is_floating_point():
-        return torch.equal(one.expand_as(more), more)
-    bound = _SAME * float(one.abs().max()) if one.numel() else 0.0
-    return torch.allclose(one.expand_as(more), more, rtol=0.0, atol=bound)
+    if found.shape != more.shape:
+        count = len(found) if found.dim() else 0
+        if not count or more.shape != (count + 1, *found.shape[1:]):
+            return False
+        more = torch.cat([found, more])
+        found = found[:1].expand_as(more)
+    if not found.is_floating_point():
+        return torch.equal(found, more)
+    bound = _SAME * float(found.abs().max()) if found.numel() else 0.0
+    return torch.allclose(found, more, rtol=0.0, atol=bound)
 
 
 def _replace(
     traced: fx.GraphModule, node: fx.Node, value: Tensor, *, repeated: bool, learned: bool
 ) -> None:
+    kind = next((noted_type(user) for user in node.users if user.target in _NUMBERS), None)
+    if not value.is_floating_point() and kind is not None:
+        value = value.to(kind)  # or else a quantizer behind it gives whole numbers, too
     name = free_name(traced, f"{node.name}_constant")
     register(traced, name, value, learned=learned)
     with traced.graph.inserting_before(node):
@@ -158,7 +171,7 @@ def _broadcasts(user: fx.Node, node: fx.Node) -> bool:
     """Whether a reader gives the same for ``(1, …)``, beside a tensor of the whole shape."""
     if user.target is F.scaled_dot_product_attention:
         return node not in user.args[:3] and node not in (user.kwargs.get("query"),)
-    if user.target not in _BROADCASTING and user.target not in _BROADCASTING_METHODS:
+    if user.target not in _BROADCASTING:
         return False
     partners = [noted_shape(other) for other in user.all_input_nodes if other is not node]
     return noted_shape(node) in partners

@@ -14,6 +14,7 @@ from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.tracing import sized_tracer
+from sqakd_deploy.tracing.calls import with_input_first
 from sqakd_deploy.tracing.inplace import write_out_of_place
 from sqakd_deploy.tracing.lifting import free_name, lift_constants, lift_layers
 from sqakd_deploy.tracing.padding import part_padding
@@ -25,6 +26,7 @@ BATCH = 2
 """Batch size of the example that shapes are read from; reports call that axis dynamic."""
 
 _LIBRARIES = (str(Path(torch.__file__).parent) + os.sep, sized_tracer.__file__)
+_COUNTS = "counts"  # in a node's meta: it is a size that counts images
 _PATH = "path"  # in a node's meta: of the module called, where its student's is another
 _SAME = 1e-4  # of the largest logit: operators are the same, so that a float32's noise is enough
 
@@ -54,6 +56,7 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
             f"cannot trace {type(model).__name__}: {_first_line(error)} (at {_where(error)}). "
             "Branch on self.training or constants only, not on tensor values."
         ) from error
+    with_input_first(graph)
     traced = fx.GraphModule(tracer.root, graph, type(model).__name__)
     _check_inputs(traced)
     wanted = _answer(model, images)
@@ -224,6 +227,8 @@ class _Counting(fx.Interpreter):
                 f"{describe(n)} runs on {BATCH} images and not on {self.count}: "
                 f"{_first_line(error)}; compute its sizes from x.shape[0]"
             ) from error
+        if SIZE in n.meta and result != n.meta[SIZE]:
+            n.meta[_COUNTS] = True
         noted = None if n.op == "get_attr" else noted_shape(n)
         counts = bool(noted) and not noted[0] % BATCH  # type: ignore[index]
         if counts and result.shape[0] * BATCH != noted[0] * self.count:  # type: ignore[index]
@@ -244,8 +249,21 @@ def _differs(found: Tensor, wanted: Tensor) -> bool:
 
 
 def known(argument: Any) -> Any:
-    """An argument of a call with every computed size in it replaced by its value."""
-    return fx.node.map_arg(argument, lambda node: node.meta.get(SIZE, node))
+    """An argument of a call with every computed size in it replaced by its value.
+
+    Raises:
+        ModelError: if that depends on the number of images.
+    """
+    return fx.node.map_arg(argument, _known)
+
+
+def _known(node: fx.Node) -> Any:
+    if node.meta.get(_COUNTS):
+        raise ModelError(
+            f"{describe(node)}: computes with the number of images, so that an answer depends on "
+            "the images beside it"
+        )
+    return node.meta.get(SIZE, node)
 
 
 def shape(node: fx.Node) -> tuple[int | None, ...]:
