@@ -78,7 +78,8 @@ def isolate(
             for name, codes in seen.codes.items()
         }
         on_codes = _OnCodes(student, rules, levels, parts)
-        answers.append(first_tensor(on_codes.run(torch.from_numpy(images[here]).to(device))))
+        batch = torch.from_numpy(images[here]).to(device)
+        answers.append(first_tensor(on_codes.run(batch)).reshape(len(batch), -1))
     student.train(training)
     ordered = tuple(parts[rule.name] for rule in rules.values() if rule.name in parts)
     unseen = tuple(name for name in shapes if name not in parts)
