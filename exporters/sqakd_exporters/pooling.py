@@ -48,7 +48,7 @@ def _rewritten(node: g.AveragePool, values: dict[str, g.Value]) -> list[g.Node]:
         )
     if not any(node.padding):
         return [replace(node, count_include_pad=False)]
-    return padded_apart(node, values)
+    return [*padded_apart(node, values)]
 
 
 def with_floors(graph: g.IntegerGraph) -> g.IntegerGraph:
@@ -86,7 +86,7 @@ def hangs_over(node: g.AveragePool | g.MaxPool, values: Mapping[str, g.Value]) -
     return values[node.output].shape[2:] != floored
 
 
-def padded_apart(node: g.AveragePool, values: dict[str, g.Value]) -> list[g.Node]:
+def padded_apart(node: g.AveragePool, values: dict[str, g.Value]) -> tuple[g.Pad, g.AveragePool]:
     """A pool that counts its padding, as a Pad and a pool without any.
 
     Args:
@@ -98,7 +98,7 @@ def padded_apart(node: g.AveragePool, values: dict[str, g.Value]) -> list[g.Node
     """
     pad = _pad(node, values)
     pool = replace(node, inputs=(pad.output,), padding=(0, 0, 0, 0), count_include_pad=False)
-    return [pad, pool]
+    return pad, pool
 
 
 def _pad(node: g.AveragePool, values: dict[str, g.Value]) -> g.Pad:
