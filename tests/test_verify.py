@@ -359,6 +359,16 @@ def test_scales_on_another_axis_are_no_scales_of_channels(
     ]
 
 
+def plant(
+    proto: onnx.ModelProto, op_type: str, source: str, output: str, more: Any, attributes: Any
+) -> onnx.NodeProto:
+    """An operator of constants and one value; they are added, it is not."""
+    constants = [numpy_helper.from_array(a, f"planted{i}") for i, a in enumerate(more)]
+    proto.graph.initializer.extend(constants)
+    inputs = [source, *(constant.name for constant in constants)]
+    return onnx.helper.make_node(op_type, inputs, [output], **attributes)
+
+
 def with_input_behind(path: Path, op_type: str, *more: np.ndarray, **attributes: Any) -> None:
     """Plant a fault: an operator between the input and its readers."""
     proto = onnx.load(path)
@@ -366,10 +376,7 @@ def with_input_behind(path: Path, op_type: str, *more: np.ndarray, **attributes:
     for node in proto.graph.node:
         for i, read in enumerate(node.input):
             node.input[i] = "planted" if read == name else read
-    constants = [numpy_helper.from_array(a, f"planted{i}") for i, a in enumerate(more)]
-    proto.graph.initializer.extend(constants)
-    inputs = [name, *(constant.name for constant in constants)]
-    proto.graph.node.insert(0, onnx.helper.make_node(op_type, inputs, ["planted"], **attributes))
+    proto.graph.node.insert(0, plant(proto, op_type, name, "planted", more, attributes))
     onnx.save(proto, path)
 
 
@@ -380,10 +387,7 @@ def with_output_behind(path: Path, op_type: str, *more: np.ndarray, **attributes
     for node in proto.graph.node:
         for i, written in enumerate(node.output):
             node.output[i] = "planted" if written == name else written
-    constants = [numpy_helper.from_array(a, f"planted{i}") for i, a in enumerate(more)]
-    proto.graph.initializer.extend(constants)
-    inputs = ["planted", *(constant.name for constant in constants)]
-    proto.graph.node.append(onnx.helper.make_node(op_type, inputs, [name], **attributes))
+    proto.graph.node.append(plant(proto, op_type, "planted", name, more, attributes))
     onnx.save(proto, path)
 
 

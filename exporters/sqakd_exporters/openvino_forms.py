@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from sqakd_deploy import graph as g
 from sqakd_exporters.openvino_bounds import with_bounds_apart
-from sqakd_exporters.pooling import padded_apart, with_floors, with_padding_apart
+from sqakd_exporters.pooling import padded_apart, padded_size, with_floors, with_padding_apart
 
 _ONE = (1, 1)
 
@@ -213,17 +213,16 @@ def _averaged_in_float(node: g.AveragePool, values: dict[str, g.Value]) -> list[
         nodes.append(pad)
     source = values[node.inputs[0]]
     top, left, bottom, right = node.padding
-    sizes = [int(extent or 0) for extent in source.shape[2:]]
-    reached = [
+    totals = padded_size(node, values)
+    sizes = totals[0] - top - bottom, totals[1] - left - right
+    rows, columns = (
         total - (total - kernel) % stride
-        for total, kernel, stride in zip(
-            (sizes[0] + top + bottom, sizes[1] + left + right),
-            node.kernel, node.stride, strict=True,
-        )
-    ]  # fmt: skip
-    padding = (top, left, max(reached[0] - top - sizes[0], 0), max(reached[1] - left - sizes[1], 0))
-    ends = (min(reached[0] - top, sizes[0]), min(reached[1] - left, sizes[1]))
-    if list(ends) != sizes:
+        for total, kernel, stride in zip(totals, node.kernel, node.stride, strict=True)
+    )
+    reached = rows - top, columns - left
+    padding = (top, left, max(reached[0] - sizes[0], 0), max(reached[1] - sizes[1], 0))
+    ends = min(reached[0], sizes[0]), min(reached[1], sizes[1])
+    if ends != sizes:
         output = f"{node.name}/reached"
         values[output] = g.Value(output, (*source.shape[:2], *ends), source.grid)
         nodes.append(g.Slice(output, node.inputs, output, (2, 3), (0, 0), ends, _ONE))

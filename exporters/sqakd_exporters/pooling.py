@@ -38,7 +38,7 @@ def with_padding_apart(graph: g.IntegerGraph) -> g.IntegerGraph:
 
 def _rewritten(node: g.AveragePool, values: dict[str, g.Value]) -> list[g.Node]:
     wanted = values[node.output].shape[2:]
-    axes = list(zip(_padded(node, values), node.kernel, node.stride, strict=True))
+    axes = list(zip(padded_size(node, values), node.kernel, node.stride, strict=True))
     if not hangs_over(node, values):
         return [replace(node, ceil_mode=False)]
     if wanted != tuple(_rounded_up(*axis) for axis in axes):
@@ -81,7 +81,7 @@ def hangs_over(node: g.AveragePool | g.MaxPool, values: Mapping[str, g.Value]) -
     """
     spread = node.dilation if isinstance(node, g.MaxPool) else (1, 1)
     kernel = [(size - 1) * apart + 1 for size, apart in zip(node.kernel, spread, strict=True)]
-    axes = zip(_padded(node, values), kernel, node.stride, strict=True)
+    axes = zip(padded_size(node, values), kernel, node.stride, strict=True)
     floored = tuple((extent - size) // step + 1 for extent, size, step in axes)
     return values[node.output].shape[2:] != floored
 
@@ -105,12 +105,17 @@ def _pad(node: g.AveragePool, values: dict[str, g.Value]) -> g.Pad:
     """The pool's padding as a node of its own; its value is added to ``values``."""
     source = values[node.inputs[0]]
     output = f"{node.output}/padded"
-    values[output] = g.Value(output, (*source.shape[:2], *_padded(node, values)), source.grid)
+    values[output] = g.Value(output, (*source.shape[:2], *padded_size(node, values)), source.grid)
     top, left, bottom, right = node.padding
     return g.Pad(f"{node.name}/pad", node.inputs, output, (0, 0, top, left), (0, 0, bottom, right))
 
 
-def _padded(node: g.AveragePool | g.MaxPool, values: Mapping[str, g.Value]) -> tuple[int, int]:
+def padded_size(node: g.AveragePool | g.MaxPool, values: Mapping[str, g.Value]) -> tuple[int, int]:
+    """Height and width of a pool's input with its padding.
+
+    Raises:
+        ExportError: if more than the batch is dynamic, naming the pool.
+    """
     rows, columns = values[node.inputs[0]].shape[2:]
     if rows is None or columns is None:
         raise ExportError(f"node {node.name!r}: only the batch may be dynamic")
