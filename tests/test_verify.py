@@ -359,7 +359,7 @@ def test_scales_on_another_axis_are_no_scales_of_channels(
     ]
 
 
-def plant(
+def planted_node(
     proto: onnx.ModelProto, op_type: str, source: str, output: str, more: Any, attributes: Any
 ) -> onnx.NodeProto:
     """An operator of constants and one value; they are added, it is not."""
@@ -376,7 +376,7 @@ def with_input_behind(path: Path, op_type: str, *more: np.ndarray, **attributes:
     for node in proto.graph.node:
         for i, read in enumerate(node.input):
             node.input[i] = "planted" if read == name else read
-    proto.graph.node.insert(0, plant(proto, op_type, name, "planted", more, attributes))
+    proto.graph.node.insert(0, planted_node(proto, op_type, name, "planted", more, attributes))
     onnx.save(proto, path)
 
 
@@ -387,7 +387,7 @@ def with_output_behind(path: Path, op_type: str, *more: np.ndarray, **attributes
     for node in proto.graph.node:
         for i, written in enumerate(node.output):
             node.output[i] = "planted" if written == name else written
-    proto.graph.node.append(plant(proto, op_type, "planted", name, more, attributes))
+    proto.graph.node.append(planted_node(proto, op_type, "planted", name, more, attributes))
     onnx.save(proto, path)
 
 
