@@ -102,6 +102,7 @@ def test_the_tensorrt_profile_from_end_to_end(tmp_path: Path) -> None:
     assert verified.exit_code == 0, verified.output
     assert "not run in TensorRT" in verified.stdout
     assert "constants: all those of the student" in verified.stdout
+    assert "quantised tensors are the student's on the runtime's own codes" in verified.stdout
     assert "saturat" not in verified.stdout  # of x86 kernels, in which it does not run
 
 

@@ -823,6 +823,13 @@ def test_a_tensor_that_cannot_be_read_decides_nothing_beside_another(tmp_path: P
     assert not report.decides
     moved = replace(report, logits=1.0)  # one code beside a border
     assert isolated_faults({"here": moved}) == []
+    proof = verify(file.path, reference_of(made, [images(8)]), isolator=isolator_of(made)).parity
+    assert "; " not in constants_lines(proof)[1]
+    undecided = constants_lines(replace(proof, isolated={"here": moved}))
+    assert undecided[1].startswith("layers: nothing decided on the runtime's own codes")
+    tied = isolate(made, file, Shy("none"), images(8).numpy())
+    tied = replace(tied, tensors=(replace(tied.tensors[0], differing=3), *tied.tensors[1:]))
+    assert "; 3 of " in constants_lines(replace(proof, isolated={"here": tied}))[1]
     layers = LayersReport(8, (), {}, (), {"here": moved})
     assert any(f"for {last.layer}, of the student" in line for line in layers_lines(layers))
     assert isolate(made, file, Shy("none"), images(8).numpy()).decides

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -47,3 +47,19 @@ def run(model: nn.Module, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     if node.op == "call_method":
         return getattr(args[0], target)(*args[1:], **kwargs)
     return target(*args, **kwargs)
+
+
+class Recorder(fx.Interpreter):
+    """Runs a traced model and keeps the values of some of its nodes, by their names."""
+
+    def __init__(self, traced: Any, names: Collection[str]) -> None:
+        super().__init__(traced)
+        self.names = names
+        self.values: dict[str, Any] = {}
+        self.extra_traceback = False  # which would replace an error's message
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self.names:
+            self.values[n.name] = result
+        return result

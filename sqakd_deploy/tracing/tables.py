@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from sqakd_deploy.tracing.lifting import free_name, has_parameters, register
-from sqakd_deploy.tracing.shapes import SIZE, noted_shape, noted_type
+from sqakd_deploy.tracing.shapes import SIZE, Recorder, noted_shape, noted_type
 
 # They read a tensor for its size, type or device alone.
 _FUNCTIONS = (torch.zeros_like, torch.ones_like, torch.full_like)
@@ -99,26 +99,11 @@ def _is_table(node: fx.Node, counting: dict[fx.Node, None]) -> bool:
     return not plain and any(user not in counting for user in node.users)
 
 
-class _Recorder(fx.Interpreter):
-    """Keeps the values of some nodes."""
-
-    def __init__(self, traced: fx.GraphModule, wanted: list[fx.Node]) -> None:
-        super().__init__(traced)
-        self.found: dict[fx.Node, Tensor] = dict.fromkeys(wanted, torch.empty(0))
-        self.extra_traceback = False
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n in self.found:
-            self.found[n] = result.detach()
-        return result
-
-
 @torch.no_grad()
 def _values(traced: fx.GraphModule, wanted: list[fx.Node], images: Tensor) -> dict[fx.Node, Tensor]:
-    recorder = _Recorder(traced, wanted)
+    recorder = Recorder(traced, {node.name for node in wanted})
     recorder.run(images)
-    return recorder.found
+    return {node: recorder.values[node.name] for node in wanted}
 
 
 def _learned(traced: fx.GraphModule, counting: dict[fx.Node, None]) -> set[fx.Node]:

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import fx, nn
+from torch import nn
 
 from sqakd_deploy import graph as ir
 from sqakd_deploy.evaluate import predict
 from sqakd_deploy.lowering.integer import lower
 from sqakd_deploy.quantization import weight_quantizers
 from sqakd_deploy.quantizers import WeightQuantizer
+from sqakd_deploy.tracing.shapes import Recorder
 from sqakd_deploy.tracing.trace import first_tensor
 from sqakd_deploy.verification.constants import constants_of, offset
 from sqakd_deploy.verification.reference import Reference, Tensor
@@ -135,17 +136,16 @@ def record(student: nn.Module, images: NDArray[np.float32]) -> dict[str, Tensor]
     """
     graph = lower(student)
     quantizers = {node.output: node for node in graph.nodes if isinstance(node, ir.Quantize)}
-    recorder = _Recorder(student, set(quantizers))
+    recorder = Recorder(student, quantizers)
     training = student.training
     student.eval()
     device = next(student.parameters()).device
     parts: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in quantizers}
     for start in range(0, len(images), _CHUNK):
-        recorder.seen.clear()
         chunk = images[start : start + _CHUNK]
         recorder.run(torch.from_numpy(chunk).to(device))
         for name in quantizers:
-            codes = _codes(recorder.seen[name], _grid(graph, name))
+            codes = _codes(first_tensor(recorder.values[name]), _grid(graph, name))
             parts[name].append(_by_image(codes, len(chunk)))
     student.train(training)
     return {
@@ -158,21 +158,6 @@ def _by_image(codes: NDArray[np.uint8], images: int) -> NDArray[np.uint8]:
     """Codes whose first axis counts images, of such as may hold several rows of each, or one alone
     whose axis was left out."""
     return codes if len(codes) == images else codes.reshape(images, -1, *codes.shape[1:])
-
-
-class _Recorder(fx.Interpreter):
-    """Runs a traced student and keeps what some of its nodes answer."""
-
-    def __init__(self, student: Any, names: set[str]) -> None:
-        super().__init__(student)
-        self.names = names
-        self.seen: dict[str, torch.Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n.name in self.names:
-            self.seen[n.name] = first_tensor(result)
-        return result
 
 
 def _grid(graph: ir.IntegerGraph, name: str) -> ir.Grid:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich.console import JustifyMethod
 from rich.table import Table
@@ -134,14 +134,14 @@ def _packed_line(report: ParityReport, packed: int, narrow: int) -> str:
 
 
 def constants_lines(report: ParityReport, *, known: bool = True) -> list[str]:
-    """Constants that are not the student's, a line each.
+    """Whether constants, and layers on the runtime's own codes, are the student's; what is not.
 
     Args:
         report: of the comparison.
         known: whether the student's are.
     """
     wrong = [f"wrong: {difference}" for difference in report.metadata]
-    wrong += isolated_faults(report.isolated)
+    wrong += isolated_faults(report.isolated) or _right_layers(report.isolated)
     if report.constants is None:
         why = "the file is no QDQ file" if known else "only answers are known"
         return [f"constants: not compared, since {why}", *wrong]
@@ -150,11 +150,30 @@ def constants_lines(report: ParityReport, *, known: bool = True) -> list[str]:
     return [*(f"wrong constant: {difference}" for difference in report.constants), *wrong]
 
 
+def _right_layers(isolated: Mapping[str, IsolatedReport]) -> list[str]:
+    """What layers without a fault come to, in a line; none where they were not compared."""
+    if not isolated:
+        return []
+    some = next(iter(isolated.values()))
+    where = f"on the runtime's own codes ({_images(some.images)})"
+    open_ = [stage for stage, part in isolated.items() if not part.decides]
+    if open_:
+        stages = ", ".join(open_)
+        return [f"layers: nothing decided {where}: not all can be read at once ({stages})"]
+    most = max(part.differing for part in isolated.values())
+    ties = f"; {most} of {some.codes} codes lay on a border and fell the other way" if most else ""
+    return [f"layers: all {len(some.tensors)} quantised tensors are the student's {where}{ties}"]
+
+
+def _images(count: int) -> str:
+    return f"the {count} images that differ most" if count > 1 else "one image"
+
+
 def layers_table(report: LayersReport) -> Table:
     """Quantised tensors that differ, worst first, each in its worst stage."""
     count = len(report.tensors)
-    images = f"the {report.images} images that differ most" if report.images > 1 else "one image"
-    table = Table(title=f"{count} quantised tensors, on {images}", title_justify="left")
+    title = f"{count} quantised tensors, on {_images(report.images)}"
+    table = Table(title=title, title_justify="left")
     for name in ("tensor", "largest error", "mean error", "codes that differ", "SNR", "begins"):
         justify: JustifyMethod = "left" if name in ("tensor", "begins") else "right"
         table.add_column(name, justify=justify, overflow="fold")
