@@ -12,8 +12,9 @@ exporter may run them on the integers directly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -276,3 +277,20 @@ class IntegerGraph:
     input: str
     output: str
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def readers(self) -> Counter[str]:
+        """How often each value is read; being the graph's output counts."""
+        return Counter([*(name for node in self.nodes for name in node.inputs), self.output])
+
+    def rewritten(
+        self, rewrite: Callable[[Node, dict[str, Value]], Iterable[Node]]
+    ) -> IntegerGraph:
+        """A graph with what ``rewrite`` makes of each node, in the nodes' order.
+
+        Args:
+            rewrite: returns the nodes in a node's place, the last of which writes what it wrote;
+                to the values it is given it adds those that its nodes write besides.
+        """
+        values = dict(self.values)
+        nodes = [new for node in self.nodes for new in rewrite(node, values)]
+        return replace(self, nodes=tuple(nodes), values=values)

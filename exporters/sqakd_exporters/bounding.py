@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeAlias
@@ -25,7 +24,7 @@ def with_reals_bounded(graph: g.IntegerGraph, clip_for: ClipFor) -> g.IntegerGra
         graph: not changed.
         clip_for: says what is bounded, and how.
     """
-    readers = Counter([*(name for node in graph.nodes for name in node.inputs), graph.output])
+    readers = graph.readers()
     values = dict(graph.values)
     nodes: list[g.Node] = []
     places: dict[str, int] = {}  # of the node that writes each value

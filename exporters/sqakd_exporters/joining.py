@@ -20,7 +20,7 @@ def with_codes_joined(graph: g.IntegerGraph) -> g.IntegerGraph:
         graph: not changed.
     """
     producers = {node.output: node for node in graph.nodes}
-    readers = Counter([*(name for node in graph.nodes for name in node.inputs), graph.output])
+    readers = graph.readers()
     values = dict(graph.values)
     nodes: list[g.Node] = []
     for node in graph.nodes:

@@ -9,7 +9,6 @@ bounded behind the rounding instead, which cuts the same, since rounding keeps o
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -62,7 +61,7 @@ def clip_of_reals_or_codes(writer: Writer, node: g.Clip) -> None:
 def _with_clips_behind(graph: g.IntegerGraph) -> g.IntegerGraph:
     """Move activations behind the rounding that alone reads them, where bounds would lose."""
     losses = _losses(graph)
-    readers = Counter([*(name for node in graph.nodes for name in node.inputs), graph.output])
+    readers = graph.readers()
     clips = {
         node.output: node
         for node in graph.nodes

@@ -6,7 +6,7 @@ or leave it. Rule numbers are those of ``docs/runtime-rules.md``.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 
 from sqakd_deploy import graph as g
@@ -47,28 +47,23 @@ def with_rounding_kept(graph: g.IntegerGraph) -> g.IntegerGraph:
     Args:
         graph: not changed.
     """
-    readers = _readers(graph)
+    readers = graph.readers()
     producers = {node.output: node for node in graph.nodes}
-    values = dict(graph.values)
-    nodes: list[g.Node] = []
-    for node in graph.nodes:
-        fences = {}
-        if isinstance(node, g.Add) and not any(
+
+    def fenced(node: g.Node, values: dict[str, g.Value]) -> Iterable[g.Node]:
+        if not isinstance(node, g.Add) or any(
             readers[name] == 1 and isinstance(producers.get(name), g.Conv) for name in node.inputs
         ):
-            fences = {
-                name: _fence(name, values, f"{name}/rounded")
-                for name in dict.fromkeys(node.inputs)
-                if readers[name] == 1 and _rounds_a_convolution(producers.get(name), producers)
-            }
+            return [node]
+        fences = {
+            name: _fence(name, values, f"{name}/rounded")
+            for name in dict.fromkeys(node.inputs)
+            if readers[name] == 1 and _rounds_a_convolution(producers.get(name), producers)
+        }
         inputs = [fences[name].output if name in fences else name for name in node.inputs]
-        nodes += [*fences.values(), replace(node, inputs=tuple(inputs))]
-    return replace(graph, nodes=tuple(nodes), values=values)
+        return [*fences.values(), replace(node, inputs=tuple(inputs))]
 
-
-def _readers(graph: g.IntegerGraph) -> Counter[str]:
-    """How often each value is read; being the graph's output counts."""
-    return Counter([*(name for node in graph.nodes for name in node.inputs), graph.output])
+    return graph.rewritten(fenced)
 
 
 def _rounds_a_convolution(node: g.Node | None, producers: dict[str, g.Node]) -> bool:
@@ -94,16 +89,15 @@ def with_requantising_kept(graph: g.IntegerGraph) -> g.IntegerGraph:
         graph: not changed.
     """
     producers = {node.output: node for node in graph.nodes}
-    values = dict(graph.values)
-    nodes: list[g.Node] = []
-    for node in graph.nodes:
+
+    def fenced(node: g.Node, values: dict[str, g.Value]) -> Iterable[g.Node]:
         again = isinstance(node, (g.Quantize, g.Scale))
-        if again and _rounds_several_grids(producers.get(node.inputs[0]), producers, values):
-            fence = _fence(node.inputs[0], values, f"{node.name}/rounded")
-            nodes.append(fence)
-            node = replace(node, inputs=(fence.output,))
-        nodes.append(node)
-    return replace(graph, nodes=tuple(nodes), values=values)
+        if not (again and _rounds_several_grids(producers.get(node.inputs[0]), producers, values)):
+            return [node]
+        fence = _fence(node.inputs[0], values, f"{node.name}/rounded")
+        return fence, replace(node, inputs=(fence.output,))
+
+    return graph.rewritten(fenced)
 
 
 def _rounds_several_grids(
@@ -126,16 +120,15 @@ def with_strides_apart(graph: g.IntegerGraph) -> g.IntegerGraph:
     Args:
         graph: not changed.
     """
-    readers = _readers(graph)
-    values = dict(graph.values)
-    nodes: list[g.Node] = []
-    for node in graph.nodes:
-        if isinstance(node, g.Conv) and _only_skips(node) and readers[node.inputs[0]] == 1:
-            sliced = _slice(node, values)
-            nodes += [sliced, replace(node, inputs=(sliced.output,), stride=_ONE)]
-        else:
-            nodes.append(node)
-    return replace(graph, nodes=tuple(nodes), values=values)
+    readers = graph.readers()
+
+    def apart(node: g.Node, values: dict[str, g.Value]) -> Iterable[g.Node]:
+        if not (isinstance(node, g.Conv) and _only_skips(node) and readers[node.inputs[0]] == 1):
+            return [node]
+        sliced = _slice(node, values)
+        return sliced, replace(node, inputs=(sliced.output,), stride=_ONE)
+
+    return graph.rewritten(apart)
 
 
 def _only_skips(node: g.Conv) -> bool:
@@ -160,14 +153,13 @@ def with_zeros_counted(graph: g.IntegerGraph) -> g.IntegerGraph:
     Args:
         graph: not changed; no pool in it has both ``ceil_mode`` and ``count_include_pad``.
     """
-    values = dict(graph.values)
-    nodes: list[g.Node] = []
-    for node in graph.nodes:
+
+    def padded(node: g.Node, values: dict[str, g.Value]) -> Iterable[g.Node]:
         if isinstance(node, g.AveragePool) and _pads_off_zero(node, values):
-            nodes += padded_apart(node, values)
-        else:
-            nodes.append(node)
-    return replace(graph, nodes=tuple(nodes), values=values)
+            return padded_apart(node, values)
+        return [node]
+
+    return graph.rewritten(padded)
 
 
 def _pads_off_zero(node: g.AveragePool, values: dict[str, g.Value]) -> bool:
@@ -186,14 +178,13 @@ def with_averages_kept(graph: g.IntegerGraph) -> g.IntegerGraph:
         graph: not changed.
     """
     unrounded = _unrounded(graph)
-    values = dict(graph.values)
-    nodes: list[g.Node] = []
-    for node in graph.nodes:
+
+    def kept(node: g.Node, values: dict[str, g.Value]) -> Iterable[g.Node]:
         if isinstance(node, g.AveragePool) and node.output in unrounded and not node.ceil_mode:
-            nodes += _averaged_in_float(node, values)
-        else:
-            nodes.append(node)
-    return replace(graph, nodes=tuple(nodes), values=values)
+            return _averaged_in_float(node, values)
+        return [node]
+
+    return graph.rewritten(kept)
 
 
 def _unrounded(graph: g.IntegerGraph) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from sqakd_deploy import graph as g
@@ -26,17 +26,12 @@ def with_padding_apart(graph: g.IntegerGraph) -> g.IntegerGraph:
     Raises:
         ExportError: if a pool has no such form, naming it.
     """
-    nodes: list[g.Node] = []
-    values = dict(graph.values)
-    for node in graph.nodes:
-        if isinstance(node, g.AveragePool) and node.ceil_mode and node.count_include_pad:
-            nodes += _rewritten(node, values)
-        else:
-            nodes.append(node)
-    return replace(graph, nodes=tuple(nodes), values=values)
+    return graph.rewritten(_padding_apart)
 
 
-def _rewritten(node: g.AveragePool, values: dict[str, g.Value]) -> list[g.Node]:
+def _padding_apart(node: g.Node, values: dict[str, g.Value]) -> Iterable[g.Node]:
+    if not (isinstance(node, g.AveragePool) and node.ceil_mode and node.count_include_pad):
+        return [node]
     wanted = values[node.output].shape[2:]
     axes = list(zip(padded_size(node, values), node.kernel, node.stride, strict=True))
     if not hangs_over(node, values):
@@ -48,7 +43,7 @@ def _rewritten(node: g.AveragePool, values: dict[str, g.Value]) -> list[g.Node]:
         )
     if not any(node.padding):
         return [replace(node, count_include_pad=False)]
-    return [*padded_apart(node, values)]
+    return padded_apart(node, values)
 
 
 def with_floors(graph: g.IntegerGraph) -> g.IntegerGraph:
