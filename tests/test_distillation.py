@@ -320,9 +320,9 @@ def test_hutchinson_finds_the_trace_of_a_known_hessian() -> None:
     (grad,) = torch.autograd.grad(loss, [vector])
     reach = float(quantizer.out_step) * quantizer.steps  # type: ignore[arg-type]
     wanted = float(trace) * reach / grad.numel() / (3 * float(grad.std()))
-    found = update_deltas(student, teacher, [batch], temperature=temperature, probes=2000)
-    # 2,000 Rademacher probes: the estimator's standard error is a few percent here
-    assert found[name] == pytest.approx(wanted, rel=0.1)
+    found = update_deltas(student, teacher, [batch], temperature=temperature, probes=500)
+    # 500 Rademacher probes: the estimator's standard error is some 5 % here
+    assert found[name] == pytest.approx(wanted, rel=0.15)
 
 
 def test_hessian_deltas_are_used_and_leave_the_rest_alone() -> None:
