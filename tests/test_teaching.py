@@ -521,6 +521,9 @@ def lazy(num_classes):
 def still():
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
+def half():
+    return seven().half()
+
 def colour():
     return nn.Sequential(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 """
@@ -533,6 +536,10 @@ def colour():
         ("maps", "for 2 images got a tensor of shape (2, 10, 6, 6)"),
         ("one", "returns 1 logit an image; wanted two or more"),
         ("still", "has no parameters"),
+        (
+            "half",
+            "wanted parameters in float32, got torch.float16; let its factory",
+        ),
         ("seven", "mean something else to the model (7 classes against 10)"),
         ("large", "does not take 8×8 images of 1 channels (RuntimeError"),
         ("colour", "does not take 8×8 images of 1 channels (RuntimeError"),

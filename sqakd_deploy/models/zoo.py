@@ -80,7 +80,7 @@ def find_timm(name: str) -> tuple[ModuleType, str]:
     bare = name.removeprefix(TIMM_PREFIX)
     if not timm.is_model(bare):
         known = timm.list_models()
-        near = [other for other in known if bare in other] or get_close_matches(bare, known)
+        near = get_close_matches(bare, known, _NEAR) or timm.list_models(f"{bare}*")
         others = ", ".join(near[:_NEAR]) or "none; timm.list_models() has all"
         raise ModelError(f"unknown timm model {bare!r}. There are of near names: {others}")
     return timm, bare
