@@ -24,6 +24,7 @@ from sqakd_deploy.exporting import (
     conformance_of,
 )
 from sqakd_deploy.lowering.integer import lower
+from sqakd_deploy.modes import in_plain_mode
 from sqakd_deploy.parity import ParityReport, Tolerance, verify
 from sqakd_deploy.pixels import fed_as
 from sqakd_deploy.plugins import get_exporter
@@ -31,6 +32,7 @@ from sqakd_deploy.quantization import spec_of
 from sqakd_deploy.retargeting import TARGET_KEY, changes, check_target
 
 
+@in_plain_mode
 def export(
     student: nn.Module,
     path: Path | str,
@@ -89,6 +91,7 @@ def would_change(student: nn.Module, target: str) -> list[str]:
     return changes(lower(student), trained.placement, wanted.placement)
 
 
+@in_plain_mode
 def export_proven(
     student: nn.Module,
     path: Path | str,

@@ -33,6 +33,7 @@ Status = Literal["running", "interrupted", "failed", "complete"]
 CONFIG, STATE, METRICS = "config.yaml", "run.json", "metrics.jsonl"
 TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
 LAST = "last"
+CHECKSUM = "checksum_of_images"  # among a run's facts: ImageData.checksum when it was trained
 
 
 @dataclass

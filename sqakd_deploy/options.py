@@ -106,7 +106,11 @@ run_options = grouped(
 """Where settings come from, and where the run goes."""
 
 model_options = grouped(
-    setting("model.name", "--model", help="Name, or file.py:factory.  [default: resnet20]"),
+    setting(
+        "model.name",
+        "--model",
+        help="Name, or file.py:factory.  [default: the weights' run's, or resnet20]",
+    ),
     click.option(
         "--model-arg",
         multiple=True,

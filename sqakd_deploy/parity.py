@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from sqakd_deploy.errors import DataError, ExportError
 from sqakd_deploy.exporting import Artifact, conformance_of
+from sqakd_deploy.given import images_in
 from sqakd_deploy.lowering.integer import lower
+from sqakd_deploy.modes import in_plain_mode
 from sqakd_deploy.plugins import get_exporter, get_runtime
-from sqakd_deploy.quantization import spec_of
-from sqakd_deploy.tracing.trace import first_tensor
+from sqakd_deploy.quantization import input_shape_of, spec_of
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolated import IMAGES
 from sqakd_deploy.verification.isolating import isolator_of
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 
+@in_plain_mode
 def verify(
     artifact: Artifact | Path | str,
     student: nn.Module,
@@ -65,15 +67,23 @@ def verify(
 
     Returns:
         The report; call :meth:`ParityReport.raise_for_failures` to insist.
+
+    Raises:
+        DataError: if there is no image, or one of another form than the student takes, or another
+            number of labels than of images.
     """
     path = artifact.path if isinstance(artifact, Artifact) else Path(artifact)
-    batches = [first_tensor(b) for b in ([images] if isinstance(images, Tensor) else images)]
-    if not sum(map(len, batches)):
+    shape = input_shape_of(student)
+    batches = [images_in(b, shape) for b in ([images] if isinstance(images, Tensor) else images)]
+    count = sum(map(len, batches))
+    if not count:
         raise DataError("wanted at least one image to compare on, got none")
     name = artifact.exporter if isinstance(artifact, Artifact) else spec_of(student).target
     exporter = get_exporter(name)
     runtime = get_runtime(exporter.runtime)
     known = None if labels is None else np.asarray(labels, dtype=np.int64)
+    if known is not None and known.shape != (count,):
+        raise DataError(f"labels: wanted one for each of {count} images, got {known.shape}")
     reference = reference_of(student, batches, labels=known)
     expected = reference.expected()
     runs = run_stages(path, reference.batches, expected, runtime)

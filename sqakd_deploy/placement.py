@@ -30,6 +30,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import fx
 
@@ -213,8 +214,8 @@ class _Planner:
     def _is_too_small(self, node: fx.Node) -> bool:
         if not self._is(node, ir.Linear):
             return False
-        weight = self.traced.get_parameter(f"{node.target}.weight")
-        return min(weight.shape) < self.rules.smallest_matmul
+        layer: Any = self.traced.get_submodule(str(node.target))
+        return min(layer.weight.shape) < self.rules.smallest_matmul
 
     def _weight_bits(self) -> dict[str, int]:
         layers = [n for n in self.graph.nodes if self._is(n, *LAYERS) and not self._is_float(n)]

@@ -12,20 +12,22 @@ from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
 from torch import Tensor, fx, nn
 
 from sqakd_deploy.errors import DataError, ModelError, SpecError
+from sqakd_deploy.given import images_in, network, setting
 from sqakd_deploy.lowering.geometry import conv_arguments
 from sqakd_deploy.lowering.transposed import QuantTransposed2d, as_convolution
+from sqakd_deploy.modes import in_plain_mode
 from sqakd_deploy.placement import Placed, place
 from sqakd_deploy.plugins import get_exporter
 from sqakd_deploy.quantizers import METHODS, ActivationQuantizer, WeightQuantizer
 from sqakd_deploy.quantizers.base import initialised_later
 from sqakd_deploy.quantizers.injectors import act_quant, weight_quant
 from sqakd_deploy.spec import QuantSpec
+from sqakd_deploy.student import Student
 from sqakd_deploy.tracing.attention import open_attention
 from sqakd_deploy.tracing.lifting import free_name
 from sqakd_deploy.tracing.trace import (
     check_answers,
     describe,
-    first_tensor,
     separate_calls,
     trace,
 )
@@ -34,14 +36,15 @@ from sqakd_deploy.tracing.unwrapping import refuse_hooks, unwrapped
 _SPEC, _INPUT_SHAPE = "sqakd_deploy.spec", "sqakd_deploy.input_shape"
 
 
+@in_plain_mode
 def quantize(
     model: nn.Module, spec: QuantSpec | None = None, *, example: Tensor | tuple[int, ...]
 ) -> fx.GraphModule:
     """Build a student that computes what the target's runtime will compute.
 
     Args:
-        model: a trained float classifier of one image tensor; copied, not changed. The student is
-            on its device.
+        model: a trained classifier in float32, of one image tensor; copied, not changed. The
+            student is on its device.
         spec: methods, bit-widths, target; the default is LSQ W4A4 for ONNX Runtime.
         example: preprocessed images ``(N, C, H, W)``, for their shape, or the shape ``(C, H, W)``.
 
@@ -54,15 +57,16 @@ def quantize(
             has another form.
         ModelError: if the model cannot be traced or holds a layer without an integer form.
     """
-    spec = spec or QuantSpec()
+    spec = QuantSpec() if spec is None else setting(spec, QuantSpec, "spec")
     for side in (spec.weights, spec.activations):
         METHODS[side.method]  # a misspelt method must not cost a trace
     exporter = get_exporter(spec.target)
     exporter.check(spec)
     input_shape = _image_shape(example)
-    opened = unwrapped(model)
+    opened = unwrapped(network(model, "model"))
     open_attention(opened)
-    student = trace(opened, input_shape)
+    traced = trace(opened, input_shape)
+    student = Student(traced, traced.graph, type(opened).__name__)
     separate_calls(student)
     refuse_hooks(student)
     placement = place(student, spec, exporter.placement)
@@ -117,7 +121,7 @@ def input_shape_of(student: nn.Module) -> tuple[int, ...]:
 
 
 def _meta(student: nn.Module) -> tuple[QuantSpec, tuple[int, ...]]:
-    if not isinstance(student, fx.GraphModule) or _SPEC not in student.meta:
+    if not isinstance(student, Student):
         raise ModelError(
             f"wanted a student made by quantize(), got a {type(student).__name__} without a spec"
         )
@@ -131,8 +135,8 @@ def _replace_layer(student: fx.GraphModule, path: str, spec: QuantSpec, bits: in
     old: Any = student.get_submodule(path)
     if not isinstance(getattr(old, "weight", None), nn.Parameter):
         raise ModelError(
-            f"layer {path!r}: its weight is computed (weight_norm, spectral_norm); make it plain "
-            "first, with torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
+            f"layer {path!r}: its weight is computed (a parametrization, as weight_norm); make it "
+            "plain, with torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
         )
     side = spec.weights
     quant = weight_quant(side.method, bits, side.per_channel)
@@ -248,6 +252,7 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
+@in_plain_mode
 @torch.no_grad()
 def calibrate(student: nn.Module, images: Tensor | Iterable[object]) -> None:
     """Set every activation range from unlabelled images; several batches are averaged by images.
@@ -292,10 +297,11 @@ def _run_by_batches(
         before: told before each batch how much of the images seen, itself included, it is.
     """
     device = next(student.parameters()).device
+    shape = input_shape_of(student) if isinstance(student, Student) else None
     seen = 0
     with batch_statistics(student):
         for batch in [images] if isinstance(images, Tensor) else images:
-            some = first_tensor(batch)
+            some = images_in(batch, shape)
             if not len(some):
                 continue
             before(len(some) / (seen + len(some)))
@@ -310,6 +316,7 @@ def _run_by_batches(
         raise DataError("wanted images, got none")
 
 
+@in_plain_mode
 @torch.no_grad()
 def reestimate_batch_norm(student: nn.Module, images: Tensor | Iterable[object]) -> None:
     """Replace BatchNorm's running statistics by averages over unlabelled images.

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from sqakd_deploy.checkpoint import TEACHER, Run, opened
+from sqakd_deploy.checkpoint import CHECKSUM, TEACHER, Run, opened
 from sqakd_deploy.config import DataConfig, RunConfig
 from sqakd_deploy.data import ImageData, Preprocessing
 from sqakd_deploy.errors import CheckpointError, DataError, ExportError, SpecError
@@ -100,10 +100,19 @@ def score_run(
     origin = origin_in(run)
     if origin is None:
         raise CheckpointError(f"run {run.path} was stopped before it read its images; train anew")
-    wanted = run.config.model_copy(update={"data": config or run.config.data})
+    own = run.config.data
+    wanted = run.config.model_copy(update={"data": config or own})
+    listener = listener or Listener()
     data = _labelled(wanted, origin.preprocessing, limit, listener)
     facts = run.facts["data"]
     _same_classes(data, str(run.path), facts["classes"], facts["num_classes"])
+    before = run.facts.get(CHECKSUM)
+    comparable = limit is None and wanted.data.source == own.source
+    if comparable and before not in (None, data.checksum):
+        listener.message(
+            f"the images of {data.name} have changed since the run was trained: the held-out part "
+            "is another, and may hold images that were trained on"
+        )
     scores = []
     if run.kind == "student":
         scores.append(_score("student", load_student(run).student, data))

@@ -225,7 +225,10 @@ def test_a_bad_setting_is_one_clear_line(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("distillation: {epochs: 1, warmup_steps: 11}", "warmup_steps: wanted fewer than the 11"),
+        (
+            "distillation: {epochs: 1, warmup_steps: 11}",
+            "got 11; train longer, or lower distillation.w",
+        ),
         (
             "{distillation: {feature_weight: 1}, quantization: {exclude: ['conv*']}}",
             "features: no layer of this model has 4-bit weights and reads 4-bit activations",

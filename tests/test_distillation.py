@@ -9,7 +9,7 @@ from networks import CLASSES, SHAPE, images, network
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from sqakd_deploy.errors import DataError, SpecError, TrainingError
+from sqakd_deploy.errors import DataError, ModelError, SpecError, TrainingError
 from sqakd_deploy.quantization import (
     activation_quantizers,
     calibrate,
@@ -245,6 +245,57 @@ def test_gradients_that_are_not_finite_change_no_weight(value: float, clip: floa
     with pytest.raises(TrainingError, match=r"loss is finite, the gradient of 'norm2\.weight' is"):
         distill(student, images(64), teacher=network("residual"), config=config, on_step=poison)
     assert all(bool(parameter.isfinite().all()) for parameter in student.parameters())
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        ({"image": images()}, "or a tuple that begins with one, got a dict"),
+        (images().numpy(), "got a ndarray"),
+        ((images() * 9).byte(), "wanted float32, got uint8; prepare them"),
+        (images().double(), r"wanted float32, got float64; give images.float\(\)"),
+        (images()[0], r"wanted \(N, 3, 8, 8\), as the student was made for, got \(3, 8, 8\)"),
+        (images()[..., :6], r"got \(\d+, 3, 8, 6\)"),
+    ],
+)
+def test_what_are_no_images_of_the_student_is_refused(batch: object, words: str) -> None:
+    student = quantize(network("residual"), example=SHAPE)
+    with pytest.raises(DataError, match=f"^images: .*{words}"):
+        calibrate(student, [batch])
+    calibrate(student, images(64))  # which must not be what refuses them
+    with pytest.raises(DataError, match=f"^images: .*{words}"):
+        distill(student, [batch], teacher=network("residual"), config=SHORT)
+
+
+class TwoHeads(nn.Module):
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.body, self.heads = network("residual"), heads
+
+    def forward(self, x: Tensor) -> object:
+        logits = self.body(x)
+        return (logits, logits) if self.heads == 2 else logits[:, 1:]
+
+
+@pytest.mark.parametrize(("heads", "got"), [(2, "a tuple"), (1, r"\(1, 4\)")])
+def test_a_teacher_that_answers_otherwise_is_refused(heads: int, got: str) -> None:
+    student = quantize(network("residual"), example=SHAPE)
+    with pytest.raises(ModelError, match=rf"wanted logits of shape \(1, 5\), .* got {got}"):
+        distill(student, images(64), teacher=TwoHeads(heads), config=SHORT)
+
+
+def test_one_logit_is_refused() -> None:
+    """Its softmax is 1 whatever the weights are: nothing would be learned."""
+    teacher = nn.Sequential(nn.Conv2d(3, 1, 8), nn.Flatten())
+    student = quantize(teacher, example=SHAPE)
+    with pytest.raises(ModelError, match=r"two or more for each image, got for one \(1, 1\)"):
+        distill(student, images(64), teacher=teacher, config=SHORT)
+
+
+@pytest.mark.parametrize("batch", [images(16), (images(16),), (images(16), torch.zeros(16))])
+def test_batches_without_labels_are_refused(batch: object) -> None:
+    with pytest.raises(DataError, match=r"^labelled: wanted batches \(images, labels\), labels in"):
+        trained(images(64), SHORT.model_copy(update={"loss": "ce"}), labelled=[batch] * 2)
 
 
 def test_a_small_last_batch_is_dropped() -> None:

@@ -144,6 +144,21 @@ def test_timm_is_asked_for_by_name() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("resnet10", ": .*resnet10t"),
+        ("vit", ": vit_"),
+        ("resnt18", ": .*resnet18"),
+        ("xyzzy", r": none; timm"),
+    ],
+)
+def test_names_near_to_one_that_timm_does_not_have(name: str, words: str) -> None:
+    with pytest.raises(ModelError, match=f"^unknown timm model '{name}'. There are.*{words}"):
+        build_model(f"timm:{name}", num_classes=2)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
 def test_timm_models_take_classes_and_channels() -> None:
     model = build_model("timm:resnet10t", num_classes=4, in_channels=1)
     assert model(torch.randn(2, 1, 32, 32)).shape == (2, 4)

@@ -60,6 +60,7 @@ def _prefixed(prefix: str) -> Callable[[dict[str, Tensor]], object]:
         _prefixed("net."),
         lambda state: {**_prefixed("module.")(state), "n_averaged": torch.tensor(5)},
         _prefixed("model._orig_mod.module."),
+        lambda state: {key.replace("0.", "0.module."): value for key, value in state.items()},
         # torchvision's own training script, and scripts that keep their best figure as numpy's
         lambda state: {"model": state, "args": Namespace(lr=0.1, name="a"), "epoch": 3},
         lambda state: {"state_dict": state, "best": np.float64(91.3), "step": np.int64(4)},

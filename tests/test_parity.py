@@ -52,6 +52,11 @@ def model(student: torch.fx.GraphModule, tmp_path: Path) -> Path:
     return export(student, tmp_path / "model.onnx", options=options).path
 
 
+def test_labels_of_other_images_are_refused(student: torch.fx.GraphModule, model: Path) -> None:
+    with pytest.raises(DataError, match=r"^labels: wanted one for each of 8 images, got \(5,\)"):
+        verify(model, student, images(8), labels=[0] * 5)
+
+
 def change(path: Path, name: str, function: object) -> None:
     """Plant a fault: replace one initializer of a file."""
     proto = onnx.load(path)

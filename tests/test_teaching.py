@@ -246,12 +246,16 @@ class _Hears(_Stops):
         self.said.append(text)
 
 
+def _write_photos(folder: Path) -> None:
+    for index, image in enumerate(np.random.default_rng(0).integers(0, 256, (20, 8, 8))):
+        (folder / "ab"[index % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.astype(np.uint8)).save(folder / "ab"[index % 2] / f"{index:02}.png")
+
+
 @pytest.mark.parametrize("change", ["none", "one more", "renamed"])
 def test_it_is_said_that_a_run_goes_on_with_other_images(change: str, tmp_path: Path) -> None:
     photos, listener = tmp_path / "photos", _Hears()
-    for index, image in enumerate(np.random.default_rng(0).integers(0, 256, (20, 8, 8))):
-        (photos / "ab"[index % 2]).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.astype(np.uint8)).save(photos / "ab"[index % 2] / f"{index:02}.png")
+    _write_photos(photos)
     settings = {
         "model": {"name": SMALL},
         "data": {"source": str(photos)},
@@ -268,6 +272,22 @@ def test_it_is_said_that_a_run_goes_on_with_other_images(change: str, tmp_path: 
         teach(resume=Path("stopped"), listener=listener)
     found = [text for text in listener.said if "have changed since the run began" in text]
     assert len(found) == (change != "none")
+
+
+@pytest.mark.parametrize("change", ["none", "one more", "limited", "elsewhere"])
+def test_it_is_said_that_a_run_is_scored_on_other_images(change: str, tmp_path: Path) -> None:
+    photos, listener = tmp_path / "photos", _Hears()
+    _write_photos(photos)
+    settings = {"model": {"name": SMALL}, "data": {"source": str(photos)}, "teacher": {"epochs": 1}}
+    teach(RunConfig.parse(settings), output=Path("done"))
+    if change != "none":
+        copyfile(photos / "a" / "00.png", photos / "a" / "99.png")
+    limit = 2 if change == "limited" else None
+    other = copytree(photos, tmp_path / "other") if change == "elsewhere" else photos
+    config = DataConfig(source=str(other))
+    score_run("done", config, limit, listener)
+    found = [text for text in listener.said if "have changed since the run was trained" in text]
+    assert len(found) == (change == "one more")
 
 
 def test_each_kind_of_run_is_resumed_by_its_own_command(trained: Path) -> None:
@@ -501,6 +521,9 @@ def lazy(num_classes):
 def still():
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
+def half():
+    return seven().half()
+
 def colour():
     return nn.Sequential(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 """
@@ -513,6 +536,10 @@ def colour():
         ("maps", "for 2 images got a tensor of shape (2, 10, 6, 6)"),
         ("one", "returns 1 logit an image; wanted two or more"),
         ("still", "has no parameters"),
+        (
+            "half",
+            "wanted parameters in float32, got torch.float16; let its factory",
+        ),
         ("seven", "mean something else to the model (7 classes against 10)"),
         ("large", "does not take 8×8 images of 1 channels (RuntimeError"),
         ("colour", "does not take 8×8 images of 1 channels (RuntimeError"),

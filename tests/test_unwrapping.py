@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import io
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +16,9 @@ from networks import SHAPE, Residual, images
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from sqakd_deploy.errors import ModelError
+from sqakd_deploy.api import export
+from sqakd_deploy.errors import ModelError, SpecError
+from sqakd_deploy.parity import verify
 from sqakd_deploy.quantization import calibrate, quantize, weight_quantizers
 from sqakd_deploy.quantizers import WeightQuantizer
 from sqakd_deploy.spec import DistillConfig, QuantSpec
@@ -118,3 +126,84 @@ def test_a_student_is_where_its_model_is(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(WeightQuantizer, "search", lambda self, weight: self.step)
     student = quantize(Residual().to("meta"), example=SHAPE)
     assert {tensor.device.type for tensor in student.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_wrapped_parts_are_unwrapped(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    """As PyTorch's ImageNet example wraps ``features`` alone."""
+    model = nn.Sequential(wrap(small()[:3]), small()[3:])
+    plain = nn.Sequential(small()[:3], small()[3:])
+    assert names(quantize(model, example=SHAPE)) == names(quantize(plain, example=SHAPE))
+    assert not isinstance(model[0], nn.Sequential)
+
+
+def test_parametrized_layers_are_refused_with_their_remedy() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 8), nn.Flatten(), nn.Linear(8, 5)).eval()
+    nn.utils.parametrizations.orthogonal(model[2])
+    with pytest.raises(ModelError, match=r"layer '2': its weight is computed .*remove_param"):
+        quantize(model, example=SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: small, r"wanted a network \(torch.nn.Module\), got a function$"),
+        (lambda: nn.Identity, "got the class Identity; call it to make one"),
+        (lambda: small().state_dict(), "got a OrderedDict$"),
+        (lambda: nn.Sequential(nn.LazyConv2d(5, 8)), "'0.weight' has no shape yet; run the model"),
+        (lambda: small().double(), "wanted parameters in float32, got '0.weight' in float64; give"),
+        (lambda: small().bfloat16(), "got '0.weight' in bfloat16"),
+        (lambda: quantize(small(), example=SHAPE), "wanted the float network, got a student"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_what_is_no_float_network_is_refused(make: Callable[[], Any], words: str) -> None:
+    model = make()
+    with pytest.raises(ModelError, match=f"^model: .*{words}"):
+        quantize(model, example=SHAPE)
+    teacher = small()
+    student = quantize(teacher, example=SHAPE)
+    with pytest.raises(ModelError, match=f"^teacher: .*{words}"):
+        distill(student, images(), teacher=model)
+
+
+def test_settings_of_another_kind_are_refused() -> None:
+    with pytest.raises(SpecError, match=r"^spec: wanted a QuantSpec, got a int"):
+        quantize(small(), 4, example=SHAPE)  # type: ignore[arg-type]
+    config = {"epochs": 1}
+    student = quantize(small(), example=SHAPE)
+    with pytest.raises(SpecError, match=r"^config: wanted a DistillConfig, got a dict"):
+        distill(student, images(), teacher=small(), config=config)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "mode", [torch.no_grad, torch.inference_mode, partial(torch.autocast, "cpu", torch.bfloat16)]
+)
+def test_modes_around_a_call_change_nothing(
+    mode: Callable[[], AbstractContextManager[object]], tmp_path: Path
+) -> None:
+    teacher, config = small(), DistillConfig(epochs=1, batch_size=16)
+
+    def answers() -> Tensor:
+        student = quantize(teacher, example=SHAPE)
+        distill(student, images(64), teacher=teacher, config=config)
+        verify(export(student, tmp_path / "m.onnx"), student, images()).raise_for_failures()
+        return student.get_parameter("0.weight").detach()
+
+    wanted = answers()
+    with mode():
+        assert torch.equal(answers(), wanted)
+
+
+def test_a_student_can_be_copied_and_is_saved_by_its_tensors() -> None:
+    student = quantize(small(), example=SHAPE)
+    calibrate(student, images(64))
+    twin = copy.deepcopy(student)
+    with pytest.raises(ModelError, match=r"cannot be pickled; save its tensors: .*state_dict\(\)"):
+        torch.save(twin, io.BytesIO())
+    again = quantize(small(), example=SHAPE)
+    again.load_state_dict(student.state_dict())
+    for other in (twin, again):
+        assert torch.equal(other(images()), student(images()))
+    calibrate(twin, 2 * images(64))
+    assert not torch.equal(twin(images()), student(images()))

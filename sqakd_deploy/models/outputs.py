@@ -17,11 +17,18 @@ def count_logits(model: nn.Module, name: str, shape: tuple[int, int, int]) -> in
         shape: of an image ``(C, H, W)``.
 
     Raises:
-        ModelError: if it does not take such images, or does not return ``(N, K)`` with K ≥ 2.
+        ModelError: if it is not in float32, does not take such images, or does not return
+            ``(N, K)`` with K ≥ 2.
     """
     device = next((p.device for p in model.parameters()), None)
     if device is None:
         raise ModelError(f"model {name!r} has no parameters, so there is nothing to train")
+    other = next((p.dtype for p in model.parameters() if p.dtype != torch.float32), None)
+    if other is not None:
+        raise ModelError(
+            f"model {name!r}: wanted parameters in float32, got {other}; let its factory return "
+            "model.float()"
+        )
     images = torch.zeros(2, *shape, device=device)
     training = model.training
     try:

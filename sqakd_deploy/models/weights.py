@@ -34,6 +34,7 @@ _NESTED = (
 _DEEPEST = 2  # mappings in mappings, as in {"ema": {"module": …}}
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, Lightning
 _MOST_WRAPPERS = 3  # around each other
+_PARTS = (".module.", "._orig_mod.")  # around a part, as PyTorch's ImageNet example wraps features
 
 # What training scripts put beside the weights: plain values, whose unpickling runs no code.
 _PLAIN_VALUES: list[Any] = [
@@ -59,8 +60,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     ``weights_only=True`` and may hold the state dict itself or have it under one of the keys of
     training scripts (``state_dict``, ``model``, ``net``, ``ema`` and others); what wrappers such as
     DataParallel put before every name (``module.``, ``_orig_mod.``, ``model.``, ``net.``) is taken
-    off. Every parameter and buffer must be there with its shape, and no other; only BatchNorm's
-    batch counters, which files older than PyTorch 0.4.1 lack, may be missing.
+    off, and what they put into names where they wrapped a part. Every parameter and buffer must be
+    there with its shape, and no other; only BatchNorm's batch counters, which files older than
+    PyTorch 0.4.1 lack, may be missing.
 
     Args:
         model: the model to change.
@@ -229,6 +231,9 @@ def _unwrapped(found: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[s
         foreign = all(key.startswith(prefix) for key in found)
         if foreign and not all(key.startswith(prefix) for key in wanted):
             found = {key.removeprefix(prefix): value for key, value in found.items()}
+    for part in _PARTS:
+        if not any(part in key for key in wanted):
+            found = {key.replace(part, "."): value for key, value in found.items()}
     return found
 
 

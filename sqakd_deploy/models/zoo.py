@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.models.calling import call_factory
-from sqakd_deploy.registry import unknown_name
 
 TIMM_PREFIX = "timm:"
 TORCHVISION_PREFIX = "torchvision:"
+_NEAR = 10  # of timm's names shown beside an unknown one
 
 # These two return a tuple in training mode and warn about their initialisation by default.
 _ONE_OUTPUT = MappingProxyType({"aux_logits": False, "init_weights": True})
@@ -78,8 +79,10 @@ def find_timm(name: str) -> tuple[ModuleType, str]:
     timm = importlib.import_module("timm")  # optional, so not at the top
     bare = name.removeprefix(TIMM_PREFIX)
     if not timm.is_model(bare):
-        close = timm.list_models(f"*{bare}*")[:10]
-        raise ModelError(unknown_name("timm model", bare, close))
+        known = timm.list_models()
+        near = get_close_matches(bare, known, _NEAR) or timm.list_models(f"{bare}*")
+        others = ", ".join(near[:_NEAR]) or "none; timm.list_models() has all"
+        raise ModelError(f"unknown timm model {bare!r}. There are of near names: {others}")
     return timm, bare
 
 

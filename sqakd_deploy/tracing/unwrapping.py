@@ -20,6 +20,25 @@ _COMPUTED: tuple[tuple[type, str, str], ...] = (
 )
 
 
+def own_copy(model: nn.Module) -> nn.Module:
+    """A copy of the model out of ``DataParallel`` and ``torch.compile``, as are its parts."""
+    own = copy.deepcopy(_inner(model))
+    for path, module in reversed(list(own.named_modules())):
+        if _inner(module) is not module:
+            own.set_submodule(path, _inner(module))
+    return own
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """A copy of the model in ``DataParallel`` or ``torch.compile``, ready to be a student.
 
@@ -32,16 +51,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Raises:
         ModelError: if hooks compute a layer's weight, naming it and what makes it plain.
     """
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            break
-        model = inner
-    for path, module in model.named_modules():
+    for path, module in _inner(model).named_modules():
         _check_hooks(path, module)
-    own = copy.deepcopy(model).requires_grad_(True)
+    own = own_copy(model).requires_grad_(True)
     for path, module in list(own.named_modules()):
         if isinstance(module, nn.SyncBatchNorm):
             own = _with_plain_norm(own, path, module)

@@ -79,3 +79,18 @@ def check_repeatable(calibration: Tensor | Iterable[object] | None) -> None:
             "calibration: wanted a tensor, or batches that can be gone through several times, got "
             f"a {type(calibration).__name__}; give a list of them"
         )
+
+
+def check_labels(batch: object) -> None:
+    """Refuse a batch without labels for its images.
+
+    Raises:
+        DataError: if so.
+    """
+    parts = batch if isinstance(batch, (tuple, list)) else ()
+    labels = parts[1] if len(parts) > 1 else None
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 1:
+        raise DataError(
+            "labelled: wanted batches (images, labels), labels in int64 of shape (N,), got a "
+            f"{type(batch).__name__}"
+        )

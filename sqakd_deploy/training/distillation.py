@@ -6,7 +6,6 @@ element of a batch is touched, and it must be a tensor of images.
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -17,26 +16,28 @@ from torch import Tensor, nn
 
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.evaluate import batch_agreement
+from sqakd_deploy.given import images_in, network, setting
 from sqakd_deploy.lowering.integer import snap_biases
 from sqakd_deploy.lowering.lowerable import without_form
+from sqakd_deploy.modes import in_plain_mode
 from sqakd_deploy.quantization import (
     activation_quantizers,
     batch_norms,
     calibrate,
     count_quantizers,
+    input_shape_of,
     is_calibrated,
     reestimate_batch_norm,
-    scaling_quantizers,
     weight_quantizers,
 )
 from sqakd_deploy.spec import DistillConfig
-from sqakd_deploy.tracing.trace import first_tensor
+from sqakd_deploy.tracing.unwrapping import own_copy
 from sqakd_deploy.training.acceleration import decide
-from sqakd_deploy.training.batching import as_loader, check_repeatable
+from sqakd_deploy.training.batching import as_loader, check_labels, check_repeatable
 from sqakd_deploy.training.features import answers, feature_loss, with_codes
 from sqakd_deploy.training.fitting import Epoch, Fit, Loader, Step, warm_cosine
-from sqakd_deploy.training.hessian import update_deltas
-from sqakd_deploy.training.losses import LABELS, distillation_loss, label_loss
+from sqakd_deploy.training.hessian import set_delta, update_deltas
+from sqakd_deploy.training.losses import LABELS, check_logits, distillation_loss, label_loss
 from sqakd_deploy.training.processes import separate_batch_norm, start, synchronised_batch_norm
 from sqakd_deploy.training.sampling import holding, sample
 from sqakd_deploy.training.saves import Saves
@@ -50,6 +51,7 @@ _LR, _FEW_BITS_LR = 3e-4, 1e-3
 _DELTA_BATCHES = 3  # as EWGS averages its trace (Lee et al., 2021, §4.1)
 
 
+@in_plain_mode
 def distill(
     student: nn.Module,
     images: Tensor | Loader,
@@ -72,7 +74,7 @@ def distill(
             biases moved onto the integer grid (where it has one).
         images: preprocessed images ``(N, C, H, W)``, or batches of them, gone through once an
             epoch. Of a batch that is a tuple only the first element is used.
-        teacher: the float model; used in evaluation mode, not changed.
+        teacher: the float model, in float32; used in evaluation mode, not changed.
         config: how; ``epochs=0`` trains nothing and does all the rest.
         calibration: images that set ranges and BatchNorm, by default some of ``images``. Of a
             tensor evenly spread ones are taken, of batches the first: shuffle those of a loader.
@@ -91,10 +93,13 @@ def distill(
         SpecError: if a loss with labels gets none, or labels come with one that needs none, or the
             warm-up is as long as the run.
         DataError: if there are too few images to train or to normalise by, or batches without a
-            length or that can be gone through only once.
+            length, that can be gone through only once, or of anything but float32 images.
+        ModelError: if the teacher does not answer as the student does, by two logits or more.
         TrainingError: if the loss is not finite.
     """
     config, say = config or DistillConfig(), message or (lambda text: None)
+    setting(config, DistillConfig, "config")
+    network(teacher, "teacher")
     if (config.loss == "kl") != (labelled is None):
         wanted = "no labels" if config.loss == "kl" else "labelled batches"
         raise SpecError(f"loss {config.loss!r} wants {wanted}; give the other or change the loss")
@@ -146,7 +151,8 @@ def _check_warmup(config: DistillConfig, steps: int) -> None:
     if config.warmup_steps >= total:
         raise SpecError(
             f"warmup_steps: wanted fewer than the {total} steps of this run "
-            f"({config.epochs} epochs of {steps}), got {config.warmup_steps}"
+            f"({config.epochs} epochs of {steps}), got {config.warmup_steps}; train longer, or "
+            "lower distillation.warmup_steps in the config"
         )
 
 
@@ -243,11 +249,16 @@ class _Distillation:
         self.config, self.batches, self.message = config, batches, message
         self.device = next(student.parameters()).device
         self.accelerator = start(self.device)
-        self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False).to(self.device)
+        self.teacher = own_copy(teacher).eval().requires_grad_(False).to(self.device)
         steps = config.epochs * len(batches)
         _check_warmup(config, len(batches))
         self.schedule = warm_cosine(steps, config.warmup_steps)
-        example = first_tensor(next(iter(batches))).to(self.device)
+        self.shape = input_shape_of(student)
+        batch = next(iter(batches))
+        example = images_in(batch, self.shape).to(self.device)
+        check_logits(student, self.teacher, example)
+        if config.loss != "kl":
+            check_labels(batch)
         self.how = decide(config, self.teacher, example, steps, self.device)
         message(f"training is {self.how.reason}")
         self.student = self.how.place(student)
@@ -257,7 +268,7 @@ class _Distillation:
         if self.norms and self.first_frozen < config.epochs:
             since = f"after epoch {self.first_frozen}" if self.first_frozen else "from the start"
             message(f"BatchNorm's statistics are frozen {since}")
-        self.estimates_delta = _set_delta(student, config) and config.delta == "hessian"
+        self.estimates_delta = set_delta(student, config) and config.delta == "hessian"
         if self.estimates_delta and config.epochs <= config.delta_every:
             message(
                 f"δ is first estimated after epoch {config.delta_every}, and there are "
@@ -303,8 +314,11 @@ class _Distillation:
                 target=LABELS if supervised else "agreement",
             ).run()
 
+    def _images(self, batch: Any) -> Tensor:
+        return self.how.images(images_in(batch, self.shape).to(self.device))
+
     def _objective(self, batch: Any) -> tuple[Tensor, Tensor]:
-        images = self.how.images(first_tensor(batch).to(self.device))
+        images = self._images(batch)
         with self.how.autocast(self.device):
             with torch.no_grad():
                 target, *wanted = answers(self._teacher(images))
@@ -316,7 +330,7 @@ class _Distillation:
 
     def _supervised(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Labels alone: a teacher's pass is a quarter of a step, and nobody would read it."""
-        images = self.how.images(first_tensor(batch).to(self.device))
+        images = self._images(batch)
         with self.how.autocast(self.device):
             logits = self._student(images)
         return label_loss(logits, batch[1].to(self.device))
@@ -343,12 +357,3 @@ class _Distillation:
             )
             low, high = min(found.values()), max(found.values())
             self.message(f"δ by Hutchinson's trace: {low:.2g} to {high:.2g}")
-
-
-def _set_delta(student: nn.Module, config: DistillConfig) -> bool:
-    """Give δ to the quantizers whose method scales gradients; whether there are any."""
-    start = 0.0 if config.delta == "hessian" else float(config.delta)
-    quantizers = scaling_quantizers(student)
-    for quantizer in quantizers.values():
-        quantizer.delta.fill_(start)
-    return bool(quantizers)

@@ -10,11 +10,21 @@ from torch import Tensor, nn
 
 from sqakd_deploy.quantization import scaling_quantizers
 from sqakd_deploy.quantizers import ActivationQuantizer, WeightQuantizer
+from sqakd_deploy.spec import DistillConfig
 from sqakd_deploy.tracing.trace import first_tensor
 from sqakd_deploy.training.features import answers, feature_loss, with_codes
 from sqakd_deploy.training.losses import distillation_loss
 
 Quantizer = ActivationQuantizer | WeightQuantizer
+
+
+def set_delta(student: nn.Module, config: DistillConfig) -> bool:
+    """Give δ to the quantizers whose method scales gradients; whether there are any."""
+    start = 0.0 if config.delta == "hessian" else float(config.delta)
+    quantizers = scaling_quantizers(student)
+    for quantizer in quantizers.values():
+        quantizer.delta.fill_(start)
+    return bool(quantizers)
 
 
 class _Outputs:

@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from sqakd_deploy.checkpoint import (
+    CHECKSUM,
     LAST,
     TEACHER,
     Run,
@@ -41,7 +42,6 @@ from sqakd_deploy.training.saves import Saves
 from sqakd_deploy.training.teacher import train_teacher
 
 T = TypeVar("T")
-_CHECKSUM = "checksum_of_images"
 TEACHING = "teacher"  # what the states of a float model's training are saved under
 
 
@@ -132,8 +132,8 @@ class Job:
         """The run folder, the same in every process, with what is known about the images."""
         run = self._from_main(open_folder)
         run.writable = self.main
-        self._compare(run.facts.get(_CHECKSUM))
-        facts: dict[str, Any] = {_CHECKSUM: self._checksum}
+        self._compare(run.facts.get(CHECKSUM))
+        facts: dict[str, Any] = {CHECKSUM: self._checksum}
         if run.kind != "teacher":
             facts[FACT] = rules_of(self.config.quantization)
         run.update(status="running", kind=run.kind, data=self._facts, **facts)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from sqakd_deploy.errors import ModelError
 
 LABELS = "top-1"  # what hits of labels are called
 
@@ -36,3 +39,32 @@ def label_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     logits = logits.float()
     hits = (logits.detach().argmax(dim=1) == labels).float().mean()
     return F.cross_entropy(logits, labels), hits
+
+
+@torch.no_grad()
+def check_logits(student: nn.Module, teacher: nn.Module, images: Tensor) -> None:
+    """Refuse networks whose answers no loss here can compare.
+
+    Args:
+        student: calibrated.
+        teacher: in evaluation mode.
+        images: ``(N, C, H, W)``, of which one is looked at.
+
+    Raises:
+        ModelError: if the student's answers are not ``(N, K)`` with K of at least 2, or the
+            teacher's are something else.
+    """
+    training = student.training
+    ours, theirs = student.eval()(images[:1]), teacher(images[:1])
+    student.train(training)
+    if ours.dim() != 2 or ours.shape[1] < 2:
+        raise ModelError(
+            "student: wanted logits (N, K), two or more for each image, got for one "
+            f"{tuple(ours.shape)}"
+        )
+    got = tuple(theirs.shape) if isinstance(theirs, Tensor) else f"a {type(theirs).__name__}"
+    if got != tuple(ours.shape):
+        raise ModelError(
+            f"teacher: wanted logits of shape {tuple(ours.shape)}, as the student gives for "
+            f"one image, got {got}; give the model that the student was made from"
+        )

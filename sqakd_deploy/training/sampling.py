@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sqakd_deploy.data.splits import spread
-from sqakd_deploy.tracing.trace import first_tensor
+from sqakd_deploy.given import images_in
 
 _AT_ONCE = 512  # images of a tensor that are run together
 _SINGLES = 32  # images that come one by one and are run together
@@ -49,7 +49,7 @@ def _spread(images: Tensor, count: int) -> Iterator[Tensor]:
 
 def _first(batches: Iterable[object], count: int) -> Iterator[Tensor]:
     for batch in batches:
-        images = first_tensor(batch)[:count]
+        images = images_in(batch, None)[:count]
         count -= len(images)
         if len(images):
             yield images

@@ -1,0 +1,97 @@
+"""What a script hands over, checked before any work is done on it."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from sqakd_deploy.errors import DataError, ModelError, SpecError
+from sqakd_deploy.student import Student
+
+T = TypeVar("T")
+
+
+def network(model: object, what: str) -> nn.Module:
+    """A network as it is, if it can be worked on.
+
+    Args:
+        model: whatever was given.
+        what: it is for, as its argument is called.
+
+    Raises:
+        ModelError: if it is no module, a student, has layers without a shape yet, or parameters of
+            another type than float32.
+    """
+    if not isinstance(model, nn.Module):
+        hint = "; call it to make one" if isinstance(model, type) else ""
+        raise ModelError(f"{what}: wanted a network (torch.nn.Module), got {_named(model)}{hint}")
+    if isinstance(model, Student):
+        raise ModelError(f"{what}: wanted the float network, got a student made by quantize()")
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ModelError(
+                f"{what}: parameter {name!r} has no shape yet; run the model on images once, as "
+                "lazy layers want it"
+            )
+        if parameter.dtype != torch.float32:
+            raise ModelError(
+                f"{what}: wanted parameters in float32, got {name!r} in {_bare(parameter.dtype)}; "
+                "give model.float()"
+            )
+    return model
+
+
+def setting(value: object, kind: type[T], what: str) -> T:
+    """A setting as it is, if it is of its kind.
+
+    Raises:
+        SpecError: if it is not.
+    """
+    if isinstance(value, kind):
+        return value
+    raise SpecError(f"{what}: wanted a {kind.__name__}, got {_named(value)}")
+
+
+def images_in(batch: object, shape: tuple[int, ...] | None) -> Tensor:
+    """The images of a batch: the tensor, or the first element of a tuple.
+
+    Args:
+        batch: of a person's own loader.
+        shape: of an image that the student takes, ``(C, H, W)``; None for any.
+
+    Returns:
+        Float32 images ``(N, C, H, W)``.
+
+    Raises:
+        DataError: if it holds something else.
+    """
+    images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if not isinstance(images, Tensor):
+        raise DataError(
+            "images: wanted batches that are a tensor of images, or a tuple that begins with one, "
+            f"got {_named(images)}"
+        )
+    if images.dtype != torch.float32:
+        remedy = (
+            "give images.float()"
+            if images.is_floating_point()
+            else ("prepare them as the model's own were: scaled, normalised")
+        )
+        raise DataError(f"images: wanted float32, got {_bare(images.dtype)}; {remedy}")
+    if shape is not None and images.shape[1:] != shape:
+        wanted = ", ".join(map(str, ("N", *shape)))
+        raise DataError(
+            f"images: wanted ({wanted}), as the student was made for, got {tuple(images.shape)}"
+        )
+    return images
+
+
+def _named(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+
+
+def _bare(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
