@@ -31,6 +31,10 @@ BIAS_CODES, BIAS_SCALE, BIAS = "bias codes", "bias scale", "bias"
 STEP, ZERO_POINT, LOWEST, HIGHEST = "step", "zero-point", "lowest code", "highest code"
 SCALE, READER_ZERO = "scale", "zero-point that readers subtract"
 LOWER, UPPER, SHIFT, CONSTANT = "lower bound", "upper bound", "shift", "constant"
+EPSILON = "epsilon"
+
+_NOT_ALWAYS = (WEIGHT_BITS, EPSILON)
+"""Few forms state bits, and older references neither."""
 
 _NEGATIVE = {"int8": -128, "uint8": 0}
 
@@ -80,6 +84,8 @@ def _facts(graph: ir.IntegerGraph, node: ir.Node) -> Iterator[tuple[str, NDArray
     elif isinstance(node, (ir.ChannelAffine, ir.LayerNorm)):
         yield SCALE, node.scale
         yield SHIFT, node.shift
+        if isinstance(node, ir.LayerNorm):
+            yield EPSILON, np.array(node.epsilon, np.float32)
     elif isinstance(node, ir.Resize):
         yield SCALE, np.array([1.0, 1.0, *node.scale], np.float32)
     elif isinstance(node, ir.WithConstant):
@@ -165,7 +171,7 @@ def _compare(
     layer: str, name: str, wanted: NDArray[Any] | None, got: NDArray[Any] | None
 ) -> list[Difference]:
     if wanted is None or got is None:
-        if name == WEIGHT_BITS:  # few forms state them, and older references do not
+        if name in _NOT_ALWAYS:
             return []
         side = "the file has none" if got is None else "the student has none"
         return [Difference(layer, name, 1, 1, side)]

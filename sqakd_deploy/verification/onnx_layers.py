@@ -199,6 +199,9 @@ class OnnxFile(ABC):
             for name, value in zip((c.SCALE, c.SHIFT), self._inputs(node, 1), strict=False):
                 if value is not None:
                     yield name, value
+            if node.op_type == "LayerNormalization":
+                given = [a.f for a in node.attribute if a.name == "epsilon"]
+                yield c.EPSILON, np.array((given or [1e-5])[0], np.float32)
         elif node.op_type == "Resize" and len(node.input) == 3:
             scales = self.constant(node.input[2])
             if scales is not None:
