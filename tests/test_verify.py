@@ -40,6 +40,7 @@ from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolated import IsolatedReport
 from sqakd_deploy.verification.isolating import _compare, _joined, isolate, isolator_of
 from sqakd_deploy.verification.layers import LayersReport, compare_layers
+from sqakd_deploy.verification.reading import read_file
 from sqakd_deploy.verification.reference import Reference, Tensor, load_reference, save_reference
 from sqakd_deploy.verification.stages import Tolerance, isolated_faults
 from sqakd_deploy.verification.student import Rounding, in_float64, record, reference_of, roundings
@@ -1127,12 +1128,12 @@ def test_a_target_that_is_not_here_proves_nothing_in_silence(
 def test_files_that_are_none_are_named(tmp_path: Path) -> None:
     (tmp_path / "ir.xml").write_text("<net/>")
     with pytest.raises(ExportError, match=r"ir\.xml: wanted an ONNX file, got OpenVINO IR"):
-        QdqFile(tmp_path / "ir.xml")
+        read_file(tmp_path / "ir.xml")
     with pytest.raises(ExportError, match=r"there is no file .*absent\.onnx"):
-        QdqFile(tmp_path / "absent.onnx")
+        read_file(tmp_path / "absent.onnx")
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(ExportError, match=r"text\.onnx is no ONNX file, or damaged"):
-        QdqFile(tmp_path / "text.onnx")
+        read_file(tmp_path / "text.onnx")
 
 
 def test_tensors_that_nobody_has_are_not_made_up(reference: Reference, model: Path) -> None:
