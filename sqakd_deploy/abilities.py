@@ -1,12 +1,16 @@
-"""What an exporter may say of its files, beyond what every one must."""
+"""What an exporter may say of its files, and a session hand out, beyond what every one must."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sqakd_deploy.errors import SpecError
-from sqakd_deploy.exporting import Exporter
+from sqakd_deploy.exporting import Exporter, Session
 
 
 @runtime_checkable
@@ -32,6 +36,20 @@ class FormalExporter(Exporter, Protocol):
 
     suffixes: tuple[str, ...]
     opsets: range
+
+
+@runtime_checkable
+class ReadableSession(Session, Protocol):
+    """A session that runs a file node by node, as written, and hands out what it computes."""
+
+    def read(self, images: NDArray[np.float32], names: Sequence[str]) -> NDArray[np.float32]:
+        """Logits of images ``(N, C, H, W)``, and values of the file behind them, ``(N, K + …)``.
+
+        Args:
+            images: preprocessed.
+            names: of values in the file; each is laid out as a row for each image.
+        """
+        ...
 
 
 def packs_of(exporter: Exporter) -> frozenset[int]:

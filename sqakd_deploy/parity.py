@@ -16,9 +16,10 @@ from sqakd_deploy.lowering.integer import lower
 from sqakd_deploy.modes import in_plain_mode
 from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import input_shape_of, spec_of
-from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolated import IMAGES
 from sqakd_deploy.verification.isolating import isolator_of
+from sqakd_deploy.verification.onnx_layers import OnnxFile
+from sqakd_deploy.verification.reading import read_file
 from sqakd_deploy.verification.saturation import saturation_in, sums_exactly
 from sqakd_deploy.verification.sizes import expected_size, float_size, information_size
 from sqakd_deploy.verification.stages import (
@@ -55,8 +56,9 @@ def verify(
 ) -> ParityReport:
     """Compare an exported file with its student: the answers stage by stage, constants, and layers.
 
-    Constants are compared in QDQ files, by the names of the layers. There the student is also run
-    layer by layer on the codes that the runtime computed, for the few images that differ most.
+    Constants are compared in QDQ and QONNX files, by the names of the layers. There the student is
+    also run layer by layer on the codes that the runtime computed, for the few images that differ
+    most.
 
     Args:
         artifact: the file, or what :func:`~sqakd_deploy.api.export` returned.
@@ -98,9 +100,9 @@ def verify(
     return report_of(path, runs, expected, tolerance, rules, differences, saturation, isolated)
 
 
-def _onnx_file(path: Path) -> QdqFile | None:
+def _onnx_file(path: Path) -> OnnxFile | None:
     """The file's constants; None of another format than ONNX, which the runtime has opened."""
     try:
-        return QdqFile(path)
+        return read_file(path)
     except ExportError:
         return None

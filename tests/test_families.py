@@ -39,10 +39,12 @@ from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
 from sqakd_deploy.tracing.attention import OpenAttention, open_attention
 from sqakd_deploy.tracing.trace import trace
 from sqakd_deploy.training.distillation import distill
+from sqakd_deploy.verification.constants import constants_of
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolating import isolate
+from sqakd_deploy.verification.reading import read_file
 from sqakd_deploy.verification.student import in_float64, record, reference_of
-from sqakd_deploy.verification.verifying import verify_file
+from sqakd_deploy.verification.verifying import compare_with_student, verify_file
 
 # As in test_export_contract: float noise of some 1e-7 puts a code of an image in some tens on the
 # other side of a rounding boundary; through the layers behind that is a few steps of a logit.
@@ -380,6 +382,22 @@ def test_attention_in_other_runtimes(target: str, products: bool, tmp_path: Path
     trained, other = PlacementRules(integer_products=products), PlacementRules()
     said = [] if products else ["2 products of activations would multiply codes"]
     assert changes(lower(student), trained, other) == said
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "qonnx"])
+def test_the_epsilon_of_a_norm_is_a_constant(target: str, tmp_path: Path) -> None:
+    """Ten times as large it moves values by less than rounding may."""
+    pytest.importorskip(target)
+    student = student_of(made("channel_last"), QuantSpec(target=target))
+    path, expected = export(student, tmp_path / "m.onnx").path, constants_of(lower(student))
+    assert compare_with_student(read_file(path), expected) == []
+    proto = onnx.load(path)
+    (norm,) = [n for n in proto.graph.node if n.op_type == "LayerNormalization"]
+    (epsilon,) = [a for a in norm.attribute if a.name == "epsilon"]
+    epsilon.f *= 10
+    onnx.save(proto, path)
+    (difference,) = compare_with_student(read_file(path), expected)
+    assert (difference.layer, difference.constant) == (norm.name, "epsilon")
 
 
 # -- placement --------------------------------------------------------------------------------

@@ -85,6 +85,7 @@ class QonnxRuntime:
 
     name = "qonnx"
     stages: Mapping[str, bool] = MappingProxyType({"executor": True})
+    exact_sums = True  # of floats
 
     def __init__(self) -> None:
         _require_qonnx()
@@ -142,7 +143,7 @@ def _quantize(writer: Writer, node: g.Quantize) -> None:
     scale = np.array(1.0 if apart else grid.scale, np.float32)
     label = f"{node.output}/codes" if apart else node.output
     zero = np.array(grid.zero_point, np.float32)
-    output = _quant(writer, x, label, scale, zero, bits, signed=signed)
+    output = _quant(writer, x, label, scale, zero, bits, signed=signed, node=node.name)
     if apart:
         out_scale = writer.constant(f"{node.output}/scale", np.array(grid.scale, np.float32))
         output = writer.op("Mul", [output, out_scale], node.output)
@@ -158,6 +159,7 @@ def _quant(
     bits: int,
     *,
     signed: bool,
+    node: str | None = None,
 ) -> ir.Value:
     inputs = [
         writer.constant(f"{name}/quant/scale", scale),
@@ -165,7 +167,7 @@ def _quant(
         writer.constant(f"{name}/quant/bits", np.array(bits, np.float32)),
     ]
     options: dict[str, Any] = {"signed": int(signed), "narrow": 0, "rounding_mode": "ROUND"}
-    return writer.op("IntQuant", [x, *inputs], name, domain=DOMAIN, **options)
+    return writer.op("IntQuant", [x, *inputs], name, node, domain=DOMAIN, **options)
 
 
 def _weight(writer: Writer, node: g.Conv | g.Linear) -> ir.Value:

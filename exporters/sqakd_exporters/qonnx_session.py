@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +64,28 @@ class QonnxSession:
         """Logits ``(N, K)`` of preprocessed images ``(N, C, H, W)``, however many.
 
         Raises:
-            ExportError: as :func:`~sqakd_exporters.feeding.feed`.
+            ExportError: as :func:`~sqakd_exporters.feeding.feed`; if the executor fails.
         """
         return feed(self._run, images, shape=self.input_shape, pixels=None, path=self.path)
 
-    def _run(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        model = self._sized(len(images))
-        results = execute_onnx(model, {model.graph.input[0].name: images})
+    def read(self, images: NDArray[np.float32], names: Sequence[str]) -> NDArray[np.float32]:
+        """Logits, and values of the file behind them, a row ``(K + …)`` for each image.
+
+        Raises:
+            ExportError: as :meth:`run`.
+        """
+        run = partial(self._run, names=names)
+        return feed(run, images, shape=self.input_shape, pixels=None, path=self.path)
+
+    def _run(self, images: NDArray[Any], names: Sequence[str] = ()) -> NDArray[np.float32]:
+        try:
+            model = self._sized(len(images))
+            results = execute_onnx(model, {model.graph.input[0].name: images}, bool(names))
+        except Exception as error:  # the executor's, and those of ONNX Runtime, which it calls
+            raise ExportError(f"qonnx's executor cannot run {self.path}: {error}") from error
         logits: NDArray[np.float32] = results[model.graph.output[0].name]
-        return logits
+        rows = [results[name].reshape(len(images), -1) for name in names]
+        return np.concatenate([logits, *rows], axis=1) if rows else logits
 
     def _sized(self, count: int) -> ModelWrapper:
         """The model for so many images: the executor wants every shape as a number."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from sqakd_deploy.verification import constants as c
 from sqakd_deploy.verification.file import QdqFile
+from sqakd_deploy.verification.onnx_layers import OnnxFile
 
 _MOVING = (
     "Add",
@@ -37,7 +38,7 @@ _POSITIVE = ("Abs", "Relu", "Sigmoid", "HardSigmoid", "Softmax")
 
 
 def in_one_form(
-    file: QdqFile, expected: c.Constants, found: c.Constants
+    file: OnnxFile, expected: c.Constants, found: c.Constants
 ) -> tuple[c.Constants, c.Constants]:
     """The student's and the file's constants, alike wherever they mean the same.
 
@@ -53,6 +54,8 @@ def in_one_form(
         name: _spread(_float_bias(facts, found.get(name, {})), found.get(name, {}))
         for name, facts in expected.items()
     }
+    if not isinstance(file, QdqFile):  # a width that is stated is no way of bounding reals
+        return {name: _as_unsigned(f, _first(name, found)) for name, f in wanted.items()}, found
     adjusted = dict(found)
     for part, quantizer in file.quantizers.items():
         name = part if part in expected else part.rpartition("/")[0]
@@ -101,9 +104,16 @@ def _spread(facts: c.Facts, found: c.Facts) -> c.Facts:
     return {**facts, c.CONSTANT: np.broadcast_to(stated, shape)} if fits else facts
 
 
+def _first(name: str, found: c.Constants) -> c.Facts:
+    """What a file has under a layer's name, or under that of its first part."""
+    return next((found[part] for part in (name, *c.parts_of(name, found)) if part in found), {})
+
+
 def _as_unsigned(facts: c.Facts, found: c.Facts) -> c.Facts:
     """Codes of int8 that are not negative, counted from 0 where a file holds them as uint8."""
     middle = -c.offset("int8")
+    if c.LOWEST not in facts or c.LOWEST not in found:
+        return facts
     if int(facts[c.LOWEST]) < middle or int(found[c.ZERO_POINT]) >= middle:
         return facts
     counted = (c.ZERO_POINT, c.LOWEST, c.HIGHEST, c.READER_ZERO)

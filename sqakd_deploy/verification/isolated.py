@@ -27,11 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sqakd_deploy.exporting import Runtime
-from sqakd_deploy.verification.file import QdqFile
+from sqakd_deploy.verification.onnx_layers import OnnxFile
 
 BORDER = 1e-2
 """Most that rounding leaves outside (steps): half an accumulator's step where a float bias becomes
-int32; without one 5e-5 was the most in fourteen families."""
+int32; without one 5e-5 was the most in fourteen families. QONNX's executor adds the zero-point
+before it rounds: 8e-6."""
 
 LOGITS_BORDER = 0.1
 """Most that rounding moves answers, given the codes before them (steps): 1e-4 for quantised ones,
@@ -137,5 +138,5 @@ class IsolatedReport:
         return max(self.tensors, key=lambda tensor: tensor.outside, default=None)
 
 
-Isolator: TypeAlias = Callable[[QdqFile, Runtime, NDArray[np.float32], bool], IsolatedReport]
+Isolator: TypeAlias = Callable[[OnnxFile, Runtime, NDArray[np.float32], bool], IsolatedReport]
 """Isolates the tensors of a file for images ``(M, C, H, W)``; the last says whether to optimise."""

@@ -18,9 +18,9 @@ from sqakd_deploy.errors import ParityError
 from sqakd_deploy.exporting import Runtime
 from sqakd_deploy.lowering.integer import lower, snap_biases
 from sqakd_deploy.tracing.trace import first_tensor
-from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolated import Isolated, IsolatedReport, Isolator
 from sqakd_deploy.verification.measures import Logits
+from sqakd_deploy.verification.onnx_layers import OnnxFile
 from sqakd_deploy.verification.stages import output_step
 from sqakd_deploy.verification.student import Rounding, record, roundings
 from sqakd_deploy.verification.taps import CHUNK, read_codes
@@ -41,7 +41,7 @@ def isolator_of(student: nn.Module) -> Isolator:
 @torch.no_grad()
 def isolate(
     student: nn.Module,
-    file: QdqFile,
+    file: OnnxFile,
     runtime: Runtime,
     images: NDArray[np.float32],
     optimize: bool = True,

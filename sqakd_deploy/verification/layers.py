@@ -34,8 +34,8 @@ from numpy.typing import NDArray
 
 from sqakd_deploy.errors import ParityError
 from sqakd_deploy.exporting import Runtime, named_stages
-from sqakd_deploy.verification.file import QdqFile, Quantized
 from sqakd_deploy.verification.isolated import IsolatedReport
+from sqakd_deploy.verification.onnx_layers import OnnxFile, Quantized
 from sqakd_deploy.verification.reference import Tensor
 from sqakd_deploy.verification.taps import read_codes
 
@@ -163,7 +163,7 @@ class LayersReport:
 
 
 def compare_layers(
-    file: QdqFile,
+    file: OnnxFile,
     images: NDArray[np.float32],
     expected: Mapping[str, Tensor],
     runtime: Runtime,

@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 from sqakd_deploy.pixels import INPUT_KEY, PREPROCESSING_KEY
 from sqakd_deploy.verification.constants import Difference
-from sqakd_deploy.verification.file import QdqFile
+from sqakd_deploy.verification.onnx_layers import OnnxFile
 
 CLASSES_KEY, SPEC_KEY = "sqakd.classes", "sqakd.spec"
 
@@ -27,7 +27,7 @@ _NCHW, _NHWC = "NCHW", "NHWC"
 
 
 def metadata_differences(
-    file: QdqFile, expected: Mapping[str, str], image: Sequence[int]
+    file: OnnxFile, expected: Mapping[str, str], image: Sequence[int]
 ) -> list[Difference]:
     """Metadata that say otherwise than the student, or than the file's own input is.
 
@@ -64,7 +64,7 @@ def _detail(wanted: Any, got: Any) -> str:
     return f"{json.dumps(got)} in the file, {json.dumps(wanted)} in the student"
 
 
-def _input(file: QdqFile, image: Sequence[int]) -> dict[str, Any]:
+def _input(file: OnnxFile, image: Sequence[int]) -> dict[str, Any]:
     """What a file should say of its input."""
     if not file.model.graph.input:  # which no runtime opens
         return {}

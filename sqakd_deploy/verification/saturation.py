@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from sqakd_deploy.graph import IntegerGraph, IntWeight
 from sqakd_deploy.verification import constants as c
 from sqakd_deploy.verification.file import QdqFile
+from sqakd_deploy.verification.onnx_layers import OnnxFile
 
 _LIMIT = 32767
 _PIXEL = 255  # the largest raw one
@@ -115,13 +116,16 @@ _MEANING: Mapping[Cpu, str] = {
 }
 
 
-def saturation_of(file: QdqFile, cpu: Cpu | None = None) -> SaturationReport:
+def saturation_of(file: OnnxFile, cpu: Cpu | None = None) -> SaturationReport:
     """Decide for every layer with 8-bit inputs and integer weights.
 
     Args:
-        file: the file.
+        file: the file; only QDQ files have such layers.
         cpu: None asks this machine.
     """
+    cpu = this_cpu() if cpu is None else cpu
+    if not isinstance(file, QdqFile):
+        return SaturationReport((), cpu)
     facts, inputs = file.constants, file.inputs_of_layers()
     layers = []
     for name, numbers in facts.items():
@@ -135,7 +139,7 @@ def saturation_of(file: QdqFile, cpu: Cpu | None = None) -> SaturationReport:
         else:
             continue
         layers.append(_layer(name, numbers[c.WEIGHT_CODES], highest))
-    return SaturationReport(tuple(layers), this_cpu() if cpu is None else cpu)
+    return SaturationReport(tuple(layers), cpu)
 
 
 def saturation_in(graph: IntegerGraph) -> SaturationReport:

@@ -83,7 +83,7 @@ class ParityReport:
         skipped: why a runtime took no part, by its name.
         conformance: the documented rules of a target whose runtime files are not run in.
         constants: those of the file that are not the student's; None if the student's are not
-            known, or the file does not hold them as QDQ files do.
+            known, or the file is neither QDQ nor QONNX.
         saturation: of integer sums; None where every runtime that decides sums exactly.
         answers: how many different top-1 answers the student gives; agreement on one shows nothing.
         isolated: every layer on the runtime's own codes, by the stage; empty where the student is

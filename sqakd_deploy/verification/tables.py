@@ -143,7 +143,7 @@ def constants_lines(report: ParityReport, *, known: bool = True) -> list[str]:
     wrong = [f"wrong: {difference}" for difference in report.metadata]
     wrong += isolated_faults(report.isolated) or _right_layers(report.isolated)
     if report.constants is None:
-        why = "the file is no QDQ file" if known else "only answers are known"
+        why = "the file is neither QDQ nor QONNX" if known else "only answers are known"
         return [f"constants: not compared, since {why}", *wrong]
     if not report.constants:
         return ["constants: all those of the student", *wrong]

@@ -8,31 +8,40 @@ same program is not believed but checked: unless its logits are those of the fil
 tensors are asked for in halves, down to single ones; one that cannot be read without changing the
 logits stays unseen. What a runtime computes inside a layer, before its QuantizeLinear, cannot be
 seen at all.
+
+A session that runs a file node by node needs no copy: it is asked for the values themselves
+(:class:`~sqakd_deploy.abilities.ReadableSession`).
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from sqakd_deploy.abilities import ReadableSession
 from sqakd_deploy.errors import ParityError
-from sqakd_deploy.exporting import Runtime
+from sqakd_deploy.exporting import Runtime, Session
 from sqakd_deploy.lowering.subpixel import lays_out
-from sqakd_deploy.verification.constants import offset
-from sqakd_deploy.verification.file import QdqFile, Quantized
 from sqakd_deploy.verification.measures import Logits
+from sqakd_deploy.verification.onnx_layers import OnnxFile, Quantized
 
 CHUNK = 2
 """Images whose tensors are read at a time, all as floats: 21 million an image of a ResNet-50."""
 
 _PREFIX = "sqakd/tap"
+
+_Read: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""Gives, of images, logits and the values of tensors behind them, a row for each image."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ class Seen:
 
 
 def read_codes(
-    file: QdqFile,
+    file: OnnxFile,
     runtime: Runtime,
     images: NDArray[np.float32],
     shapes: Mapping[str, tuple[int, ...]],
@@ -86,7 +95,8 @@ def read_codes(
         names = groups.pop()
         wanted = [quantized[name] for name in names]
         sizes = [int(np.prod(shapes[name])) for name in names]
-        codes = _run(file, runtime, optimize, wanted, sizes, chunks, plain)
+        with _reader(file, runtime, optimize, session, wanted) as read:
+            codes = _run(read, wanted, sizes, chunks, plain)
         if codes is not None:
             programs += 1
             found |= {n: codes[i].reshape(-1, *shapes[n]) for i, n in enumerate(names)}
@@ -97,32 +107,43 @@ def read_codes(
     return Seen(found, tuple(unseen), np.concatenate(plain), programs)
 
 
+@contextmanager
+def _reader(
+    file: OnnxFile, runtime: Runtime, optimize: bool, session: Session, wanted: list[Quantized]
+) -> Iterator[_Read]:
+    """What reads tensors: the session of the file itself, or one of a copy that answers them."""
+    if isinstance(session, ReadableSession):
+        readers = _only_readers(file.model.graph)
+        laid_out = [(tensor.value, _layout(tensor.value, readers)) for tensor in wanted]
+        names = [nodes[-1].output[0] if nodes else value for value, nodes in laid_out]
+        yield partial(session.read, names=names)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tapped.onnx"
+        onnx.save(tapped(file.model, wanted), path)
+        yield runtime.open(path, optimize=optimize).run
+
+
 def _run(
-    file: QdqFile,
-    runtime: Runtime,
-    optimize: bool,
+    read: _Read,
     wanted: list[Quantized],
     sizes: list[int],
     chunks: list[NDArray[np.float32]],
     plain: list[NDArray[np.float32]],
 ) -> list[NDArray[np.uint8]] | None:
     """Codes ``(M, size)`` of each tensor; None if reading them changes the logits."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tapped.onnx"
-        onnx.save(tapped(file.model, wanted), path)
-        session = runtime.open(path, optimize=optimize)
-        parts: list[list[NDArray[np.uint8]]] = [[] for _ in wanted]
-        for chunk, logits in zip(chunks, plain, strict=True):
-            classes = logits.shape[1]
-            out = session.run(chunk)
-            if not np.array_equal(out[:, :classes], logits, equal_nan=True):
-                return None
-            if out.shape[1] != classes + sum(sizes):
-                _refuse_size(wanted, sizes, out.shape[1] - classes)
-                return None
-            columns = np.split(out, np.cumsum([classes, *sizes])[:-1], axis=1)[1:]
-            for part, tensor, codes in zip(parts, wanted, columns, strict=True):
-                part.append((codes - offset(tensor.dtype)).astype(np.uint8))
+    parts: list[list[NDArray[np.uint8]]] = [[] for _ in wanted]
+    for chunk, logits in zip(chunks, plain, strict=True):
+        classes = logits.shape[1]
+        out = read(chunk)
+        if not np.array_equal(out[:, :classes], logits, equal_nan=True):
+            return None
+        if out.shape[1] != classes + sum(sizes):
+            _refuse_size(wanted, sizes, out.shape[1] - classes)
+            return None
+        columns = np.split(out, np.cumsum([classes, *sizes])[:-1], axis=1)[1:]
+        for part, tensor, values in zip(parts, wanted, columns, strict=True):
+            part.append(tensor.codes(values))
     return [np.concatenate(part) for part in parts]
 
 

@@ -33,6 +33,8 @@ from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolated import IMAGES, IsolatedReport, Isolator
 from sqakd_deploy.verification.layers import LayersReport, compare_layers
 from sqakd_deploy.verification.metadata import metadata_differences
+from sqakd_deploy.verification.onnx_layers import OnnxFile
+from sqakd_deploy.verification.reading import read_file
 from sqakd_deploy.verification.reference import Reference, Tensor
 from sqakd_deploy.verification.saturation import SaturationReport, saturation_of, sums_exactly
 from sqakd_deploy.verification.stages import (
@@ -146,7 +148,7 @@ def verify_file(
             takes pixels says otherwise than the student how these are prepared.
         DataError: if tensors are asked for and there are none.
     """
-    file = QdqFile(path)
+    file = read_file(path)
     runtime = proving_runtime(file, others)
     named, others = others is not None, runtimes() if others is None else others
     others = {name: other for name, other in others.items() if name != runtime.name}
@@ -179,7 +181,7 @@ def verify_file(
     return Verification(replace(parity, metadata=stated), layers, saturation, reference)
 
 
-def _metadata(file: QdqFile, reference: Reference) -> tuple[Difference, ...]:
+def _metadata(file: OnnxFile, reference: Reference) -> tuple[Difference, ...]:
     """What a file says of itself and is otherwise.
 
     Raises:
@@ -193,12 +195,12 @@ def _metadata(file: QdqFile, reference: Reference) -> tuple[Difference, ...]:
     return tuple(found)
 
 
-def differences_of(file: QdqFile, expected: Constants) -> list[Difference] | None:
-    """A file's constants that are not the student's; None if it does not hold them as QDQ does."""
-    return compare_with_student(file, expected) if file.is_qdq else None
+def differences_of(file: OnnxFile, expected: Constants) -> list[Difference] | None:
+    """A file's constants that are not the student's; None if it has them in no form known here."""
+    return compare_with_student(file, expected) if file.known_form else None
 
 
-def compare_with_student(file: QdqFile, expected: Constants) -> list[Difference]:
+def compare_with_student(file: OnnxFile, expected: Constants) -> list[Difference]:
     """Compare a file's constants with a student's.
 
     A file that takes pixels as codes has no first quantizer; what is left of it is what the first
@@ -207,7 +209,7 @@ def compare_with_student(file: QdqFile, expected: Constants) -> list[Difference]
     """
     expected, constants = in_one_form(file, expected, file.constants)
     first = next((name for name, facts in expected.items() if STEP in facts), None)
-    if not file.takes_codes or first is None:
+    if not isinstance(file, QdqFile) or not file.takes_codes or first is None:
         return compare_constants(expected, constants, file.unsupported)
     known, read = _of_pixels(file, expected[first]), file.input_facts()
     wanted = {**expected, first: known}
@@ -228,7 +230,7 @@ def _of_pixels(file: QdqFile, quantizer: Facts) -> Facts:
     return {SCALE: quantizer[SCALE], READER_ZERO: zeros}
 
 
-def _batches(file: QdqFile, reference: Reference) -> list[NDArray[np.float32]]:
+def _batches(file: OnnxFile, reference: Reference) -> list[NDArray[np.float32]]:
     """The images in batches that the file takes."""
     if file.batch is None:
         return list(reference.batches)
@@ -250,7 +252,7 @@ def _with_tensors(
     return reference
 
 
-def proving_runtime(file: QdqFile, named: Mapping[str, Runtime] | None = None) -> Runtime:
+def proving_runtime(file: OnnxFile, named: Mapping[str, Runtime] | None = None) -> Runtime:
     """The runtime of the target that a file was written for; ONNX Runtime where it says none.
 
     Args:
@@ -274,18 +276,18 @@ def proving_runtime(file: QdqFile, named: Mapping[str, Runtime] | None = None) -
         ) from error
 
 
-def _exporter(file: QdqFile) -> Exporter | None:
+def _exporter(file: OnnxFile) -> Exporter | None:
     """The exporter of the target that a file was written for, if it says and has one here."""
     return None if file.target is None else exporters().get(file.target)
 
 
-def _conformance(file: QdqFile) -> Conformance | None:
+def _conformance(file: OnnxFile) -> Conformance | None:
     exporter = _exporter(file)
     return None if exporter is None else conformance_of(exporter, file.path)
 
 
 def _layers(
-    file: QdqFile,
+    file: OnnxFile,
     reference: Reference,
     count: int,
     runtime: Runtime,
@@ -303,10 +305,11 @@ def _layers(
 
 
 def isolated_stages(
-    isolator: Isolator, file: QdqFile, runtime: Runtime, images: NDArray[np.float32]
+    isolator: Isolator, file: OnnxFile, runtime: Runtime, images: NDArray[np.float32]
 ) -> dict[str, IsolatedReport]:
-    """Every tensor on the runtime's own codes, by the stage; nothing of files that are no QDQ."""
-    if not file.is_qdq:
+    """Every tensor on the runtime's own codes, by the stage; nothing of files in no form
+    known here."""
+    if not file.known_form:
         return {}
     return {
         name: isolator(file, runtime, images, optimize)
