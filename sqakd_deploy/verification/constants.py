@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sqakd_deploy import graph as ir
+from sqakd_deploy.verification.settings import settings_of
 
 Facts: TypeAlias = Mapping[str, NDArray[Any]]
 """What a layer's constants hold, by what they are called here."""
@@ -65,6 +66,8 @@ class Difference:
 def constants_of(graph: ir.IntegerGraph) -> dict[str, Facts]:
     """What a file of a graph should hold, by layer."""
     found = {node.name: dict(_facts(graph, node)) for node in graph.nodes}
+    for name, what, value in (setting for node in graph.nodes for setting in settings_of(node)):
+        found.setdefault(name, {})[what] = value
     return {name: facts for name, facts in found.items() if facts}
 
 

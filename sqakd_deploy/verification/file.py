@@ -23,6 +23,7 @@ from sqakd_deploy.onnx_file import read_onnx
 from sqakd_deploy.verification import constants as c
 from sqakd_deploy.verification.computed import computed_constants
 from sqakd_deploy.verification.layout import channels_first, channelwise, scales_channels, unique
+from sqakd_deploy.verification.settings import settings_in
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _WITH_CONSTANT = ("Add", "Mul", "Expand")
@@ -178,6 +179,7 @@ class QdqFile:
         return dict(self._read_by(self.model.graph.input[0].name, 0))
 
     def _facts(self, node: NodeProto) -> Iterator[tuple[str, NDArray[Any]]]:
+        yield from settings_in(node, self.producer, self.constant)
         if node.op_type == "QuantizeLinear":
             yield from self._quantizer(node)
         elif node.op_type in _LAYERS:
@@ -260,7 +262,7 @@ class QdqFile:
         readers = self._dequantizers(value)
         scales = [self.constant(reader.input[1]) for reader in readers]
         yield c.SCALE, unique(*(scale for scale in scales if scale is not None))
-        zeros = [self.constant(reader.input[2]) for reader in readers if len(reader.input) > 2]
+        zeros = [[*self._inputs(reader, 2), np.array(0)][0] for reader in readers]
         codes = [zero.astype(np.int64) - low for zero in zeros if zero is not None]
         yield c.READER_ZERO, unique(*codes or [np.array(-low)])
 
