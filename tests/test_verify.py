@@ -14,6 +14,7 @@ import onnx
 import onnx.parser
 import pytest
 import torch
+import torch.nn.functional as F
 from integer_graphs import CASES
 from integer_graphs import images as arrays
 from networks import SHAPE, exact_here, images, network
@@ -196,6 +197,22 @@ def test_a_planted_fault_is_found_and_named(fault: str, reference: Reference, mo
         report.raise_for_failures()
 
 
+def test_every_reader_subtracts_the_zero_point(tmp_path: Path) -> None:
+    """One that has none subtracts 0, whatever the others do."""
+    made = quantize(network("preactivation"), example=SHAPE)
+    calibrate(made, images(64))
+    path = export(made, tmp_path / "m.onnx", options=ExportOptions(pack=False)).path
+    proto = onnx.load(path)
+    one, _ = [n for n in proto.graph.node if n.input[0] == "quant_stem" and n.output]
+    assert one.op_type == "DequantizeLinear"
+    one.input.pop()
+    onnx.save(proto, path)
+    (difference,) = compare_with_student(QdqFile(path), constants_of(lower(made)))
+    assert str(difference) == (
+        "quant_stem: zero-point that readers subtract: wanted shape (1,), the file has (2,)"
+    )
+
+
 def test_a_fault_without_effect_is_found(reference: Reference, model: Path) -> None:
     """Channel 0 is switched off by BatchNorm: its weights are 0 whatever their scale."""
     plant(model, "conv1/weight/scale", at(0, lambda scale: scale * np.float32(3)))
@@ -337,7 +354,7 @@ def test_one_scale_may_stand_for_all_channels(shape: tuple[int, ...], tmp_path: 
     assert verify(path, reference_of(made, [images(16)])).failures == []
 
 
-# -- what only layers on the runtime's own codes show ---------------------------------------------
+# -- what operators are set to --------------------------------------------------------------------
 
 
 def with_attribute(path: Path, node: str, **attributes: Any) -> None:
@@ -350,6 +367,83 @@ def with_attribute(path: Path, node: str, **attributes: Any) -> None:
     onnx.save(proto, path)
 
 
+class Settings(nn.Module):
+    """Operators that are set to something beside their weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.LayerNorm(8, eps=1e-6)
+        self.classifier = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.leaky_relu(F.hardswish(F.gelu(F.pad(self.stem(x), (1, 0, 1, 0)))), 0.1)
+        x = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.classifier(F.hardsigmoid(F.normalize(x, dim=1)).mean([2, 3]))
+
+
+SETTINGS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "padding": (
+        lambda path: with_attribute(path, "stem", pads=[2, 1, 0, 1]),
+        "stem: padding: 2 of 4 differ, the first at 0: 2 in the file, 1 in the student",
+    ),
+    "dilation": (
+        lambda path: with_attribute(path, "stem", pads=[2] * 4, dilations=[2, 2]),
+        "stem: padding: 4 of 4 differ",
+    ),
+    "amounts": (
+        lambda path: plant(path, "pad/amounts", lambda amounts: np.roll(amounts, 4)),
+        "pad: amounts of padding: 4 of 8 differ",
+    ),
+    "axes": (
+        lambda path: with_attribute(path, "permute", perm=[0, 3, 2, 1]),
+        "permute: order of axes: 2 of 4 differ",
+    ),
+    "epsilon": (
+        lambda path: with_attribute(path, "norm", epsilon=1e-5),
+        "norm: epsilon: 9.99999975e-06 in the file, 9.99999997e-07 in the student",
+    ),
+    "least length": (
+        lambda path: plant(path, "normalize/epsilon", lambda least: least * np.float32(10)),
+        "normalize: epsilon: ",
+    ),
+    "slope": (lambda path: with_attribute(path, "leaky_relu", alpha=0.1001), "leaky_relu: slope: "),
+    "gate": (
+        lambda path: with_attribute(path, "hardswish/hard_sigmoid", alpha=0.1667),
+        "hardswish/hard_sigmoid: slope: ",
+    ),
+    "GELU": (
+        lambda path: with_attribute(path, "gelu", approximate="tanh"),
+        "gelu: computed by tanh: 1 in the file, 0 in the student",
+    ),
+    "offset": (
+        lambda path: with_attribute(path, "hardsigmoid", beta=0.501),
+        "hardsigmoid: value at 0: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
+def test_a_wrong_setting_is_found_without_the_student(target: str, tmp_path: Path) -> None:
+    """Whether or not it shows in the answers that were saved."""
+    torch.manual_seed(0)
+    made = quantize(Settings(), exact_here(QuantSpec(target=target)), example=SHAPE)
+    calibrate(made, images(32))
+    expected = constants_of(lower(made))
+    for pack in (None, False):
+        path = export(made, tmp_path / "m.onnx", options=ExportOptions(pack=pack)).path
+        assert compare_with_student(QdqFile(path), expected) == []
+    right = path.read_bytes()
+    for plant_it, text in SETTINGS.values():
+        path.write_bytes(right)
+        plant_it(path)
+        (first, *_) = compare_with_student(QdqFile(path), expected)
+        assert str(first).startswith(text)
+
+
+# -- what only layers on the runtime's own codes show ---------------------------------------------
+
+
 def test_scales_on_another_axis_are_no_scales_of_channels(
     reference: Reference, model: Path
 ) -> None:
@@ -358,6 +452,14 @@ def test_scales_on_another_axis_are_no_scales_of_channels(
     assert [(d.layer, d.constant) for d in verify(model, reference).constants or ()] == [
         ("conv2", "weight scale on another axis than that of the output channels")
     ]
+
+
+def with_difference(path: Path) -> None:
+    """Plant a fault: make the one Add a Sub."""
+    proto = onnx.load(path)
+    (found,) = [n for n in proto.graph.node if n.op_type == "Add"]
+    found.op_type = "Sub"
+    onnx.save(proto, path)
 
 
 def planted_node(
@@ -393,13 +495,9 @@ def with_output_behind(path: Path, op_type: str, *more: np.ndarray, **attributes
 
 
 STRUCTURE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "padding": (
-        lambda path: with_attribute(path, "conv2", pads=[2, 1, 0, 1]),
-        "wrong on its own: quant_norm2",
-    ),
-    "dilation": (
-        lambda path: with_attribute(path, "conv2", pads=[2] * 4, dilations=[2, 2]),
-        "wrong on its own: quant_norm2",
+    "a sum": (
+        with_difference,
+        "wrong on its own: quant_relu_2",
     ),
     "colours": (
         lambda path: with_input_behind(path, "Gather", np.array([2, 1, 0]), axis=1),
@@ -547,11 +645,11 @@ def test_saved_tensors_decide_where_there_is_no_student(
     loose = Tolerance(agreement=0, mean_error=1e3)
     good = verify(model, reference, student, tolerance=loose)
     assert good.failures == []
-    with_attribute(model, "conv2", pads=[2, 1, 0, 1])
+    with_difference(model)
     options: dict[str, Any] = {"tolerance": loose, "layer_samples": 32}
     bad = verify(model, good.reference, **options)
     (failure,) = bad.failures
-    assert failure.startswith("quant_norm2: differences beyond rounding begin here")
+    assert failure.startswith("quant_relu_2: differences beyond rounding begin here")
 
 
 # -- what a file says of itself -------------------------------------------------------------------
@@ -610,6 +708,12 @@ def restate(path: Path, key: str, change: Callable[[Any], Any]) -> None:
         ("sqakd.input", lambda facts: facts | {"layout": "NHWC"}, 'layout: "NHWC" in the file'),
         ("sqakd.input", lambda facts: facts | {"type": "uint8"}, 'type: "uint8" in the file'),
         ("sqakd.input", lambda facts: facts | {"batch": 4}, "batch: 4 in the file, null in"),
+        ("sqakd.input", lambda facts: facts | {"range": [0, 1]}, "range: [0, 1] in the file, null"),
+        (
+            "sqakd.input",
+            lambda facts: facts | {"normalisation": "nodes"},
+            'normalisation: "nodes" in the file, "caller" in the student',
+        ),
     ],
 )
 def test_what_a_file_says_of_itself_must_be_so(

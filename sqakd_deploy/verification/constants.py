@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sqakd_deploy import graph as ir
+from sqakd_deploy.verification.settings import settings_of
 
 Facts: TypeAlias = Mapping[str, NDArray[Any]]
 """What a layer's constants hold, by what they are called here."""
@@ -31,10 +32,6 @@ BIAS_CODES, BIAS_SCALE, BIAS = "bias codes", "bias scale", "bias"
 STEP, ZERO_POINT, LOWEST, HIGHEST = "step", "zero-point", "lowest code", "highest code"
 SCALE, READER_ZERO = "scale", "zero-point that readers subtract"
 LOWER, UPPER, SHIFT, CONSTANT = "lower bound", "upper bound", "shift", "constant"
-EPSILON = "epsilon"
-
-_NOT_ALWAYS = (WEIGHT_BITS, EPSILON)
-"""Few forms state bits, and older references neither."""
 
 _NEGATIVE = {"int8": -128, "uint8": 0}
 
@@ -69,6 +66,8 @@ class Difference:
 def constants_of(graph: ir.IntegerGraph) -> dict[str, Facts]:
     """What a file of a graph should hold, by layer."""
     found = {node.name: dict(_facts(graph, node)) for node in graph.nodes}
+    for name, what, value in (setting for node in graph.nodes for setting in settings_of(node)):
+        found.setdefault(name, {})[what] = value
     return {name: facts for name, facts in found.items() if facts}
 
 
@@ -84,8 +83,6 @@ def _facts(graph: ir.IntegerGraph, node: ir.Node) -> Iterator[tuple[str, NDArray
     elif isinstance(node, (ir.ChannelAffine, ir.LayerNorm)):
         yield SCALE, node.scale
         yield SHIFT, node.shift
-        if isinstance(node, ir.LayerNorm):
-            yield EPSILON, np.array(node.epsilon, np.float32)
     elif isinstance(node, ir.Resize):
         yield SCALE, np.array([1.0, 1.0, *node.scale], np.float32)
     elif isinstance(node, ir.WithConstant):
@@ -171,7 +168,7 @@ def _compare(
     layer: str, name: str, wanted: NDArray[Any] | None, got: NDArray[Any] | None
 ) -> list[Difference]:
     if wanted is None or got is None:
-        if name in _NOT_ALWAYS:
+        if name == WEIGHT_BITS:  # which not every form states
             return []
         side = "the file has none" if got is None else "the student has none"
         return [Difference(layer, name, 1, 1, side)]

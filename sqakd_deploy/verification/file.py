@@ -109,7 +109,7 @@ class QdqFile(OnnxFile):
         readers = self._dequantizers(value)
         scales = [self.constant(reader.input[1]) for reader in readers]
         yield c.SCALE, unique(*(scale for scale in scales if scale is not None))
-        zeros = [self.constant(reader.input[2]) for reader in readers if len(reader.input) > 2]
+        zeros = [[*self._inputs(reader, 2), np.array(0)][0] for reader in readers]
         codes = [zero.astype(np.int64) - low for zero in zeros if zero is not None]
         yield c.READER_ZERO, unique(*codes or [np.array(-low)])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from onnx import TensorProto
@@ -22,7 +23,12 @@ CLASSES_KEY, SPEC_KEY = "sqakd.classes", "sqakd.spec"
 KEYS = (PREPROCESSING_KEY, CLASSES_KEY, SPEC_KEY)
 """Whose values are JSON and compared."""
 
-_TYPES = {TensorProto.FLOAT: "float32", TensorProto.UINT8: "uint8"}
+_TYPES: Mapping[int, Mapping[str, Any]] = MappingProxyType(
+    {
+        TensorProto.FLOAT: {"type": "float32", "range": None, "normalisation": "caller"},
+        TensorProto.UINT8: {"type": "uint8", "range": [0, 255]},
+    }
+)
 _NCHW, _NHWC = "NCHW", "NHWC"
 
 
@@ -72,7 +78,7 @@ def _input(file: OnnxFile, image: Sequence[int]) -> dict[str, Any]:
     tensor = source.type.tensor_type
     facts: dict[str, Any] = {"name": source.name, "batch": file.batch}
     if tensor.elem_type in _TYPES:
-        facts["type"] = _TYPES[tensor.elem_type]
+        facts |= _TYPES[tensor.elem_type]
     layouts = {_NCHW: tuple(image), _NHWC: (*image[1:], *image[:1])}
     extents = tuple(dim.dim_value for dim in tensor.shape.dim[1:])
     fitting = [layout for layout, shape in layouts.items() if shape == extents]

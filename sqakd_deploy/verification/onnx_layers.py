@@ -21,6 +21,7 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from sqakd_deploy.verification import constants as c
 from sqakd_deploy.verification.computed import computed_constants
+from sqakd_deploy.verification.settings import settings_in
 from sqakd_deploy.verification.layout import channels_first
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -184,6 +185,7 @@ class OnnxFile(ABC):
         return {name: facts for name, facts in found.items() if facts}
 
     def _facts(self, node: NodeProto) -> FoundFacts:
+        yield from settings_in(node, self.producer, self.constant)
         if node.name in self.quantizers:
             if node.name not in self.unsupported:
                 yield from self._quantizer(node)
@@ -199,9 +201,6 @@ class OnnxFile(ABC):
             for name, value in zip((c.SCALE, c.SHIFT), self._inputs(node, 1), strict=False):
                 if value is not None:
                     yield name, value
-            if node.op_type == "LayerNormalization":
-                given = [a.f for a in node.attribute if a.name == "epsilon"]
-                yield c.EPSILON, np.array((given or [1e-5])[0], np.float32)
         elif node.op_type == "Resize" and len(node.input) == 3:
             scales = self.constant(node.input[2])
             if scales is not None:

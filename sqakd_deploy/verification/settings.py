@@ -1,0 +1,90 @@
+"""What operators are set to beside their weights: of a student, and of a file.
+
+A wrong one may show in no image at hand, as GELU by tanh in place of the exact one, or hide in what
+answers may be off, as a shifted padding. Only settings are here that every target writes alike;
+those of pools, for instance, are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, helper
+
+from sqakd_deploy import graph as ir
+
+PADDING, DILATION, ORDER = "padding", "dilation", "order of axes"
+AMOUNTS = "amounts of padding"
+EPSILON, SLOPE, OFFSET, TANH = "epsilon", "slope", "value at 0", "computed by tanh"
+
+Setting: TypeAlias = tuple[str, str, NDArray[Any]]
+"""Name of a node in a file, what is set, and to what."""
+
+_GATES = {"hard_sigmoid": "", "hard_swish": "/hard_sigmoid"}
+"""What follows the name of a function in that of its node, where it has a HardSigmoid."""
+
+
+def settings_of(node: ir.Node) -> Iterator[Setting]:
+    """What the operators of a node of the integer graph should be set to."""
+    if isinstance(node, ir.Conv):
+        yield node.name, PADDING, np.array(node.padding)
+        yield node.name, DILATION, np.array(node.dilation)
+    elif isinstance(node, ir.Transpose):
+        yield node.name, ORDER, np.array(node.perm)
+    elif isinstance(node, ir.Pad):
+        yield node.name, AMOUNTS, np.array([*node.before, *node.after])
+    elif isinstance(node, (ir.LayerNorm, ir.UnitLength)):
+        yield node.name, EPSILON, np.array(node.epsilon, np.float32)
+    elif isinstance(node, ir.Activation) and node.function == "leaky_relu":
+        yield node.name, SLOPE, np.array(node.slope, np.float32)
+    elif isinstance(node, ir.Activation) and node.function in ("gelu", "gelu_tanh"):
+        yield node.name, TANH, np.array(node.function == "gelu_tanh")
+    elif isinstance(node, ir.Activation) and node.function in _GATES:
+        name = node.name + _GATES[node.function]
+        yield name, SLOPE, np.array(1 / 6, np.float32)
+        yield name, OFFSET, np.array(0.5, np.float32)
+
+
+_ATTRIBUTES: Mapping[str, Mapping[str, tuple[str, Any]]] = MappingProxyType(
+    {
+        "Conv": {"pads": (PADDING, [0] * 4), "dilations": (DILATION, [1] * 2)},
+        "Transpose": {"perm": (ORDER, [])},
+        "LayerNormalization": {"epsilon": (EPSILON, 1e-5)},
+        "LeakyRelu": {"alpha": (SLOPE, 0.01)},
+        "HardSigmoid": {"alpha": (SLOPE, 0.2), "beta": (OFFSET, 0.5)},
+    }
+)
+"""Attributes by the operator: what they set, and what ONNX takes for granted."""
+
+
+def settings_in(
+    node: NodeProto,
+    producer: Callable[[str], NodeProto | None],
+    constant: Callable[[str], NDArray[Any] | None],
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """What a node of a file is set to.
+
+    Args:
+        node: the node.
+        producer: gives the node that writes a value.
+        constant: gives what a constant holds.
+    """
+    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    for attribute, (name, usual) in _ATTRIBUTES.get(node.op_type, {}).items():
+        value = np.array(given.get(attribute, usual))
+        yield name, value.astype(np.float32) if value.dtype.kind == "f" else value
+    if node.op_type == "Gelu":
+        yield TANH, np.array(given.get("approximate") == b"tanh")
+    elif node.op_type == "Pad":
+        amounts = constant(node.input[1])
+        if amounts is not None:
+            yield AMOUNTS, amounts
+    elif node.op_type == "Div":
+        least = producer(node.input[1])  # of a length: see UnitLength
+        if least is not None and least.op_type == "Max":
+            known = [constant(name) for name in least.input]
+            yield from ((EPSILON, value) for value in known if value is not None)
