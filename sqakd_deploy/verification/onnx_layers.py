@@ -21,8 +21,8 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from sqakd_deploy.verification import constants as c
 from sqakd_deploy.verification.computed import computed_constants
-from sqakd_deploy.verification.settings import settings_in
 from sqakd_deploy.verification.layout import channels_first
+from sqakd_deploy.verification.settings import settings_in
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _WITH_CONSTANT = ("Add", "Mul", "Expand")
