@@ -163,6 +163,12 @@ FAULTS: dict[str, tuple[str, Change, str, str]] = {
         "conv2",
         "bias codes: 1 of 16 differ, the first at 4",
     ),
+    "a bias zero-point": (
+        "zeros_int32_5",
+        at(4, lambda zero: zero + np.int32(1)),
+        "classifier",
+        "bias codes: 1 of 5 differ, the first at 4",
+    ),
     "a zero-point": (
         "quant_norm2/q/zero_point",
         lambda zero: zero + np.uint8(1),
@@ -415,6 +421,14 @@ SETTINGS: dict[str, tuple[Callable[[Path], None], str]] = {
     "GELU": (
         lambda path: with_attribute(path, "gelu", approximate="tanh"),
         "gelu: computed by tanh: 1 in the file, 0 in the student",
+    ),
+    "factor of products": (
+        lambda path: with_attribute(path, "classifier", alpha=1.001),
+        "classifier: factor of products: the student has none",
+    ),
+    "factor of the bias": (
+        lambda path: with_attribute(path, "classifier", beta=0.0),
+        "classifier: factor of the bias: the student has none",
     ),
     "offset": (
         lambda path: with_attribute(path, "hardsigmoid", beta=0.501),

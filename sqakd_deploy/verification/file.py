@@ -85,9 +85,9 @@ class QdqFile(OnnxFile):
         if bias is None or bias.op_type != "DequantizeLinear":
             yield from super()._bias(name)
             return
-        codes, scale = self._inputs(bias, 0)[:2]
+        codes, scale, zero = [*self._inputs(bias, 0), None][:3]
         if codes is not None and scale is not None:
-            yield c.BIAS_CODES, codes
+            yield c.BIAS_CODES, codes if zero is None else codes - zero  # the student's is 0
             yield c.BIAS_SCALE, channelwise(scale, codes)
 
     def _quantizer(self, node: NodeProto) -> FoundFacts:

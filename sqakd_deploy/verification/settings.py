@@ -20,6 +20,7 @@ from sqakd_deploy import graph as ir
 PADDING, DILATION, ORDER = "padding", "dilation", "order of axes"
 AMOUNTS = "amounts of padding"
 EPSILON, SLOPE, OFFSET, TANH = "epsilon", "slope", "value at 0", "computed by tanh"
+FACTORS = {"alpha": "factor of products", "beta": "factor of the bias"}
 
 Setting: TypeAlias = tuple[str, str, NDArray[Any]]
 """Name of a node in a file, what is set, and to what."""
@@ -79,6 +80,9 @@ def settings_in(
         yield name, value.astype(np.float32) if value.dtype.kind == "f" else value
     if node.op_type == "Gelu":
         yield TANH, np.array(given.get("approximate") == b"tanh")
+    elif node.op_type == "Gemm":  # no student has any, and a MatMul cannot
+        factors = {name: given.get(attribute, 1.0) for attribute, name in FACTORS.items()}
+        yield from ((name, np.array(value)) for name, value in factors.items() if value != 1)
     elif node.op_type == "Pad":
         amounts = constant(node.input[1])
         if amounts is not None:
