@@ -14,7 +14,7 @@ from sqakd_deploy.abilities import check_form
 from sqakd_deploy.api import check_folder, export_proven, would_change
 from sqakd_deploy.checkpoint import Run, newest_run, open_run
 from sqakd_deploy.config import DataConfig, load_config, merge
-from sqakd_deploy.consoles import console
+from sqakd_deploy.consoles import console, print_json
 from sqakd_deploy.data import DATASETS
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.exporting import ExportOptions
@@ -35,7 +35,6 @@ from sqakd_deploy.report import (
 from sqakd_deploy.runs import held_out, load_student
 from sqakd_deploy.scoring import score_file, score_run, score_weights
 from sqakd_deploy.spec import parse_bits
-from sqakd_deploy.strict_json import strict
 from sqakd_deploy.training.teaching import teach
 from sqakd_deploy.verification.reference import save_reference as write_reference
 from sqakd_deploy.verification.student import reference_of
@@ -44,10 +43,6 @@ from sqakd_deploy.verification.student import reference_of
 def _consoles() -> tuple[Console, Console]:
     """Results go to stdout, everything else to stderr."""
     return console(), console(stderr=True)
-
-
-def _print_json(values: Any) -> None:
-    print(strict(values, indent=2))
 
 
 def train(
@@ -88,7 +83,7 @@ def train(
     if not PartialState().is_main_process:
         return
     if as_json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
     else:
         out.print(train_table(result))
 
@@ -120,7 +115,7 @@ def teacher(
     if not PartialState().is_main_process:
         return
     if as_json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
         return
     out.print(score_table([result.score]))
     out.print(f"wrote {result.weights}", highlight=False, soft_wrap=True)
@@ -153,7 +148,7 @@ def evaluate(
         with_weights = merge(settings, {"model": {"weights": str(what)}})
         scores = [score_weights(load_config(None, with_weights), samples, listener)]
     if as_json:
-        _print_json([asdict(score) for score in scores])
+        print_json([asdict(score) for score in scores])
     else:
         out.print(score_table(scores))
 
@@ -213,10 +208,15 @@ def export(
         options=how,
         metadata=loaded.metadata,
     )
+    if save_reference is not None and not report.failures:  # before a reader can close stdout
+        answers = reference_of(
+            loaded.student, images, labels=split.labels, metadata=loaded.metadata
+        )
+        write_reference(answers, save_reference)
     if as_json:
         facts = {"path": str(path), "run": str(loaded.run.path)}
         facts["input"] = artifact.input_form
-        _print_json(facts | report.to_dict())
+        print_json(facts | report.to_dict())
     else:
         out.print(parity_table(report))
         if report.conformance is not None:
@@ -225,11 +225,6 @@ def export(
             out.print(line, highlight=False, soft_wrap=True)
         out.print(f"input {artifact.input_form}", highlight=False, soft_wrap=True)
     report.raise_for_failures()
-    if save_reference is not None:
-        answers = reference_of(
-            loaded.student, images, labels=split.labels, metadata=loaded.metadata
-        )
-        write_reference(answers, save_reference)
     if not as_json:
         out.print(f"wrote {artifact.path}", highlight=False, soft_wrap=True)
 
@@ -248,7 +243,7 @@ def list_all(kind: str | None, as_json: bool) -> None:
     }
     chosen = {kind: groups[kind]} if kind else groups
     if as_json:
-        _print_json(chosen)
+        print_json(chosen)
         return
     out, _ = _consoles()
     for table in listing(chosen):

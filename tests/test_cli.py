@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import signal
@@ -295,6 +297,32 @@ def test_what_is_said_about_data_is_kept_and_used(tmp_path: Path) -> None:
 
     exported = run("export", "model.onnx", "--min-agreement", "0", "--max-accuracy-gap", "100")
     assert exported.exit_code == 0, exported.output
+
+
+def test_a_reader_that_has_left_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the interpreter ends, and then says so itself, only a flush meets a closed pipe."""
+
+    class Left(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stdout", Left())
+    with pytest.raises(SystemExit) as ended:
+        main.main(["list", "methods", "--json"])
+    assert ended.value.code == 1
+
+
+def test_a_reference_is_there_before_anything_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("train", *UNTRAINED, "--output", "r").exit_code == 0
+
+    def left(report: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("sqakd_deploy.commands.parity_table", left)
+    options = ("--run", "r", "--min-agreement", "0", "--save-reference", "r.npz")
+    assert run("export", "m.onnx", *options).exit_code == 1
+    assert Path("m.onnx").exists()
+    assert Path("r.npz").exists()
 
 
 def test_names_that_look_like_markup_are_printed_as_they_are(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from sqakd_deploy.api import export, export_proven
 from sqakd_deploy.errors import DataError, ExportError, ParityError, SpecError
 from sqakd_deploy.evaluate import accuracy, agreement, divergence, predict
-from sqakd_deploy.exporting import ExportOptions
+from sqakd_deploy.exporting import Coverage, ExportOptions
 from sqakd_deploy.lowering.integer import lower, snap_biases
 from sqakd_deploy.parity import (
     Tolerance,
@@ -30,7 +30,9 @@ from sqakd_deploy.parity import (
 )
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import QuantSpec
+from sqakd_deploy.verification.measures import answers
 from sqakd_deploy.verification.sizes import sizes_of
+from sqakd_deploy.verification.stages import Expected, Runs, report_of
 from sqakd_deploy.verification.student import reference_of
 from sqakd_deploy.verification.tables import parity_table
 
@@ -274,6 +276,22 @@ def test_measures_of_agreement() -> None:
     p, q = np.exp([1.0, 2.0]), np.exp([2.0, 1.0])
     p, q = p / p.sum(), q / q.sum()
     assert divergence(first, second) == pytest.approx((p * np.log(p / q)).sum() / 4, rel=1e-5)
+
+
+def test_an_answer_that_ties_in_the_student_is_the_students(tmp_path: Path) -> None:
+    """Whatever the last bit of a sum makes the larger; a step below is another answer."""
+    student = np.array([[3, 3, 1], [3, 3, 1], [3, 2, 1], [2, 2, 2]], np.float32) / 10
+    given = student + np.array([[0, 1e-7, 0], [0, 0, 0.3], [0, 0.2, 0], [0, 0, 1e-7]], np.float32)
+    assert given.argmax(axis=1).tolist() == [1, 2, 1, 2]
+    assert answers(given, student, 0.1).tolist() == [0, 2, 1, 0]
+    labels, file = np.array([0, 0, 0, 0]), tmp_path / "model.onnx"
+    file.write_bytes(b"any")
+    runs = Runs({"a runtime": given}, Coverage({}, {}, ()), {})
+    report = report_of(file, runs, Expected("student", student, labels, (0.1, "given")))
+    assert [(stage.agreement, stage.top1) for stage in report.stages] == [(100, 100), (50, 50)]
+    assert report.ties == 3
+    caption = str(parity_table(report).caption)
+    assert "largest logits tie in 3 images: any of those answers is its own" in caption
 
 
 def test_no_images_compare_nothing(student: torch.fx.GraphModule, model: Path) -> None:

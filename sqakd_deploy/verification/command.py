@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from sqakd_deploy.consoles import console
+from sqakd_deploy.consoles import console, print_json
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.plugins import get_runtime
-from sqakd_deploy.strict_json import strict
 from sqakd_deploy.verification.isolated import Isolator
 from sqakd_deploy.verification.reference import Reference, load_reference, save_reference
 from sqakd_deploy.verification.stages import Tolerance
@@ -64,7 +63,7 @@ def verify(
     if save_reference is not None:
         _save(report.reference, save_reference)
     if as_json:
-        print(strict({"path": str(path)} | report.to_dict(), indent=2))
+        print_json({"path": str(path)} | report.to_dict())
     else:
         _print(report)
     report.raise_for_failures()

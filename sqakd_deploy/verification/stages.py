@@ -16,7 +16,7 @@ from sqakd_deploy.files import size_on_disk
 from sqakd_deploy.graph import IntegerGraph
 from sqakd_deploy.verification.constants import Difference
 from sqakd_deploy.verification.isolated import IsolatedReport
-from sqakd_deploy.verification.measures import Logits, accuracy, agreement, range_step
+from sqakd_deploy.verification.measures import Logits, answers, range_step, tied
 from sqakd_deploy.verification.saturation import SaturationReport
 from sqakd_deploy.verification.sizes import Sizes
 
@@ -44,7 +44,9 @@ class Stage:
 
     Attributes:
         name: which.
-        top1: accuracy (percent), None without labels.
+        top1: accuracy (percent), None without labels. An answer that ties with the student's
+            counts as the student's, here and in the agreement
+            (:func:`~sqakd_deploy.verification.measures.answers`).
         agreement: with PyTorch, on the top-1 answer (percent).
         max_error: largest logit error (steps of the output scale).
         mean_error: mean logit error (steps).
@@ -86,6 +88,7 @@ class ParityReport:
             known, or the file is neither QDQ nor QONNX.
         saturation: of integer sums; None where every runtime that decides sums exactly.
         answers: how many different top-1 answers the student gives; agreement on one shows nothing.
+        ties: images to which several answers are the student's; None as above.
         isolated: every layer on the runtime's own codes, by the stage; empty where the student is
             not at hand.
         metadata: what the file says of itself and is otherwise.
@@ -106,6 +109,7 @@ class ParityReport:
     constants: tuple[Difference, ...] | None = None
     saturation: SaturationReport | None = None
     answers: int | None = None
+    ties: int | None = None
     byte_layers: int | None = None
     float_layers: int | None = None
     isolated: Mapping[str, IsolatedReport] = field(default_factory=dict)
@@ -322,6 +326,7 @@ def report_of(
         constants=None if constants is None else tuple(constants),
         saturation=saturation,
         answers=len(np.unique(expected.logits.argmax(axis=1))),
+        ties=int(np.sum(tied(expected.logits, expected.step[0]).sum(axis=1) > 1)),
         byte_layers=sizes.byte_layers if sizes else None,
         float_layers=sizes.float_layers if sizes else None,
         isolated=isolated or {},
@@ -334,10 +339,11 @@ def _logits(session: Session, batches: Sequence[NDArray[np.float32]]) -> Logits:
 
 def _stage(name: str, output: Logits, expected: Expected, *, decides: bool) -> Stage:
     error, (step, _) = np.abs(output.astype(np.float64) - expected.logits), expected.step
+    given = answers(output, expected.logits, step)
     return Stage(
         name=name,
-        top1=None if expected.labels is None else accuracy(output, expected.labels),
-        agreement=agreement(output, expected.logits),
+        top1=None if expected.labels is None else 100.0 * float(np.mean(given == expected.labels)),
+        agreement=100.0 * float(np.mean(given == expected.logits.argmax(axis=1))),
         max_error=float(error.max()) / step,
         mean_error=float(error.mean()) / step,
         max_absolute=float(error.max()),

@@ -43,6 +43,9 @@ def parity_table(report: ParityReport) -> Table:
     table.caption = f"one step = {report.output_step:.4g} ({report.output_step_source})"
     if report.answers == 1 and report.samples > 1:
         table.caption += "\nall images get one answer: agreement shows nothing here, errors do"
+    if report.ties:
+        tie = f"the student's largest logits tie in {report.ties} images"
+        table.caption += f"\n{tie}: any of those answers is its own"
     table.caption_justify = "left"
     return table
 
