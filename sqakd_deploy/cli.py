@@ -329,6 +329,12 @@ def _counts(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple
 @click.option(
     "--warmup", type=click.IntRange(min=0), default=2, show_default=True, help="Untimed, a turn."
 )
+@click.option(
+    "--input-size",
+    type=(click.IntRange(min=1), click.IntRange(min=1)),
+    metavar="H W",
+    help="Pixels, for files that leave it open.",
+)
 @click.option("--plot", type=EXISTING, help="Picture to draw, .svg or .png.")
 @JSON
 def bench(**options: Any) -> None:

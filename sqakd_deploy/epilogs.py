@@ -43,10 +43,11 @@ Examples:
   sqakd-deploy bench model.onnx --runtime onnxruntime --runtime openvino --threads 1,2
   sqakd-deploy bench model.onnx --fp32 model_fp32.onnx --json > bench.json
   sqakd-deploy bench model.onnx --plot bench.svg
+  sqakd-deploy bench others.onnx --input-size 224 224
 
 \b
-Exit codes: 0 measured, 2 wrong usage or unknown runtime, 5 run, 6 a model of several inputs, 7 no
-such file, no ONNX file or refused by the runtime, 130 interrupted.
+Exit codes: 0 measured, 2 wrong usage or unknown runtime, 5 run, 6 a model of several inputs or
+other images, 7 no such file, no ONNX file or refused by the runtime, 130 interrupted.
 """
 VERIFY = """\b
 Examples:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sqakd_deploy.api import export
 from sqakd_deploy.bench import process as bench_process
 from sqakd_deploy.bench import worker as bench_worker
 from sqakd_deploy.bench.baseline import check_is_of, export_float
+from sqakd_deploy.bench.inputs import input_of
 from sqakd_deploy.bench.measure import BenchOptions, BenchReport, bench
 from sqakd_deploy.bench.plot import draw
 from sqakd_deploy.bench.process import FP32, MODEL, Candidate, Process, Row, size_on_disk
@@ -235,7 +237,7 @@ def test_memory_of_this_process() -> None:
 # -- input ---------------------------------------------------------------------------------------
 
 
-def made_model(path: Path, shape: list[int | str], inputs: int = 1) -> Path:
+def made_model(path: Path, shape: list[int | str] | None, inputs: int = 1) -> Path:
     values = [
         helper.make_tensor_value_info(f"in{i}", TensorProto.FLOAT, shape) for i in range(inputs)
     ]
@@ -270,14 +272,29 @@ def test_bad_files(tmp_path: Path) -> None:
 def test_shapes_that_cannot_be_run(tmp_path: Path) -> None:
     only = ("onnxruntime",)
     fixed = made_model(tmp_path / "fixed.onnx", [1, 3, 8, 8])
-    with pytest.raises(ModelError, match=r"wanted a batch of 2, but the file's is fixed at 1"):
+    with pytest.raises(ModelError, match=r"wanted a batch of 2, .* fixed at 1: .*--batch 1"):
         bench(fixed, runtime=only, options=BenchOptions(batch=2))
     free = made_model(tmp_path / "free.onnx", ["N", 3, "H", "W"])
-    with pytest.raises(ModelError, match=r"only the batch may be dynamic, got \[None, 3, None"):
+    with pytest.raises(ModelError, match=r"leaves the size of its images open, .*--input-size 224"):
         bench(free, runtime=only)
+    with pytest.raises(ModelError, match=r"wanted images of \[9, 9\] pixels, .*\[3, 8, 8\]"):
+        bench(fixed, runtime=only, options=BenchOptions(input_size=(9, 9)))
+    for shape in (None, ["N"]):
+        flat = made_model(tmp_path / "flat.onnx", shape)
+        with pytest.raises(ModelError, match=r"wanted an input \(N, C, H, W\), but 'in0'"):
+            bench(flat, runtime=only)
     other = made_model(tmp_path / "other.onnx", [1, 3, 9, 9])
     with pytest.raises(ModelError, match=r"other\.onnx: wanted images \[3, 8, 8\] as .*fixed"):
         bench(fixed, fp32=other, runtime=only)
+
+
+def test_open_sizes_are_said_or_those_of_the_other_file(tmp_path: Path) -> None:
+    free = made_model(tmp_path / "free.onnx", [-1, 3, "H", "W"])
+    said = replace(QUICK, input_size=(6, 4))
+    assert bench(free, runtime=("onnxruntime",), options=said).shape == (1, 3, 6, 4)
+    fixed = made_model(tmp_path / "fixed.onnx", ["N", 3, 8, 8])
+    measured = bench(fixed, fp32=free, runtime=("onnxruntime",), options=QUICK)
+    assert (measured.shape, len(measured.rows)) == ((1, 3, 8, 8), 2)
 
 
 def test_unknown_runtime(folder: Path) -> None:
@@ -306,7 +323,23 @@ def test_ir_is_measured_where_it_can_be_opened(tmp_path: Path) -> None:
     assert [r.runtime for r in made.rows] == ["openvino"]
     assert set(made.skipped) == set(runtimes()) - {"openvino"}
     assert made.shape == (1, *SHAPE)
+    assert made.bits == (4, 4)
     assert made.rows[0].size == artifact.size == size_on_disk(artifact.path)
+
+
+def test_ir_for_raw_pixels_says_so_itself(tmp_path: Path) -> None:
+    """Without OpenVINO: the process that measures is told what to run."""
+    xml = (
+        "<net><layers><layer type='Parameter'><data shape='?,8,6,3' element_type='u8'/></layer>"
+        "</layers><rt_info><sqakd><input value='{&quot;layout&quot;:&quot;NHWC&quot;}'/></sqakd>"
+        "</rt_info></net>"
+    )
+    (tmp_path / "m.xml").write_text(xml)
+    found = input_of(tmp_path / "m.xml")
+    assert found is not None
+    assert (found.shape, found.pixels) == ((None, 3, 8, 6), True)
+    (tmp_path / "m.xml").write_text("<net>")
+    assert input_of(tmp_path / "m.xml") is None
 
 
 # -- the float model -----------------------------------------------------------------------------

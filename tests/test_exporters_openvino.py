@@ -152,6 +152,16 @@ def test_a_gate_runs_where_its_product_does(tmp_path: Path) -> None:
     assert {f.node for f in coverage.fallbacks} == {"one_silu/sigmoid", "one_silu"}
 
 
+@pytest.mark.parametrize("bits", [1, 3])  # from a table; from several, summed
+def test_packed_weights_are_counted(bits: int, tmp_path: Path) -> None:
+    spec = QuantSpec(weights=TensorSpec(bits=bits), target="openvino")
+    student = quantize(network("residual"), exact_here(spec), example=SHAPE)
+    calibrate(student, photos(32))
+    path = export(student, tmp_path / "m.onnx", options=ExportOptions(pack=True)).path
+    packed = OpenVinoRuntime().open(path, threads=1).coverage().packed
+    assert packed == get_runtime("onnxruntime").open(path).coverage().packed > 0
+
+
 # -- IR ------------------------------------------------------------------------------------------
 
 

@@ -234,9 +234,9 @@ def _has_packed_weights(layer: openvino.Node) -> bool:
         return False
     weights = layer.input_values()[1]
     constant = _reaches(weights, "Constant")
-    if constant is not None:
-        return bool(constant.get_element_type().bitwidth < 8)
-    return _is_constant(weights)
+    if constant is None or _reaches(weights, "Gather") is not None:  # a sum of tables, or one
+        return _is_constant(weights)
+    return bool(constant.get_element_type().bitwidth < 8)
 
 
 def _has_integer_weights(value: openvino.Output) -> bool:

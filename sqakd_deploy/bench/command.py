@@ -6,17 +6,16 @@ import tempfile
 from pathlib import Path
 
 from sqakd_deploy.bench.baseline import check_is_of, export_teacher
-from sqakd_deploy.bench.inputs import onnx_input
+from sqakd_deploy.bench.inputs import input_of
 from sqakd_deploy.bench.measure import BenchOptions, BenchReport, bench
 from sqakd_deploy.bench.plot import check_picture, draw
 from sqakd_deploy.bench.report import bench_lines, bench_tables
 from sqakd_deploy.checkpoint import newest_run, open_run
-from sqakd_deploy.consoles import console
+from sqakd_deploy.consoles import console, print_json
 from sqakd_deploy.errors import CheckpointError, ExportError, ModelError
 from sqakd_deploy.listening import told
 from sqakd_deploy.plugins import get_runtime
 from sqakd_deploy.report import listener_for
-from sqakd_deploy.strict_json import strict
 
 
 def run(
@@ -30,17 +29,18 @@ def run(
     rounds: int,
     seconds: float,
     warmup: int,
+    input_size: tuple[int, int] | None,
     plot: Path | None,
     as_json: bool,
 ) -> None:
     """Measure, and print the table."""
-    facts = onnx_input(model)
+    facts = input_of(model)
     profile = None if facts is None else facts.profile
     for name in runtime:
         get_runtime(name)
     if plot is not None:
         check_picture(plot)
-    options = BenchOptions(threads, batch, rounds, seconds, warmup)
+    options = BenchOptions(threads, batch, rounds, seconds, warmup, input_size)
     listener = listener_for(console(stderr=True))
     with tempfile.TemporaryDirectory() as folder:
         baseline, note = (fp32, f"fp32: {fp32}") if fp32 else _baseline(model, run, Path(folder))
@@ -58,7 +58,7 @@ def run(
     if plot is not None:
         draw(report, plot)
     if as_json:
-        print(strict(report.to_dict() | {"baseline": note, "profile": profile}, indent=2))
+        print_json(report.to_dict() | {"baseline": note, "profile": profile})
     else:
         _print(report, [profile, note] if profile else [note], plot)
 
@@ -76,7 +76,7 @@ def _baseline(model: Path, run: Path | None, folder: Path) -> tuple[Path | None,
         return path, f"fp32: the teacher of {opened.path}"
     try:
         opened = newest_run()
-        facts = onnx_input(model)
+        facts = input_of(model)
         check_is_of(opened, {} if facts is None else facts.metadata, model)
         export_teacher(opened, path)
     except (CheckpointError, ModelError, ExportError) as error:

@@ -1,17 +1,18 @@
-"""What an ONNX file wants to be given, and which bits it says it has."""
+"""What a file wants to be given, and which bits it says it has."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 import onnx
 
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.exporting import PROFILE_KEY
 from sqakd_deploy.onnx_file import read_onnx
-from sqakd_deploy.pixels import INPUT_KEY
+from sqakd_deploy.pixels import INPUT_KEY, PREPROCESSING_KEY
 
 IR = ".xml"  # the only other kind of file that a runtime here opens
 
@@ -42,15 +43,23 @@ class InputShape:
         return f"the file is for {runtime}, which it was not run in: no figure here is {runtime}'s"
 
 
-def onnx_input(path: Path) -> InputShape | None:
-    """Read an ONNX file's input; None for a file of another kind.
+def input_of(path: Path) -> InputShape | None:
+    """Read an ONNX file's input, or that of OpenVINO IR; None if only a session can tell it.
 
     Raises:
         ExportError: if there is no such file, or it is no ONNX file.
-        ModelError: if it has several inputs.
+        ModelError: if it has several inputs, or one that is not of images.
     """
-    if path.suffix == IR and path.is_file():
-        return None
+    return _ir_input(path) if path.suffix == IR and path.is_file() else onnx_input(path)
+
+
+def onnx_input(path: Path) -> InputShape:
+    """Read an ONNX file's input.
+
+    Raises:
+        ExportError: if there is no such file, or it is no ONNX file.
+        ModelError: if it has several inputs, or one that is not of images.
+    """
     model = read_onnx(path, weights=False)
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
@@ -58,9 +67,33 @@ def onnx_input(path: Path) -> InputShape | None:
         names = ", ".join(repr(value.name) for value in inputs) or "none"
         raise ModelError(f"{path}: wanted an ONNX model with one input, got {names}")
     dims = inputs[0].type.tensor_type.shape.dim
-    shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+    if len(dims) < 2:
+        raise ModelError(
+            f"{path}: wanted an input (N, C, H, W), but {inputs[0].name!r} states {len(dims)} axes"
+        )
+    shape = tuple(d.dim_value if d.dim_value > 0 else None for d in dims)  # some write −1
     metadata = {prop.key: prop.value for prop in model.metadata_props}
     pixels = inputs[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    return _input(shape, metadata, pixels)
+
+
+def _ir_input(path: Path) -> InputShape | None:
+    """An IR's input, read from its XML; of one that is damaged OpenVINO says what is wrong."""
+    try:
+        net = ElementTree.parse(path).getroot()
+    except (ElementTree.ParseError, OSError):
+        return None
+    inputs = net.findall("layers/layer[@type='Parameter']/data")
+    if len(inputs) != 1:
+        return None
+    extents = inputs[0].get("shape", "").split(",")
+    shape = tuple(int(extent) if extent.isdecimal() else None for extent in extents)
+    own = PREPROCESSING_KEY.partition(".")[0]
+    metadata = {f"{own}.{e.tag}": e.get("value", "") for e in net.findall(f"rt_info/{own}/*")}
+    return _input(shape, metadata, inputs[0].get("element_type") == "u8")
+
+
+def _input(shape: tuple[int | None, ...], metadata: dict[str, str], pixels: bool) -> InputShape:
     if _layout(metadata) == "NHWC" and len(shape) == 4:
         shape = (shape[0], shape[3], shape[1], shape[2])
     return InputShape(shape, _bits(metadata), metadata, pixels)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sqakd_deploy.bench.inputs import InputShape, onnx_input
+from sqakd_deploy.bench.inputs import InputShape, input_of
 from sqakd_deploy.bench.process import FP32, MODEL, Candidate, Process, Row
 from sqakd_deploy.cpu import Cpu, describe_cpu
 from sqakd_deploy.errors import ExportError, ModelError, SpecError
@@ -31,6 +31,7 @@ class BenchOptions:
         rounds: turns of each candidate.
         seconds: length of a turn.
         warmup: runs at the start of a turn that are not timed.
+        input_size: height and width (pixels), where the file leaves them open.
     """
 
     threads: tuple[int, ...] = (1,)
@@ -38,10 +39,12 @@ class BenchOptions:
     rounds: int = 10
     seconds: float = 0.25
     warmup: int = 2
+    input_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         counts = {"threads": min(self.threads, default=0), "batch": self.batch}
-        for name, value in (counts | {"rounds": self.rounds}).items():
+        size = {"input_size": min(self.input_size or (1,))}
+        for name, value in (counts | {"rounds": self.rounds} | size).items():
             if value < 1:
                 raise SpecError(f"{name}: wanted at least 1, got {value}")
         if self.seconds <= 0 or self.warmup < 0:
@@ -107,7 +110,8 @@ def bench(
 
     Raises:
         SpecError: if a runtime is unknown or a number is out of range.
-        ModelError: if a file has several inputs, or the float model another one.
+        ModelError: if a file has several inputs, or the float model another one; if the file takes
+            no such batch or size of images, or leaves the size open and the options do, too.
         ExportError: if a file is missing or no ONNX file, if a runtime that was named refuses it,
             or none opens it.
     """
@@ -118,7 +122,7 @@ def bench(
             f"fp32: there is no file {fp32}; name the float model as ONNX, or leave it out: the "
             "command line takes the run's teacher"
         )
-    known = {kind: onnx_input(path) for kind, path in files.items()}
+    known = {kind: input_of(path) for kind, path in files.items()}
     _check_alike(files, known)
     pixels = {kind: given is not None and given.pixels for kind, given in known.items()}
     names = [get_runtime(name).name for name in dict.fromkeys(runtime)] or sorted(runtimes())
@@ -130,7 +134,9 @@ def bench(
     ]
     with ExitStack() as stack:
         workers, skipped = _start(candidates, stack, strict=bool(runtime))
-        shape = _shape(known[MODEL], [w.shape for w in workers.values()], files[MODEL], how.batch)
+        stated = [given.shape for given in known.values() if given is not None]
+        told = [tuple(w.shape) for w in workers.values() if w.shape is not None]
+        shape = _shape(stated or told, files[MODEL], how)
         load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         take_turns(list(workers.values()), shape, how, progress)
         rows = tuple(worker.row(how.batch) for worker in workers.values())
@@ -148,10 +154,13 @@ def bench(
 
 
 def _check_alike(files: Mapping[str, Path], known: Mapping[str, InputShape | None]) -> None:
-    """Refuse a float model of another input."""
+    """Refuse a float model of another input; what either leaves open fits."""
     facts = [(files[kind], given.shape[1:]) for kind, given in known.items() if given is not None]
-    if len({shape for _, shape in facts}) > 1:
-        (model, wanted), (fp32, got) = facts
+    if len(facts) < 2:
+        return
+    (model, wanted), (fp32, got) = facts
+    pairs = zip(wanted, got, strict=False)
+    if len(wanted) != len(got) or any(None not in pair and len({*pair}) > 1 for pair in pairs):
         raise ModelError(f"{fp32}: wanted images {list(wanted)} as {model} has, got {list(got)}")
 
 
@@ -179,18 +188,30 @@ def _start(
 
 
 def _shape(
-    known: InputShape | None, told: Sequence[list[int | None] | None], path: Path, batch: int
+    shapes: Sequence[tuple[int | None, ...]], path: Path, how: BenchOptions
 ) -> tuple[int, ...]:
-    """The shape of a run's images, from the file or else from a session."""
-    shape = known.shape if known else next((tuple(s) for s in told if s is not None), None)
-    if shape is None:
+    """The shape of a run's images: as the model says, or else its float model or the options."""
+    if not shapes:
         raise ModelError(f"{path}: no runtime says what shape its input has")
-    first, *others = shape
-    if first not in (None, batch):
-        raise ModelError(f"{path}: wanted a batch of {batch}, but the file's is fixed at {first}")
-    if None in others:
-        raise ModelError(f"{path}: only the batch may be dynamic, got {list(shape)}")
-    return (batch, *(extent for extent in others if extent is not None))
+    (batch, *_), size = shapes[0], how.input_size
+    if batch not in (None, how.batch):
+        raise ModelError(
+            f"{path}: wanted a batch of {how.batch}, but the file's is fixed at {batch}: measure "
+            f"with --batch {batch}"
+        )
+    axes = zip(*(shape[1:] for shape in shapes), strict=True)
+    found = [next((extent for extent in axis if extent is not None), None) for axis in axes]
+    if size is not None:
+        if len(found) != 3 or any(e not in (None, s) for e, s in zip(found[1:], size, strict=True)):
+            raise ModelError(f"{path}: wanted images of {list(size)} pixels, the file's: {found}")
+        found[1:] = size
+    extents = [extent for extent in found if extent is not None]
+    if len(extents) < len(found):
+        raise ModelError(
+            f"{path}: the file leaves the size of its images open, {list(shapes[0])}: say height "
+            "and width, as --input-size 224 224"
+        )
+    return (how.batch, *extents)
 
 
 def take_turns(
