@@ -275,6 +275,7 @@ def measure(
         "images": count,
         "fitted_on": min(options.fit, count),
         "taught": FAMILIES[name].steps if options.teach else 0,
+        "whitened": True,
         **answers(logits, step),
         "stages": {s.name.split()[-1]: stage_facts(s) for s in report.stages[1:]},
         "float64": self_difference(student, images, min(options.float64, count), step),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 SIZE, CLASSES = 224, 10  # pixels of a photograph's side, centres
@@ -87,6 +88,7 @@ def page(result: dict[str, Any], order: list[str]) -> str:
         "## Answers",
         "",
         TEXT_ANSWERS,
+        *_plain(rows),
         "",
         *ruled(ANSWERS),
         *map(answer_row, rows),
@@ -111,6 +113,12 @@ def page(result: dict[str, Any], order: list[str]) -> str:
         *float_lines(narrow),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _plain(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Rows of last layers in the directions that a network's features have by themselves."""
+    names = [row["model"] for row in rows if not row.get("whitened")]
+    return ["", f"Not whitened yet: {', '.join(names)}."] if names else []
 
 
 TEXT_STUDENTS = f"""\
