@@ -103,7 +103,7 @@ def _is_table(node: fx.Node, counting: dict[fx.Node, None]) -> bool:
 def _values(traced: fx.GraphModule, wanted: list[fx.Node], images: Tensor) -> dict[fx.Node, Tensor]:
     recorder = Recorder(traced, {node.name for node in wanted})
     recorder.run(images)
-    return {node: recorder.values[node.name] for node in wanted}
+    return {node: recorder.values[node.name].detach() for node in wanted}
 
 
 def _learned(traced: fx.GraphModule, counting: dict[fx.Node, None]) -> set[fx.Node]:
