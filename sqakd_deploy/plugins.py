@@ -6,9 +6,12 @@ This package imports no exporter. Distributions announce theirs as entry points 
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from sqakd_deploy.errors import SpecError, UnavailableError
@@ -75,7 +78,7 @@ def _load(
     """Plugins that work, and why those that lack a package do not."""
     found: dict[str, Plugin] = {}
     missing: Missing = {}
-    for entry in entry_points(group=group) if entries is None else entries:
+    for entry in _installed(group) if entries is None else entries:
         try:
             plugin = _load_one(entry, protocol)
         except UnavailableError as error:
@@ -89,6 +92,27 @@ def _load(
             )
         found[entry.name] = plugin
     return found, missing
+
+
+def _installed(group: str) -> tuple[EntryPoint, ...]:
+    """What distributions announce, read again only after one was installed, removed or moved.
+
+    Reading opens a file of every distribution there is, and an export asks a dozen times.
+    """
+    return _announced(group, tuple((place, _changed(place)) for place in sys.path))
+
+
+@lru_cache(maxsize=8)
+def _announced(group: str, places: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=group))
+
+
+def _changed(place: str) -> int:
+    """When a folder of distributions last gained or lost one; 0 where there is none."""
+    try:
+        return Path(place).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _load_one(entry: EntryPoint, protocol: type[Plugin]) -> Plugin | None:

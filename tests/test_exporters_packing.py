@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -38,7 +39,7 @@ from sqakd_deploy.exporting import (
 )
 from sqakd_deploy.lowering.integer import snap_biases
 from sqakd_deploy.models import build_model
-from sqakd_deploy.parity import information_size, verify
+from sqakd_deploy.parity import ParityReport, information_size
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.report import coverage_lines
 from sqakd_deploy.spec import QuantSpec, TensorSpec
@@ -462,6 +463,17 @@ def digits_student(bits: int, method: str = "lsq") -> tuple[torch.fx.GraphModule
     return student, pixels
 
 
+Digits: TypeAlias = tuple[torch.fx.GraphModule, torch.Tensor, ParityReport]
+
+
+@pytest.fixture(scope="module")
+def of_digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
+    """The 4-bit student, its images, and what its file's proof reports, for tests that read it."""
+    student, pixels = digits_student(4)
+    _, report = export_proven(student, tmp_path_factory.mktemp("digits") / "m.onnx", pixels)
+    return student, pixels, report
+
+
 @pytest.mark.parametrize(("bits", "method"), [(4, "lsq"), (3, "ewgs"), (2, "dorefa"), (1, "lsq")])
 def test_the_digits_student_is_proven_packed(bits: int, method: str, tmp_path: Path) -> None:
     student, pixels = digits_student(bits, method)
@@ -485,9 +497,9 @@ def test_the_digits_student_is_proven_packed(bits: int, method: str, tmp_path: P
 
 
 def test_a_target_that_cannot_restore_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    of_digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    student, _ = digits_student(4)
+    student, _, _ = of_digits
     assert packs_of(OnnxRuntimeExporter()) == PACKED_BITS
     assert isinstance(OnnxRuntimeExporter(), PackingExporter)
     assert packs_of(Plain()) == frozenset()
@@ -496,9 +508,8 @@ def test_a_target_that_cannot_restore_is_named(
         export(student, tmp_path / "m.onnx", options=ExportOptions(pack=True))
 
 
-def test_an_unfolded_node_shows_in_the_report(tmp_path: Path) -> None:
-    student, pixels = digits_student(4)
-    _, report = export_proven(student, tmp_path / "m.onnx", pixels)
+def test_an_unfolded_node_shows_in_the_report(of_digits: Digits) -> None:
+    _, _, report = of_digits
     coverage = replace(report.coverage, unfolded=("conv1/weight/t/Gather",))
     lines = coverage_lines(replace(report, coverage=coverage))
     assert "not folded at load, runs every time: conv1/weight/t/Gather" in lines
@@ -515,10 +526,9 @@ def test_an_unfolded_node_shows_in_the_report(tmp_path: Path) -> None:
     ],
 )
 def test_layers_in_float_take_no_byte(
-    whole: int | None, floats: int | None, said: str, tmp_path: Path
+    whole: int | None, floats: int | None, said: str, of_digits: Digits
 ) -> None:
-    student, pixels = digits_student(4)
-    report = verify(export(student, tmp_path / "m.onnx"), student, pixels)
+    _, _, report = of_digits
     coverage = replace(report.coverage, packed=report.narrow_layers or 0)
     lines = coverage_lines(
         replace(report, coverage=coverage, byte_layers=whole, float_layers=floats)
@@ -527,8 +537,8 @@ def test_layers_in_float_take_no_byte(
     assert packed.endswith(said)
 
 
-def test_sizes_of_an_older_reference_are_read(tmp_path: Path) -> None:
-    student, pixels = digits_student(4)
+def test_sizes_of_an_older_reference_are_read(of_digits: Digits, tmp_path: Path) -> None:
+    student, pixels, _ = of_digits
     reference = reference_of(student, [pixels])
     save_reference(reference, tmp_path / "new.npz")
     assert load_reference(tmp_path / "new.npz").sizes == reference.sizes
@@ -540,9 +550,8 @@ def test_sizes_of_an_older_reference_are_read(tmp_path: Path) -> None:
     assert (sizes.narrow_layers, sizes.byte_layers, sizes.float_layers) == (18, None, None)
 
 
-def test_where_rules_are_explained_is_said_once(tmp_path: Path) -> None:
-    student, pixels = digits_student(4)
-    report = verify(export(student, tmp_path / "m.onnx"), student, pixels)
+def test_where_rules_are_explained_is_said_once(of_digits: Digits) -> None:
+    _, _, report = of_digits
     for reason, times in (("its weights are float (rule 1)", 1), ("excluded", 0)):
         fallbacks = (FloatFallback("a", "Conv", reason), FloatFallback("b", "Gemm", reason))
         lines = coverage_lines(

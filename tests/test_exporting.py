@@ -6,6 +6,7 @@ import configparser
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -119,7 +120,7 @@ def test_one_that_lacks_a_package_is_left_out_without_a_word(
     """Warnings are errors here; whoever asks for it by name is told what to install."""
     both = [entry("lacks", "absent"), entry("Toy")]
     assert list(exporters(both)) == ["toy"]
-    monkeypatch.setattr(plugins, "entry_points", lambda group: both)
+    monkeypatch.setattr(plugins, "_installed", lambda group: both)
     with pytest.raises(UnavailableError, match=r"target 'absent': .*pip install toys"):
         get_exporter("absent")
 
@@ -134,7 +135,7 @@ def test_an_unknown_name_lists_those_there_are(monkeypatch: pytest.MonkeyPatch) 
         EXPORTERS: [entry("Toy"), entry("Toy", "toast")],
         RUNTIMES: [entry("Player", "player", RUNTIMES)],
     }
-    monkeypatch.setattr(plugins, "entry_points", lambda group: installed[group])
+    monkeypatch.setattr(plugins, "_installed", lambda group: installed[group])
     with pytest.raises(
         SpecError, match=r"unknown target 'toys'\. Did you mean 'toy'\? There are: toast, toy\."
     ):
@@ -145,7 +146,7 @@ def test_an_unknown_name_lists_those_there_are(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_with_nothing_installed_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [])
+    monkeypatch.setattr(plugins, "_installed", lambda group: [])
     with pytest.raises(SpecError, match=r"unknown target 'toy'\. There are: none\."):
         get_exporter("toy")
 
@@ -223,6 +224,20 @@ def test_the_example_of_the_readme_is_found_and_used(tmp_path: Path) -> None:
     assert done.stdout.split(" ", 1)[0] == "0.0"
     assert "'Conv': 3" in done.stdout
     assert target.exists()
+
+
+def test_what_is_installed_or_removed_meanwhile_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "sqakd_reference", raising=False)
+    before = set(exporters())
+    assert "reference" not in before
+    install(tmp_path)
+    assert set(exporters()) == before | {"reference"}
+    shutil.rmtree(tmp_path / "sqakd_reference-1.0.dist-info")
+    assert set(exporters()) == before
+    monkeypatch.delitem(sys.modules, "sqakd_reference")
 
 
 def test_a_broken_distribution_harms_no_other(tmp_path: Path) -> None:

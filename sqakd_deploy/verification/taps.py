@@ -3,11 +3,11 @@
 A copy of the file answers, beside the logits, the codes of the tensors asked for, as floats in one
 output: any :class:`~sqakd_deploy.exporting.Runtime` can run it. The extra readers stand behind a
 QuantizeLinear (and its Clip), where they take no fusion from a layer; what is rounded in blocks of
-pixels is laid out as the student has it behind them. Whether the copy is still the
-same program is not believed but checked: unless its logits are those of the file, bit for bit, the
-tensors are asked for in halves, down to single ones; one that cannot be read without changing the
-logits stays unseen. What a runtime computes inside a layer, before its QuantizeLinear, cannot be
-seen at all.
+pixels is laid out as the student has it behind them. Whether the copy is still the same program is
+not believed but checked. Unless its logits are those of the file, bit for bit, the last tensor, of
+which the logits are made, is asked for by itself, and the others in halves, down to single ones;
+one that cannot be read without changing the logits stays unseen. What a runtime computes inside a
+layer, before its QuantizeLinear, cannot be seen at all.
 
 A session that runs a file node by node needs no copy: it is asked for the values themselves
 (:class:`~sqakd_deploy.abilities.ReadableSession`).
@@ -103,7 +103,8 @@ def read_codes(
         elif len(names) == 1:
             unseen += names
         else:
-            groups += [names[len(names) // 2 :], names[: len(names) // 2]]  # the first half is next
+            cut = len(names) - 1 if len(names) == len(shapes) else len(names) // 2
+            groups += [names[cut:], names[:cut]]  # the first part is next
     return Seen(found, tuple(unseen), np.concatenate(plain), programs)
 
 
