@@ -94,10 +94,10 @@ class IrFile(QdqFile):
     def _weights(self) -> bytes:
         return self.path.with_suffix(".bin").read_bytes()
 
-    def content(self, layer: _Layer) -> bytes:
-        """Bytes of a layer's constant; none of other layers."""
+    def content(self, layer: _Layer) -> tuple[bytes, tuple[str, str]]:
+        """A layer's constant as bytes, none of other layers, with its type and shape."""
         first, size = layer.place or (0, 0)
-        return self._weights[first : first + size]
+        return self._weights[first : first + size], layer.element
 
     @cached_property
     def others(self) -> str:
@@ -235,7 +235,7 @@ def differences_between(file: IrFile, made: IrFile, names: Collection[str]) -> l
             if got.said.get(key) != wanted.said.get(key):
                 sides = (side.said.get(key, "none") for side in (got, wanted))
                 found.append(_differing(layer, f"{key} of {wanted.kind}", *sides))
-        found += _differing_constants(layer, wanted, file.content(got), made.content(wanted))
+        found += _differing_constants(layer, file.content(got), made.content(wanted))
     if len(file.layers) != len(made.layers):
         counts = (str(len(ir.layers)) for ir in (file, made))
         found.append(_differing("graph", "count of layers", *counts))
@@ -251,28 +251,30 @@ def _sources(file: IrFile, layer: _Layer) -> str:
 
 
 def _differing_constants(
-    name: str, layer: _Layer, got: bytes, wanted: bytes
+    name: str, got: tuple[bytes, tuple[str, str]], wanted: tuple[bytes, tuple[str, str]]
 ) -> Iterator[Difference]:
-    if got == wanted:
+    """Difference of two constants, each its bytes, type and shape."""
+    if got[0] == wanted[0]:
         return
-    what = f"constant {layer.element[0]} ({layer.element[1]})"
+    kind, shape = wanted[1]
     for read in (_numbers, _bytes):  # equal numbers may have other bits: 0 and -0
-        sides = [{name: {what: read(content, *layer.element)}} for content in (wanted, got)]
+        sides = [{name: {f"constant {kind} ({shape})": read(*side)}} for side in (wanted, got)]
         found = compare_constants(sides[0], sides[1])
         if found:
             yield from found
             return
 
 
-def _numbers(content: bytes, kind: str, shape: str) -> NDArray[Any]:
+def _numbers(content: bytes, element: tuple[str, str]) -> NDArray[Any]:
     """What a constant holds; bytes, of a type that numpy does not have."""
+    kind, shape = element
     known = re.fullmatch(r"([fiu])(8|16|32|64)", kind)
     if known is None:
-        return _bytes(content)
+        return _bytes(content, element)
     numbers = np.frombuffer(content, f"<{known[1]}{int(known[2]) // 8}")
     extents = [int(extent) for extent in shape.split(",") if extent]
     return numbers.reshape(extents) if numbers.size == np.prod(extents) else numbers
 
 
-def _bytes(content: bytes, *_: str) -> NDArray[Any]:
+def _bytes(content: bytes, _: tuple[str, str]) -> NDArray[Any]:
     return np.frombuffer(content, np.uint8)
