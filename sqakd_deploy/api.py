@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sqakd_deploy.abilities import check_form, packs_of
-from sqakd_deploy.errors import ExportError, SpecError
+from sqakd_deploy.abilities import check_form
+from sqakd_deploy.errors import ExportError
 from sqakd_deploy.exporting import (
-    PROFILE_KEY,
     Artifact,
     ExportOptions,
     ProfileExporter,
@@ -26,10 +24,10 @@ from sqakd_deploy.exporting import (
 from sqakd_deploy.lowering.integer import lower
 from sqakd_deploy.modes import in_plain_mode
 from sqakd_deploy.parity import ParityReport, Tolerance, verify
-from sqakd_deploy.pixels import fed_as
 from sqakd_deploy.plugins import get_exporter
 from sqakd_deploy.quantization import spec_of
-from sqakd_deploy.retargeting import TARGET_KEY, changes, check_target
+from sqakd_deploy.retargeting import changes
+from sqakd_deploy.writing import write
 
 
 @in_plain_mode
@@ -68,9 +66,9 @@ def export(
     check_form(exporter, final, options.opset if options else None)
     asked = (target, anyway, options, metadata)
     if not isinstance(exporter, ProfileExporter):
-        return _write(student, final, *asked)
+        return write(student, final, *asked)
     with _trial(final) as trial:
-        artifact = _write(student, trial, *asked)
+        artifact = write(student, trial, *asked)
         conformance = conformance_of(exporter, trial)
         if conformance is not None and conformance.failures:
             raise ExportError(f"{final}: {'; '.join(conformance.failures)}")
@@ -129,7 +127,7 @@ def export_proven(
     exporter = get_exporter(target or spec_of(student).target)
     check_form(exporter, final, options.opset if options else None)
     with _trial(final) as trial:
-        artifact = _write(student, trial, target, anyway, options, metadata)
+        artifact = write(student, trial, target, anyway, options, metadata)
         report = verify(artifact, student, images, labels=labels, tolerance=tolerance)
         if not report.failures:
             artifact = _renamed(artifact, final)
@@ -166,32 +164,6 @@ def _trial(final: Path) -> Iterator[Path]:
     finally:
         for file in final.parent.glob(f"{glob.escape(stem)}*"):
             file.unlink(missing_ok=True)
-
-
-def _write(
-    student: nn.Module,
-    path: Path,
-    target: str | None,
-    anyway: bool,
-    options: ExportOptions | None,
-    metadata: Mapping[str, str] | None,
-) -> Artifact:
-    """Write the file, with what it is for among its metadata."""
-    spec, options = spec_of(student), options or ExportOptions()
-    exporter = get_exporter(target or spec.target)
-    if options.pack and not packs_of(exporter):
-        raise SpecError(
-            f"target {exporter.name!r} does not restore packed weights at load; leave out --pack"
-        )
-    facts = dict(metadata or {})
-    if isinstance(exporter, ProfileExporter):
-        facts[PROFILE_KEY] = json.dumps({"runtime": exporter.deployed_in, "run": False})
-    if exporter.name != spec.target:
-        exporter.check(spec.model_copy(update={"target": exporter.name}))
-        check_target(lower(student), get_exporter(spec.target), exporter, anyway=anyway)
-        facts[TARGET_KEY] = json.dumps(exporter.name)
-    graph, form = fed_as(lower(student, facts), options)
-    return replace(exporter.export(graph, path, options), input_form=form)
 
 
 def _renamed(artifact: Artifact, target: Path) -> Artifact:

@@ -249,7 +249,7 @@ def verify(path: Path, **options: Any) -> None:
     in the runtime's optimiser or by rounding in its kernels; and each layer on the runtime's own
     codes, where no difference is handed down, for all those images. --reference verifies against
     answers that --save-reference wrote, or any .npz of "images" (preprocessed, N×C×H×W) and
-    "logits".
+    "logits"; of OpenVINO IR, answers alone.
     """
     # Imported late, as in _commands; with --reference, torch is not imported at all.
     if options["reference"] is None:

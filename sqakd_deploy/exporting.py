@@ -314,6 +314,11 @@ PROFILE_KEY = "sqakd.profile"
 """Metadata: that a file was not run in the runtime it was written for, and which that is."""
 
 
+CONVERSION_KEY = "sqakd.conversion"
+"""Metadata: what options, beside those of its input, an ONNX file was written with that was then
+converted, and by which version of this package."""
+
+
 @runtime_checkable
 class ProfileExporter(Exporter, Protocol):
     """An exporter for a runtime that files are not run in: its rules are checked instead.

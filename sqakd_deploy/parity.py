@@ -16,6 +16,8 @@ from sqakd_deploy.lowering.integer import lower
 from sqakd_deploy.modes import in_plain_mode
 from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import input_shape_of, spec_of
+from sqakd_deploy.verification.converting import converter_of
+from sqakd_deploy.verification.ir_file import conversion_of
 from sqakd_deploy.verification.isolated import IMAGES
 from sqakd_deploy.verification.isolating import isolator_of
 from sqakd_deploy.verification.onnx_layers import OnnxFile
@@ -58,7 +60,8 @@ def verify(
 
     Constants are compared in QDQ and QONNX files, by the names of the layers. There the student is
     also run layer by layer on the codes that the runtime computed, for the few images that differ
-    most.
+    most. OpenVINO IR is compared with a conversion of the student, layer for layer, and what that
+    was converted from with the student, as any QDQ file.
 
     Args:
         artifact: the file, or what :func:`~sqakd_deploy.api.export` returned.
@@ -90,18 +93,19 @@ def verify(
     expected = reference.expected()
     runs = run_stages(path, reference.batches, expected, runtime)
     differences, isolated = None, {}
-    file = _onnx_file(path)
+    file = _file(path)
     if file is not None and reference.constants is not None:
-        differences = differences_of(file, reference.constants)
+        conversion = conversion_of(file, converter_of(student))
+        differences = differences_of(conversion, reference.constants)
         worst = reference.images(runs.worst_images(expected, IMAGES))
-        isolated = isolated_stages(isolator_of(student), file, runtime, worst)
+        isolated = isolated_stages(isolator_of(student), conversion.file, runtime, worst)
     saturation = None if sums_exactly(runtime) else saturation_in(lower(student))
     rules = conformance_of(exporter, path)
     return report_of(path, runs, expected, tolerance, rules, differences, saturation, isolated)
 
 
-def _onnx_file(path: Path) -> OnnxFile | None:
-    """The file's constants; None of another format than ONNX, which the runtime has opened."""
+def _file(path: Path) -> OnnxFile | None:
+    """The file's constants; None of a format not read here, which the runtime has opened."""
     try:
         return read_file(path)
     except ExportError:

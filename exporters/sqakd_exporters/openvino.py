@@ -7,6 +7,7 @@ listing the targets stays quick.
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,9 +16,16 @@ from typing import Any
 
 import onnx_ir as ir
 
+from sqakd_deploy import __version__
 from sqakd_deploy import graph as g
 from sqakd_deploy.errors import ExportError, UnavailableError
-from sqakd_deploy.exporting import Artifact, ExportOptions, PlacementRules, Session
+from sqakd_deploy.exporting import (
+    CONVERSION_KEY,
+    Artifact,
+    ExportOptions,
+    PlacementRules,
+    Session,
+)
 from sqakd_deploy.spec import QuantSpec
 from sqakd_exporters.floats import repeat_without_shape
 from sqakd_exporters.joining import with_codes_joined
@@ -80,6 +88,8 @@ class OpenVinoExporter:
             packs=self.packs,
         )
         if path.suffix == ".xml":
+            facts = {"opset": options.opset, "pack": options.pack, "version": __version__}
+            model.metadata_props[CONVERSION_KEY] = json.dumps(facts)
             return self._export_ir(model, path)
         return Artifact(path, self.name, save_checked(model, path))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from sqakd_deploy.consoles import console, print_json
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.plugins import get_runtime
+from sqakd_deploy.verification.ir_file import Converter
 from sqakd_deploy.verification.isolated import Isolator
 from sqakd_deploy.verification.reference import Reference, load_reference, save_reference
 from sqakd_deploy.verification.stages import Tolerance
@@ -45,12 +46,12 @@ def verify(
     """Verify a file, print what was found, fail if it is not its student."""
     count = layer_samples if layers else 0
     others = {name: get_runtime(name) for name in runtime} or None
-    recorder = isolator = None
+    recorder = isolator = converter = None
     if reference is not None:
         _refuse(run=run, data=data, samples=samples, save_reference=save_reference)
         answers = load_reference(reference)
     else:
-        answers, recorder, isolator = _from_run(run, data, samples or SAMPLES)
+        answers, recorder, isolator, converter = _from_run(run, data, samples or SAMPLES)
     report = verify_file(
         path,
         answers,
@@ -58,6 +59,7 @@ def verify(
         layer_samples=count,
         recorder=recorder,
         isolator=isolator,
+        converter=converter,
         others=others,
     )
     if save_reference is not None:
@@ -80,10 +82,11 @@ def _refuse(**given: object) -> None:
 
 def _from_run(
     run: Path | None, data: str | None, samples: int
-) -> tuple[Reference, Recorder, Isolator]:
+) -> tuple[Reference, Recorder, Isolator, Converter]:
     # Imported late: all of this needs torch, and verifying against a reference must not.
     from sqakd_deploy.checkpoint import newest_run, open_run
     from sqakd_deploy.runs import held_out, load_student
+    from sqakd_deploy.verification.converting import converter_of
     from sqakd_deploy.verification.isolating import isolator_of
     from sqakd_deploy.verification.student import record, reference_of
 
@@ -94,7 +97,7 @@ def _from_run(
     images, split = held_out(loaded, data, samples)
     answers = reference_of(loaded.student, images, labels=split.labels, metadata=loaded.metadata)
     student = loaded.student
-    return answers, partial(record, student), isolator_of(student)
+    return answers, partial(record, student), isolator_of(student), converter_of(student)
 
 
 def _save(answers: Reference, path: Path) -> None:
@@ -110,8 +113,10 @@ def _print(report: Verification) -> None:
     if report.layers is not None:
         out.print(layers_table(report.layers))
     known = report.reference.constants is not None
-    lines = [*constants_lines(report.parity, known=known), *coverage_lines(report.parity)]
-    if report.parity.conformance is None:  # a profile's runtime does not run on x86
+    lines = constants_lines(report.parity, known=known, unknown=report.unknown)
+    lines += coverage_lines(report.parity)
+    # a profile's runtime does not run on x86; of IR, a conversion of the student tells its sums
+    if report.parity.conformance is None and report.unknown is None:
         out.print(saturation_table(report.saturation))
         lines.append(report.saturation.summary)
     if report.layers is not None:

@@ -136,21 +136,29 @@ def _packed_line(report: ParityReport, packed: int, narrow: int) -> str:
     return f"{line}; {floats} in float" if floats else line
 
 
-def constants_lines(report: ParityReport, *, known: bool = True) -> list[str]:
+def constants_lines(
+    report: ParityReport, *, known: bool = True, unknown: str | None = None
+) -> list[str]:
     """Whether constants, and layers on the runtime's own codes, are the student's; what is not.
 
     Args:
         report: of the comparison.
         known: whether the student's are.
+        unknown: why layers were not compared, of OpenVINO IR, nor constants if they are None.
     """
     wrong = [f"wrong: {difference}" for difference in report.metadata]
     wrong += isolated_faults(report.isolated) or _right_layers(report.isolated)
-    if report.constants is None:
-        why = "the file is neither QDQ nor QONNX" if known else "only answers are known"
-        return [f"constants: not compared, since {why}", *wrong]
-    if not report.constants:
+    if unknown is not None:
+        what = "constants and layers" if report.constants is None else "layers"
+        wrong.append(f"{what}: not compared, since {unknown}")
+    if report.constants:
+        return [*(f"wrong constant: {difference}" for difference in report.constants), *wrong]
+    if report.constants is not None:
         return ["constants: all those of the student", *wrong]
-    return [*(f"wrong constant: {difference}" for difference in report.constants), *wrong]
+    if unknown is not None:
+        return wrong
+    why = "the file is neither QDQ nor QONNX" if known else "only answers are known"
+    return [f"constants: not compared, since {why}", *wrong]
 
 
 def _right_layers(isolated: Mapping[str, IsolatedReport]) -> list[str]:

@@ -30,6 +30,7 @@ from sqakd_deploy.verification.constants import (
 )
 from sqakd_deploy.verification.equivalents import in_one_form
 from sqakd_deploy.verification.file import QdqFile
+from sqakd_deploy.verification.ir_file import Conversion, Converter, IrFile, conversion_of
 from sqakd_deploy.verification.isolated import IMAGES, IsolatedReport, Isolator
 from sqakd_deploy.verification.layers import LayersReport, compare_layers
 from sqakd_deploy.verification.metadata import metadata_differences
@@ -48,7 +49,8 @@ from sqakd_deploy.verification.stages import (
     run_stages,
 )
 
-_DEFAULT_RUNTIME = "onnxruntime"
+_DEFAULT_RUNTIMES = {".xml": "openvino"}
+"""By the file's suffix; ONNX Runtime where it has another."""
 
 Recorder: TypeAlias = Callable[[NDArray[np.float32]], Mapping[str, Tensor]]
 """The student's quantised tensors for images ``(M, C, H, W)``."""
@@ -63,12 +65,14 @@ class Verification:
         layers: every quantised tensor, where asked for and known.
         saturation: which layers can saturate on CPUs without VNNI.
         reference: what the file was compared with, recorded tensors included.
+        unknown: why layers, and constants if they are None, were not compared, of OpenVINO IR.
     """
 
     parity: ParityReport
     layers: LayersReport | None
     saturation: SaturationReport
     reference: Reference = field(repr=False)
+    unknown: str | None = None
 
     @property
     def constants(self) -> tuple[Difference, ...] | None:
@@ -123,12 +127,13 @@ def verify_file(
     layer_samples: int = 0,
     recorder: Recorder | None = None,
     isolator: Isolator | None = None,
+    converter: Converter | None = None,
     others: Mapping[str, Runtime] | None = None,
 ) -> Verification:
     """Compare a file with a student's answers, constants and tensors, as far as these are known.
 
     Args:
-        path: of an ONNX file.
+        path: of an ONNX file, or of OpenVINO IR.
         reference: the student's answers.
         tolerance: of the logits.
         layer_samples: images to compare quantised tensors on; 0 leaves them out.
@@ -136,6 +141,8 @@ def verify_file(
             takes those of the reference, whatever images they are of.
         isolator: runs the student on the runtime's own codes, layer by layer, for the same images,
             or a few if no layers are compared.
+        converter: compares OpenVINO IR with a conversion of the student. Without it, and where it
+            cannot tell, or finds another graph, layers are not compared in IR.
         others: runtimes that take part, and whose answers count; None takes all installed that can
             open the file, whose answers are shown and decide nothing: the file was placed for the
             one that proves it. Where that is not installed, the first of those named takes its
@@ -156,11 +163,12 @@ def verify_file(
     stated = _metadata(file, reference)
     batches = _batches(file, reference)
     runs = run_stages(path, batches, expected, runtime, others, others_decide=named)
-    differences = None
+    conversion = conversion_of(file, converter)
+    file, differences = conversion.file, None
     if reference.constants is not None:
-        differences = differences_of(file, reference.constants)
+        differences = differences_of(conversion, reference.constants)
     layers = None
-    if layer_samples:
+    if layer_samples and not isinstance(file, IrFile):
         reference = _with_tensors(reference, runs, layer_samples, recorder)
         able = {name: other for name, other in others.items() if name not in runs.skipped}
         wrong = {difference.layer for difference in differences or ()}
@@ -178,7 +186,8 @@ def verify_file(
     suspect = None if all(map(sums_exactly, deciding)) else saturation
     rules = _conformance(file)
     parity = report_of(path, runs, expected, tolerance, rules, differences, suspect, isolated)
-    return Verification(replace(parity, metadata=stated), layers, saturation, reference)
+    parity = replace(parity, metadata=stated)
+    return Verification(parity, layers, saturation, reference, conversion.unknown)
 
 
 def _metadata(file: OnnxFile, reference: Reference) -> tuple[Difference, ...]:
@@ -195,9 +204,12 @@ def _metadata(file: OnnxFile, reference: Reference) -> tuple[Difference, ...]:
     return tuple(found)
 
 
-def differences_of(file: OnnxFile, expected: Constants) -> list[Difference] | None:
-    """A file's constants that are not the student's; None if it has them in no form known here."""
-    return compare_with_student(file, expected) if file.known_form else None
+def differences_of(conversion: Conversion, expected: Constants) -> list[Difference] | None:
+    """A file's constants that are not the student's, or where it is not the conversion that it
+    should be; None if it has them in no form known here."""
+    file = conversion.file
+    found = compare_with_student(file, expected) if file.known_form else None
+    return [*conversion.differences, *(found or ())] if conversion.differences else found
 
 
 def compare_with_student(file: OnnxFile, expected: Constants) -> list[Difference]:
@@ -253,7 +265,7 @@ def _with_tensors(
 
 
 def proving_runtime(file: OnnxFile, named: Mapping[str, Runtime] | None = None) -> Runtime:
-    """The runtime of the target that a file was written for; ONNX Runtime where it says none.
+    """The runtime of the target that a file was written for; that of its format if it says none.
 
     Args:
         file: the file.
@@ -264,7 +276,7 @@ def proving_runtime(file: OnnxFile, named: Mapping[str, Runtime] | None = None) 
         SpecError: if the target is not installed, or lacks a package, and no runtime is named.
     """
     if file.target is None:
-        return get_runtime(_DEFAULT_RUNTIME)
+        return get_runtime(_DEFAULT_RUNTIMES.get(file.path.suffix, "onnxruntime"))
     try:
         return get_runtime(get_exporter(file.target).runtime)
     except SpecError as error:
