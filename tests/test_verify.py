@@ -455,6 +455,42 @@ def test_a_wrong_setting_is_found_without_the_student(target: str, tmp_path: Pat
         assert str(first).startswith(text)
 
 
+def with_bound(path: Path, reader: str, op_type: str) -> None:
+    """Plant a fault: bound what a node reads where no image of a test comes to."""
+    bounds = {"Clip": (-1e3, 1e3), "Min": (1e3,), "Max": (-1e3,), "Relu": ()}[op_type]
+    proto = onnx.load(path)
+    nodes = proto.graph.node
+    (place,) = [i for i, node in enumerate(nodes) if node.name == reader]
+    names = [f"bound{i}" for i in range(len(bounds))]
+    new = onnx.helper.make_node(op_type, [nodes[place].input[0], *names], ["bounded"])
+    nodes[place].input[0] = "bounded"
+    nodes.insert(place, new)
+    for name, bound in zip(names, bounds, strict=True):
+        proto.graph.initializer.append(numpy_helper.from_array(np.array(bound, np.float32), name))
+    onnx.save(proto, path)
+
+
+@pytest.mark.parametrize("op_type", ["Clip", "Min", "Max", "Relu"])
+def test_a_bound_that_the_student_has_not_is_found(op_type: str, tmp_path: Path) -> None:
+    """Though answers and codes show nothing of it: no image may reach it."""
+    made = quantize(Settings(), example=SHAPE)
+    calibrate(made, images(32))
+    expected = constants_of(lower(made))
+    for pack in (None, False):
+        path = export(made, tmp_path / "m.onnx", options=ExportOptions(pack=pack)).path
+        right = path.read_bytes()
+        for reader, place in {
+            "quant_x": "of the input",
+            "gelu": "behind ",
+            "norm": "behind ",
+            "quant_hardsigmoid": "behind hardsigmoid",
+        }.items():
+            path.write_bytes(right)
+            with_bound(path, reader, op_type)
+            (found,) = compare_with_student(QdqFile(path), expected)
+            assert str(found).startswith(f"bounded: layer: the student has no {op_type} {place}")
+
+
 # -- what only layers on the runtime's own codes show ---------------------------------------------
 
 
