@@ -36,6 +36,7 @@ from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import QuantSpec, TensorSpec
 from sqakd_deploy.verification import verifying
+from sqakd_deploy.verification.bounds import other_bounds
 from sqakd_deploy.verification.constants import compare_constants, constants_of
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolated import IsolatedReport
@@ -822,7 +823,9 @@ def test_pixels_that_are_prepared_otherwise_are_not_fed(
 def test_constants_of_every_form_are_read(name: str, pack: bool | None, tmp_path: Path) -> None:
     graph = CASES[name]().graph
     path = OnnxRuntimeExporter().export(graph, tmp_path / "a.onnx", ExportOptions(pack=pack)).path
-    assert compare_constants(constants_of(graph), QdqFile(path).constants) == []
+    file, expected = QdqFile(path), constants_of(graph)
+    assert compare_constants(expected, file.constants) == []
+    assert list(other_bounds(file, expected)) == []
 
 
 def test_a_float_bound_is_named(tmp_path: Path) -> None:
