@@ -36,12 +36,32 @@ def network(model: object, what: str) -> nn.Module:
                 f"{what}: parameter {name!r} has no shape yet; run the model on images once, as "
                 "lazy layers want it"
             )
+    _check_float32(model, what, "model")
+    return model
+
+
+def made_student(module: object) -> Student:
+    """A student as it is, if it is one and in its own type.
+
+    Raises:
+        ModelError: if it was not made by ``quantize()``, or has parameters of another type than
+            float32: files hold float32, and so does what is rounded in training.
+    """
+    if not isinstance(module, Student):
+        raise ModelError(
+            f"wanted a student made by quantize(), got {_named(module)} without a spec"
+        )
+    _check_float32(module, "student", "student")
+    return module
+
+
+def _check_float32(model: nn.Module, what: str, called: str) -> None:
+    for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise ModelError(
                 f"{what}: wanted parameters in float32, got {name!r} in {_bare(parameter.dtype)}; "
-                "give model.float()"
+                f"give {called}.float()"
             )
-    return model
 
 
 def setting(value: object, kind: type[T], what: str) -> T:

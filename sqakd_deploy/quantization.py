@@ -12,7 +12,7 @@ from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
 from torch import Tensor, fx, nn
 
 from sqakd_deploy.errors import DataError, ModelError, SpecError
-from sqakd_deploy.given import images_in, network, setting
+from sqakd_deploy.given import images_in, made_student, network, setting
 from sqakd_deploy.lowering.geometry import conv_arguments
 from sqakd_deploy.lowering.transposed import QuantTransposed2d, as_convolution
 from sqakd_deploy.modes import in_plain_mode
@@ -106,7 +106,7 @@ def spec_of(student: nn.Module) -> QuantSpec:
     """The spec that a student was made with.
 
     Raises:
-        ModelError: if the module is not the result of :func:`quantize`.
+        ModelError: if the module is not the result of :func:`quantize`, or no longer in float32.
     """
     return _meta(student)[0]
 
@@ -115,17 +115,14 @@ def input_shape_of(student: nn.Module) -> tuple[int, ...]:
     """``(C, H, W)`` of the images that a student takes.
 
     Raises:
-        ModelError: if the module is not the result of :func:`quantize`.
+        ModelError: if the module is not the result of :func:`quantize`, or no longer in float32.
     """
     return _meta(student)[1]
 
 
 def _meta(student: nn.Module) -> tuple[QuantSpec, tuple[int, ...]]:
-    if not isinstance(student, Student):
-        raise ModelError(
-            f"wanted a student made by quantize(), got a {type(student).__name__} without a spec"
-        )
-    return student.meta[_SPEC], student.meta[_INPUT_SHAPE]
+    made = made_student(student)
+    return made.meta[_SPEC], made.meta[_INPUT_SHAPE]
 
 
 # -- surgery -------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -170,10 +171,12 @@ def score_file(
     Raises:
         ExportError: if it is no such file, says no JSON where it should, or the runtime refuses it.
         SpecError: if other channels are asked for than it takes.
-        DataError: if the images have no labels, or are of other classes.
+        DataError: if the images have no labels, are of other classes, or have another shape than a
+            file takes that does not say how they are prepared.
     """
     path = Path(path)
-    facts = _metadata(path)
+    model = read_onnx(path, weights=False)
+    facts = {entry.key: entry.value for entry in model.metadata_props}
     given = _stated(facts, PREPROCESSING_KEY, path)
     preprocessing = None if given is None else _preprocessing(given, str(path))
     classes = _class_names(_stated(facts, "sqakd.classes", path), path)
@@ -184,6 +187,8 @@ def score_file(
         )
     data = _labelled(config, preprocessing, limit, listener)
     _same_classes(data, path.name, classes)
+    if preprocessing is None:
+        _same_shape(data, path.name, model)
     session = get_runtime(runtime).open(path)
     batches = still_batches(data.test, data.preprocessing)
     logits = np.concatenate([session.run(batch.numpy()) for batch in batches])
@@ -202,12 +207,14 @@ def _labelled(
     limit: int | None,
     listener: Listener | None,
 ) -> ImageData:
-    data = load(config, listener or Listener(), preprocessing=preprocessing, limit=limit)
+    listener = listener or Listener()
+    data = load(config, listener, preprocessing=preprocessing, limit=limit)
     if data.test.labels is None:
         raise DataError(
             f"{data.name}: these images have no labels, which scores need: give --data a tree of "
             "class folders"
         )
+    listener.message(f"scoring on {len(data.test)} held-out images of {data.name}")
     return data
 
 
@@ -218,9 +225,22 @@ def _preprocessing(values: object, where: str) -> Preprocessing:
         raise DataError(f"{where} does not say how its images are prepared: {error}") from error
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    model = read_onnx(path, weights=False)
-    return {entry.key: entry.value for entry in model.metadata_props}
+def _same_shape(data: ImageData, what: str, model: onnx.ModelProto) -> None:
+    """Refuse images of another shape than the input of a file that does not say how to prepare
+    them."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    sources = [source for source in model.graph.input if source.name not in weights]
+    dims = sources[0].type.tensor_type.shape.dim[1:] if sources else ()
+    wanted = [dim.dim_value or None for dim in dims]
+    got = [data.preprocessing.channels, *data.preprocessing.input_size]
+    if len(wanted) == len(got) and any(
+        a not in (None, b) for a, b in zip(wanted, got, strict=True)
+    ):
+        shown = ", ".join(str(extent or "any") for extent in wanted)
+        raise DataError(
+            f"{what} takes images ({shown}), those of {data.name} are {tuple(got)}; give --data, "
+            "--channels or --input-size"
+        )
 
 
 def _stated(facts: dict[str, str], key: str, path: Path) -> Any:

@@ -365,6 +365,21 @@ def test_data_of_other_classes_is_refused(trained: Path) -> None:
         score_file(Path("other.onnx"), RunConfig())
 
 
+def test_a_file_without_metadata_is_scored_on_images_that_fit_and_says_on_which(
+    trained: Path,
+) -> None:
+    model = onnx.load(trained / "model.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, "foreign.onnx")
+    done = run("eval", "foreign.onnx")
+    assert (done.exit_code, "scoring on 360 held-out images of digits" in done.stderr) == (0, True)
+    height = model.graph.input[0].type.tensor_type.shape.dim[2]
+    height.dim_value = 32
+    onnx.save(model, "foreign.onnx")
+    with pytest.raises(DataError, match=r"^foreign.onnx takes images \(1, 32, 8\), those of"):
+        score_file(Path("foreign.onnx"), RunConfig())
+
+
 def test_a_run_on_unlabelled_images_cannot_be_scored(trained: Path) -> None:
     flat(Path("flat"))
     with pytest.raises(DataError, match="have no labels"):

@@ -167,6 +167,22 @@ def test_what_is_no_float_network_is_refused(make: Callable[[], Any], words: str
         distill(student, images(), teacher=model)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_student_in_another_type_is_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    student = quantize(small(), example=SHAPE)
+    calibrate(student, images(64))
+    path = export(student, tmp_path / "m.onnx").path
+    other = copy.deepcopy(student).to(dtype)
+    name = str(dtype).removeprefix("torch.")
+    words = rf"^student: wanted parameters in float32, got '0.weight' in {name}; give student.float"
+    with pytest.raises(ModelError, match=words):
+        export(other, tmp_path / "n.onnx")
+    with pytest.raises(ModelError, match=words):
+        verify(path, other, images())
+    if dtype == torch.float64:  # which holds every float32
+        verify(path, other.float(), images()).raise_for_failures()
+
+
 def test_settings_of_another_kind_are_refused() -> None:
     with pytest.raises(SpecError, match=r"^spec: wanted a QuantSpec, got a int"):
         quantize(small(), 4, example=SHAPE)  # type: ignore[arg-type]

@@ -36,6 +36,7 @@ from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import QuantSpec, TensorSpec
 from sqakd_deploy.verification import verifying
+from sqakd_deploy.verification.bounds import other_bounds
 from sqakd_deploy.verification.constants import compare_constants, constants_of
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolated import IsolatedReport
@@ -455,6 +456,42 @@ def test_a_wrong_setting_is_found_without_the_student(target: str, tmp_path: Pat
         assert str(first).startswith(text)
 
 
+def with_bound(path: Path, reader: str, op_type: str) -> None:
+    """Plant a fault: bound what a node reads where no image of a test comes to."""
+    bounds = {"Clip": (-1e3, 1e3), "Min": (1e3,), "Max": (-1e3,), "Relu": ()}[op_type]
+    proto = onnx.load(path)
+    nodes = proto.graph.node
+    (place,) = [i for i, node in enumerate(nodes) if node.name == reader]
+    names = [f"bound{i}" for i in range(len(bounds))]
+    new = onnx.helper.make_node(op_type, [nodes[place].input[0], *names], ["bounded"])
+    nodes[place].input[0] = "bounded"
+    nodes.insert(place, new)
+    for name, bound in zip(names, bounds, strict=True):
+        proto.graph.initializer.append(numpy_helper.from_array(np.array(bound, np.float32), name))
+    onnx.save(proto, path)
+
+
+@pytest.mark.parametrize("op_type", ["Clip", "Min", "Max", "Relu"])
+def test_a_bound_that_the_student_has_not_is_found(op_type: str, tmp_path: Path) -> None:
+    """Though answers and codes show nothing of it: no image may reach it."""
+    made = quantize(Settings(), example=SHAPE)
+    calibrate(made, images(32))
+    expected = constants_of(lower(made))
+    for pack in (None, False):
+        path = export(made, tmp_path / "m.onnx", options=ExportOptions(pack=pack)).path
+        right = path.read_bytes()
+        for reader, place in {
+            "quant_x": "of the input",
+            "gelu": "behind ",
+            "norm": "behind ",
+            "quant_hardsigmoid": "behind hardsigmoid",
+        }.items():
+            path.write_bytes(right)
+            with_bound(path, reader, op_type)
+            (found,) = compare_with_student(QdqFile(path), expected)
+            assert str(found).startswith(f"bounded: layer: the student has no {op_type} {place}")
+
+
 # -- what only layers on the runtime's own codes show ---------------------------------------------
 
 
@@ -786,7 +823,9 @@ def test_pixels_that_are_prepared_otherwise_are_not_fed(
 def test_constants_of_every_form_are_read(name: str, pack: bool | None, tmp_path: Path) -> None:
     graph = CASES[name]().graph
     path = OnnxRuntimeExporter().export(graph, tmp_path / "a.onnx", ExportOptions(pack=pack)).path
-    assert compare_constants(constants_of(graph), QdqFile(path).constants) == []
+    file, expected = QdqFile(path), constants_of(graph)
+    assert compare_constants(expected, file.constants) == []
+    assert list(other_bounds(file, expected)) == []
 
 
 def test_a_float_bound_is_named(tmp_path: Path) -> None:
