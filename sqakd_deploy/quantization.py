@@ -152,21 +152,12 @@ def _quant_layer(old: nn.Module, quant: type, path: str) -> nn.Module:
         old.weight = nn.Parameter(as_convolution(old.weight.detach(), old.groups).clone())
         return new
     if isinstance(old, nn.Conv2d):
-        return _quant_conv(old, quant, path)
+        return QuantConv2d(**conv_arguments(old), weight_quant=quant)
     if isinstance(old, nn.Linear):
         return QuantLinear(old.in_features, old.out_features, old.bias is not None, quant)
     raise ModelError(
         f"layer {path!r}: wanted Conv2d, ConvTranspose2d or Linear, got {type(old).__name__}"
     )
-
-
-def _quant_conv(old: nn.Conv2d, quant: type, path: str) -> QuantConv2d:
-    if old.padding_mode != "zeros":
-        raise ModelError(
-            f"layer {path!r}: padding_mode {old.padding_mode!r} has no integer form; "
-            f"use 'zeros', or exclude it (--exclude '{path}')"
-        )
-    return QuantConv2d(**conv_arguments(old), weight_quant=quant)
 
 
 def _insert(student: fx.GraphModule, placed: Placed, spec: QuantSpec, *, symmetric: bool) -> None:

@@ -274,6 +274,10 @@ _FUNCTIONS = {
     "sigmoid": _sigmoid,
     "hard_sigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
     "hard_swish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
+    "mish": lambda x: x * np.tanh(np.logaddexp(x, 0)),
+    "reciprocal": lambda x: 1 / x,
+    "softplus": lambda x: np.logaddexp(x, 0),
+    "sqrt": np.sqrt,
     "tanh": np.tanh,
     "silu": lambda x: x * _sigmoid(x),
     "gelu": lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2,
@@ -286,7 +290,15 @@ def _(node: g.Activation, reader: Reader) -> Held:
     x = reader.real(node.inputs[0])
     if node.function == "leaky_relu":
         return np.maximum(x, 0) + node.slope * np.minimum(x, 0)
+    if node.function == "elu":
+        return np.maximum(x, 0) + node.slope * np.expm1(np.minimum(x, 0))
     return _FUNCTIONS[node.function](x)
+
+
+@run.register
+def _(node: g.ParametricRelu, reader: Reader) -> Held:
+    x = reader.real(node.inputs[0])
+    return np.maximum(x, 0) + node.constant * np.minimum(x, 0)
 
 
 @run.register

@@ -19,18 +19,27 @@ _OPERATORS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "hard_sigmoid": ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}),
     "gelu": ("Gelu", {"approximate": "none"}),
     "gelu_tanh": ("Gelu", {"approximate": "tanh"}),
+    "elu": ("Elu", {}),
     "leaky_relu": ("LeakyRelu", {}),
+    "reciprocal": ("Reciprocal", {}),
+    "softplus": ("Softplus", {}),
+    "sqrt": ("Sqrt", {}),
     "tanh": ("Tanh", {}),
 }
 
 WITHOUT_KERNEL = (
     "Div",
+    "Elu",
     "Gelu",
     "HardSigmoid",
     "LayerNormalization",
     "LogSoftmax",
+    "PRelu",
+    "Reciprocal",
     "ReduceL2",
     "ReduceMean",
+    "Softplus",
+    "Sqrt",
     "Tanh",
 )
 """Operators that no runtime here computes in integers; each lacks some more."""
@@ -81,10 +90,13 @@ def _opset(node: g.Node) -> int:
 
 def activation(writer: Writer, node: g.Activation) -> None:
     """One operator, or ``x · gate(x)``."""
+    if node.function == "mish":
+        _mish(writer, node)
+        return
     gate = _GATES.get(node.function)
     if gate is None:
         operator, attributes = _OPERATORS[node.function]
-        slope = {"alpha": node.slope} if node.function == "leaky_relu" else {}
+        slope = {"alpha": node.slope} if operator in ("Elu", "LeakyRelu") else {}
         as_float(writer, node, operator, **attributes, **slope)
         return
     operator, attributes = _OPERATORS[gate]
@@ -92,6 +104,15 @@ def activation(writer: Writer, node: g.Activation) -> None:
     name = f"{node.name}/{gate}"
     factor = writer.op(operator, [source], f"{node.output}/{gate}", name, **attributes)
     writer.hold(node, writer.op("Mul", [source, factor], node.output, node.name), grid=None)
+
+
+def _mish(writer: Writer, node: g.Activation) -> None:
+    """Its parts, which every opset has."""
+    (source,) = writer.real(node)
+    name, output = f"{node.name}/softplus", f"{node.output}/softplus"
+    soft = writer.op("Softplus", [source], output, name)
+    gate = writer.op("Tanh", [soft], f"{node.output}/tanh", f"{node.name}/tanh")
+    writer.hold(node, writer.op("Mul", [source, gate], node.output, node.name), grid=None)
 
 
 def layer_norm(writer: Writer, node: g.LayerNorm) -> None:
@@ -191,6 +212,11 @@ def shift(writer: Writer, node: g.Shift) -> None:
     as_float(writer, node, "Add", writer.constant(f"{node.name}/constant", node.constant))
 
 
+def parametric_relu(writer: Writer, node: g.ParametricRelu) -> None:
+    """PRelu."""
+    as_float(writer, node, "PRelu", writer.constant(f"{node.name}/constant", node.constant))
+
+
 def repeat(writer: Writer, node: g.Repeat) -> None:
     """Expand to the batch, which is read from the graph's input."""
     image = writer.held_value(writer.graph.input)
@@ -236,6 +262,7 @@ FLOAT_EMITTERS: Emitters = MappingProxyType(
         g.MatMul: matmul,
         g.Scale: scale,
         g.Shift: shift,
+        g.ParametricRelu: parametric_relu,
         g.Repeat: repeat,
     }
 )

@@ -30,7 +30,11 @@ LAYERS = {
     "Multiply": "Mul",
     "Sigmoid": "Sigmoid",
     "HardSigmoid": "HardSigmoid",
+    "Elu": "Elu",
     "Gelu": "Gelu",
+    "Mish": "Mish",
+    "SoftPlus": "Softplus",
+    "Sqrt": "Sqrt",
     "PRelu": "LeakyRelu",
     "LogSoftmax": "LogSoftmax",
     "Softmax": "Softmax",
@@ -45,7 +49,7 @@ LAYERS = {
 _INTEGERS = ("u8", "i8")
 _WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm")
 _OF_TWO = ("Add", "Multiply", "Divide")  # with a constant they are a bias or a scale, and no layer
-_WITHOUT_KERNEL = (*WITHOUT_KERNEL, "Resize", "Sigmoid", "Softmax")
+_WITHOUT_KERNEL = (*WITHOUT_KERNEL, "Mish", "Resize", "Sigmoid", "Softmax")
 _PART_OF_NORM = re.compile(r"(MVN|Multiply)_\d+")  # names that OpenVINO makes up
 _MERGED_BIAS = "/WithoutBiases"  # what the ONNX reader calls a layer whose bias is a node apart
 

@@ -27,13 +27,18 @@ _MOVING = ("Concat", "Flatten", "Gather", "MaxPool", "Mul", "Pad", "Reshape", "S
 _WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _REAL = (
     "BatchNormalization",
+    "Elu",
     "Gelu",
     "HardSigmoid",
     "LayerNormalization",
     "LeakyRelu",
     "LogSoftmax",
+    "PRelu",
+    "Reciprocal",
     "Sigmoid",
     "Softmax",
+    "Softplus",
+    "Sqrt",
     "Tanh",
 )
 

@@ -17,12 +17,18 @@ class FloatNode(Node):
 
 
 _Gates: TypeAlias = Literal["sigmoid", "hard_sigmoid", "hard_swish", "silu"]
-Function: TypeAlias = _Gates | Literal["gelu", "gelu_tanh", "leaky_relu", "tanh"]
+_Roots: TypeAlias = Literal["reciprocal", "sqrt"]
+_Units: TypeAlias = Literal["elu", "gelu", "gelu_tanh", "leaky_relu", "mish", "softplus", "tanh"]
+Function: TypeAlias = _Gates | _Roots | _Units
 
 
 @dataclass(frozen=True)
 class Activation(FloatNode):
-    """``hard_sigmoid(x) = clip(x/6 + 1/2, 0, 1)``; ``leaky_relu(x) = max(x, slope · x)``."""
+    """An elementwise function of one value.
+
+    ``hard_sigmoid(x) = clip(x/6 + 1/2, 0, 1)``; ``leaky_relu(x) = max(x, slope · x)``;
+    ``elu(x) = slope · (eˣ − 1)`` below 0; ``mish(x) = x · tanh(softplus(x))``.
+    """
 
     function: Function
     slope: float = 0.0
@@ -100,6 +106,10 @@ class Scale(WithConstant):
 
 class Shift(WithConstant):
     """``x + constant``."""
+
+
+class ParametricRelu(WithConstant):
+    """``max(x, 0) + constant · min(x, 0)`` (He et al., 2015)."""
 
 
 class Repeat(WithConstant):

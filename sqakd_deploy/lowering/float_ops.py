@@ -22,6 +22,8 @@ from sqakd_deploy.lowering.meaning import Identity, Op, Reader, Scalar, setting,
 from sqakd_deploy.tracing.shapes import noted_shape
 from sqakd_deploy.tracing.trace import BATCH, describe, is_parameter, shape
 
+_LINEAR = 20  # from here on a softplus is its argument, but for 2e-9
+
 
 def parameter(node: fx.Node) -> NDArray[np.float32]:
     """The values of a bare parameter or buffer."""
@@ -138,6 +140,25 @@ def _leaky_relu(node: fx.Node, module: nn.Module | None) -> Op:
     return Op(ir.Activation, {"function": "leaky_relu", "slope": slope})
 
 
+def _elu(node: fx.Node, module: nn.Module | None) -> Op:
+    slope = float(setting(node, module, "alpha", 1, 1.0))
+    return Op(ir.Activation, {"function": "elu", "slope": slope})
+
+
+def _softplus(node: fx.Node, module: nn.Module | None) -> Op | None:
+    beta, threshold = setting(node, module, "beta", 1, 1), setting(node, module, "threshold", 2, 20)
+    plain = beta == 1 and threshold >= _LINEAR
+    return Op(ir.Activation, {"function": "softplus"}) if plain else None
+
+
+def _parametric_relu(node: fx.Node, module: nn.Module | None) -> Op:
+    slopes = _affine(node, module, "weight", 1, np.zeros(1, np.float32))
+    if slopes.size == 1:
+        return Op(ir.Activation, {"function": "leaky_relu", "slope": float(slopes.item())})
+    ones = (1,) * (len(shape(node)) - 2)
+    return Op(ir.ParametricRelu, {"constant": slopes.reshape(1, -1, *ones)})
+
+
 def _layer_norm(node: fx.Node, module: nn.Module | None) -> Op:
     axes = setting(node, module, "normalized_shape", 1, None)
     sizes = tuple(axes) if isinstance(axes, (tuple, list, torch.Size)) else (axes,)
@@ -206,7 +227,11 @@ MODULES: Mapping[type[nn.Module], Reader] = {
     nn.Sigmoid: _activation("sigmoid"),
     nn.SiLU: _activation("silu"),
     nn.GELU: _gelu,
+    nn.ELU: _elu,
     nn.LeakyReLU: _leaky_relu,
+    nn.Mish: _activation("mish"),
+    nn.PReLU: _parametric_relu,
+    nn.Softplus: _softplus,
     nn.LayerNorm: _layer_norm,
     nn.LogSoftmax: _softmax,
     nn.Softmax: _softmax,
@@ -217,6 +242,7 @@ FUNCTIONS: Mapping[Callable[..., Any], Reader] = {
     operator.mul: product,
     torch.mul: product,
     operator.matmul: _matmul,
+    torch.bmm: _matmul,
     torch.matmul: _matmul,
     F.hardswish: _activation("hard_swish"),
     F.hardsigmoid: _activation("hard_sigmoid"),
@@ -224,7 +250,14 @@ FUNCTIONS: Mapping[Callable[..., Any], Reader] = {
     torch.sigmoid: _activation("sigmoid"),
     F.silu: _activation("silu"),
     F.gelu: _gelu,
+    F.elu: _elu,
     F.leaky_relu: _leaky_relu,
+    F.mish: _activation("mish"),
+    F.prelu: _parametric_relu,
+    torch.prelu: _parametric_relu,
+    F.softplus: _softplus,
+    torch.reciprocal: _activation("reciprocal"),
+    torch.sqrt: _activation("sqrt"),
     F.layer_norm: _layer_norm,
     F.log_softmax: _softmax,
     F.normalize: _unit_length,
@@ -245,10 +278,13 @@ METHODS: Mapping[str, Reader] = {
     "div": _quotient,
     "mul": product,
     "norm": _length,
+    "bmm": _matmul,
     "matmul": _matmul,
     "sigmoid": _activation("sigmoid"),
     "log_softmax": _softmax,
     "softmax": _softmax,
     "tanh": _activation("tanh"),
+    "reciprocal": _activation("reciprocal"),
+    "sqrt": _activation("sqrt"),
     "expand": _repeated,
 }

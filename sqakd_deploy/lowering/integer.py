@@ -250,11 +250,6 @@ class _Lowering:
         weight: ir.Weight,
         bias: ir.Bias | None,
     ) -> None:
-        if module.padding_mode != "zeros":
-            raise ExportError(
-                f"layer {node.target!r}: padding_mode {module.padding_mode!r} has no operator in "
-                "the file; train the model with 'zeros'"
-            )
         dims, geometry = shape(node), conv_geometry(module)
         if isinstance(module, (nn.ConvTranspose2d, QuantTransposed2d)):
             made = subpixel(module, weight, bias, source.shape[2:], dims[2:])

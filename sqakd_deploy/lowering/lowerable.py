@@ -47,14 +47,9 @@ def without_form(student: nn.Module) -> str | None:
     graph: Any = student.graph
     for node in graph.nodes:
         computes = node.op.startswith("call") and quantizer_at(student, node) is None
-        if computes and (read(node) is None or _pads_otherwise(student, node)):
+        if computes and read(node) is None:
             return describe(node)
     return None
-
-
-def _pads_otherwise(student: nn.Module, node: fx.Node) -> bool:
-    module = student.get_submodule(str(node.target)) if node.op == "call_module" else None
-    return isinstance(module, nn.Conv2d) and module.padding_mode != "zeros"
 
 
 def quantizer_at(student: nn.Module, node: fx.Node) -> QuantIdentity | None:

@@ -12,6 +12,8 @@ from sqakd_deploy.tracing.trace import tensor_inputs_through
 
 POOLS = (ir.AveragePool, ir.GlobalAveragePool)
 
+_NEVER_NEGATIVE = ("length", "softplus", "sqrt")
+
 
 def signed(ops: Mapping[fx.Node, Op], node: fx.Node) -> bool:
     """Whether a node's tensor may take negative values.
@@ -27,10 +29,11 @@ def signed(ops: Mapping[fx.Node, Op], node: fx.Node) -> bool:
         return bool(op.attributes["low"] < 0)
     if _bounded(op):
         return False
-    if op.attributes.get("function") == "length":
+    if op.attributes.get("function") in _NEVER_NEGATIVE or op.attributes.get("slope", 1) < 0:
         return False
     keeps_sign = (ir.Add, ir.Mul, ir.Concat, ir.Divide, ir.Reduce, ir.Resize, *POOLS)
-    if op.passes_through or issubclass(op.kind, keeps_sign):
+    keeps = issubclass(op.kind, keeps_sign) or op.attributes.get("function") == "reciprocal"
+    if op.passes_through or keeps:
         return any(signed(ops, source) for source in tensor_inputs_through(node))
     return True
 

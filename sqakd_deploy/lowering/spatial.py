@@ -22,8 +22,8 @@ def pad(node: fx.Node, module: nn.Module | None) -> Op:
     filled = mode == "constant" and setting(node, module, "value", 3, None)
     if mode is None or filled:
         raise ModelError(
-            f"{describe(node)}: only padding with zeros, by reflection or by replication can be "
-            "exported"
+            f"{describe(node)}: only padding with zeros, by reflection, by replication, or "
+            "circular, can be exported"
         )
     if min(amounts) < 0:
         raise ModelError(f"{describe(node)}: padding by a negative amount; write a slice instead")

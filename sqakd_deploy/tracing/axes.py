@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from sqakd_deploy.tracing.calls import Rewriter, argument, call, permuted
+from sqakd_deploy.tracing.choosing import stacked_terms
 from sqakd_deploy.tracing.shapes import noted_shape, noted_type
 
 _LENGTHS = (torch.norm, torch.linalg.norm, torch.linalg.vector_norm, "norm")
@@ -22,6 +23,10 @@ _FEW = 4  # terms of a sum that are added one by one
 
 
 def _mean(node: fx.Node) -> fx.Node | None:
+    if (terms := _stacked_terms(node)) is not None:
+        size = math.prod((noted_shape(node) or ())[1:])
+        rows = [call(node, "reshape", term, -1, size, 1, 1) for term in terms]
+        return _as_noted(node, call(node, "mean", call(node, torch.cat, rows, 2), (2, 3)))
     found = _reduced(node)
     if found is None:
         return None
@@ -34,6 +39,8 @@ def _mean(node: fx.Node) -> fx.Node | None:
 
 
 def _sum(node: fx.Node) -> fx.Node | None:
+    if (terms := _stacked_terms(node)) is not None:
+        return reduce(lambda total, term: call(node, operator.add, total, term), terms)
     found = _reduced(node)
     if found is None:
         return None
@@ -50,6 +57,13 @@ def _sum(node: fx.Node) -> fx.Node | None:
         )
     mean = _averaged(node, source, over)
     return _as_noted(node, call(node, operator.mul, mean, math.prod(dims[axis] for axis in over)))
+
+
+def _stacked_terms(node: fx.Node) -> Sequence[fx.Node] | None:
+    """What a sum or mean over an axis in front of the batch is of; None for any other."""
+    terms, dims = stacked_terms(node.args[0]), noted_shape(node)
+    alone = argument(node, 1, "dim", None) in (0, (0,), [0]) and dims is not None
+    return terms if alone and terms and dims == noted_shape(terms[0]) else None
 
 
 def _reduced(node: fx.Node) -> tuple[fx.Node, list[int]] | None:

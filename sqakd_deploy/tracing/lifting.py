@@ -7,6 +7,8 @@ of relative positions) is a parameter. Both are how timm's models are written, a
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -95,7 +97,7 @@ def lift_layers(traced: fx.GraphModule) -> None:
         traced: with the shapes of its tensors; changed in place. The modules share its parameters.
     """
     for node in list(traced.graph.nodes):
-        if node.op != "call_function" or node.target not in _LAYERS:
+        if node.op not in ("call_function", "call_method") or node.target not in _LAYERS:
             continue
         names, build = _LAYERS[node.target]
         given = dict(zip(names, node.args, strict=False)) | node.kwargs
@@ -112,7 +114,8 @@ def lift_layers(traced: fx.GraphModule) -> None:
         module = build(read, len(dims))
         if module is None:
             continue
-        path = free_name(traced, f"{_owner(node)}{node.target.__name__}")
+        function = getattr(node.target, "__name__", node.target)  # a method is its name
+        path = free_name(traced, f"{_owner(node)}{function}")
         traced.add_submodule(path, module.eval())
         with traced.graph.inserting_before(node):
             call = traced.graph.call_module(path, (source,))
@@ -140,12 +143,13 @@ def _parameter(value: Tensor) -> nn.Parameter:
 
 def _conv(given: dict[str, Any], rank: int) -> nn.Module | None:
     weight, bias = given.pop("weight"), given.pop("bias", None)
-    if not isinstance(weight, Tensor) or rank != 4:
+    kind = {3: nn.Conv1d, 4: nn.Conv2d}.get(rank)
+    if not isinstance(weight, Tensor) or kind is None or weight.dim() != rank:
         return None
     groups = given.get("groups", 1)
-    outputs, inputs, height, width = weight.shape
+    outputs, inputs, *kernel = weight.shape
     settings = {**given, "bias": bias is not None, "device": "meta"}
-    layer = nn.Conv2d(inputs * groups, outputs, (height, width), **settings)
+    layer = kind(inputs * groups, outputs, tuple(kernel), **settings)
     return _with(layer, weight, bias)
 
 
@@ -155,6 +159,17 @@ def _linear(given: dict[str, Any], rank: int) -> nn.Module | None:
         return None
     sizes = (weight.shape[1], weight.shape[0])
     return _with(nn.Linear(*sizes, bias=bias is not None, device="meta"), weight, bias)
+
+
+def _product(given: dict[str, Any], rank: int) -> nn.Module | None:
+    """``x @ weight`` of a weight that is the same for each image."""
+    weight, bias = given.pop("weight"), given.pop("bias", None)
+    plain = isinstance(weight, Tensor) and 2 <= weight.dim() <= rank and not given
+    if not plain or math.prod(weight.shape[:-2]) != 1:
+        return None
+    rows = weight.detach().reshape(weight.shape[-2:]).T.contiguous()
+    turned = nn.Parameter(rows, requires_grad=weight.requires_grad)
+    return _linear({"weight": turned, "bias": bias}, rank)
 
 
 def _batch_norm(given: dict[str, Any], rank: int) -> nn.Module | None:
@@ -183,9 +198,17 @@ def _with(module: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+_PRODUCT = ("input", "weight")
 
 _LAYERS: Mapping[Any, tuple[tuple[str, ...], Callable[[dict[str, Any], int], nn.Module | None]]] = {
+    F.conv1d: (_CONV, _conv),
     F.conv2d: (_CONV, _conv),
     F.linear: (("input", "weight", "bias"), _linear),
+    operator.matmul: (_PRODUCT, _product),
+    torch.addmm: (("bias", *_PRODUCT), _product),
+    torch.matmul: (_PRODUCT, _product),
+    torch.mm: (_PRODUCT, _product),
+    "matmul": (_PRODUCT, _product),
+    "mm": (_PRODUCT, _product),
     F.batch_norm: (_NORM, _batch_norm),
 }

@@ -7,11 +7,11 @@ from torch import fx, nn
 
 from sqakd_deploy.lowering.geometry import conv_arguments, conv_geometry
 
-_MODES = ("reflect", "replicate")
+_MODES = ("circular", "reflect", "replicate")
 
 
 def part_padding(traced: fx.GraphModule) -> None:
-    """Pad in front of convolutions with ``padding_mode`` reflect or replicate.
+    """Pad in front of convolutions with ``padding_mode`` circular, reflect or replicate.
 
     Args:
         traced: changed in place; the convolutions keep their paths and share their weights.

@@ -28,11 +28,13 @@ def is_list_of_indices(part: object) -> bool:
 
 
 def resized(node: fx.Node) -> fx.Node | None:
-    """Nearest pixels as slices, repetitions or a list of them; bilinear ones as averages."""
+    """Nearest pixels as slices, repetitions or a list of them; averages as those of a pool."""
     given, x = _arguments(node), node.args[0]
     before, after = noted_shape(x), noted_shape(node)
     if not isinstance(x, fx.Node) or before is None or after is None or len(before) != 4:
         return None
+    if given["mode"] == "area":
+        return call(node, F.adaptive_avg_pool2d, x, after[2:])
     if given["mode"] == "bilinear":
         return _averaged(node, x, before, after, given)
     if given["mode"] not in ("nearest", "nearest-exact"):

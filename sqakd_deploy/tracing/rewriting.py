@@ -15,12 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from sqakd_deploy.tracing import axes
+from sqakd_deploy.tracing import axes, choosing, moving, sequences
 from sqakd_deploy.tracing.calls import Rewriter, argument, call, module_of, permuted
 from sqakd_deploy.tracing.resizing import resized, taken
 from sqakd_deploy.tracing.shapes import noted_shape, noted_type
-
-_NEVER = -1e9  # added to a score, leaves nothing of its exponential; an infinity would make NaNs
 
 
 def rewrite(traced: fx.GraphModule) -> None:
@@ -35,7 +33,8 @@ def rewrite(traced: fx.GraphModule) -> None:
         with traced.graph.inserting_before(node):
             found = rewriter(node)
         if found is not None:
-            found.meta.setdefault("tensor_meta", node.meta["tensor_meta"])
+            if "tensor_meta" in node.meta:  # that of new nodes is not known
+                found.meta.setdefault("tensor_meta", node.meta["tensor_meta"])
             node.replace_all_uses_with(found)
 
 
@@ -62,7 +61,7 @@ def _attention(node: fx.Node) -> fx.Node | None:
     # The factor comes after the product, so that codes are multiplied, not scaled codes.
     scores = call(node, operator.mul, scores, width**-0.5 if scale is None else scale)
     if mask is not None and noted_type(mask) == torch.bool:
-        mask = call(node, torch.where, mask, 0.0, _NEVER)
+        mask = call(node, torch.where, mask, 0.0, choosing.NEVER)
     if mask is not None:
         scores = call(node, operator.add, scores, mask)
     return call(node, torch.matmul, call(node, F.softmax, scores, dim=-1), value)
@@ -76,6 +75,8 @@ def _taken(node: fx.Node) -> fx.Node | None:
     """
     source: Any = node.args[0]
     index: Any = node.args[1]
+    if (largest := choosing.values_of_largest(node)) is not None:
+        return largest
     if isinstance(index, tuple) and None in index:
         return _with_new_axes(node, source, tuple(part for part in index if part is not None))
     if not isinstance(source, fx.Node) or not isinstance(index, int):
@@ -128,6 +129,9 @@ def _quotient(node: fx.Node) -> fx.Node | None:
     by = argument(node, 1, "other", None)
     if noted_shape(node) is None or node.kwargs.get("rounding_mode"):
         return None
+    if isinstance(node.args[0], (int, float)):
+        inverse = call(node, torch.reciprocal, by)
+        return inverse if node.args[0] == 1 else call(node, operator.mul, inverse, node.args[0])
     if isinstance(by, fx.Node) and by.op == "get_attr":
         return call(node, operator.mul, node.args[0], call(node, torch.reciprocal, by))
     plain = isinstance(by, (int, float)) and by
@@ -151,6 +155,10 @@ def _negative(node: fx.Node) -> fx.Node | None:
 def _power(node: fx.Node) -> fx.Node | None:
     square = argument(node, 1, "exponent", 2) == 2 and noted_shape(node) is not None
     return call(node, operator.mul, node.args[0], node.args[0]) if square else None
+
+
+def _inverse_root(node: fx.Node) -> fx.Node:
+    return call(node, torch.reciprocal, call(node, torch.sqrt, node.args[0]))
 
 
 def _group_norm(node: fx.Node) -> fx.Node | None:
@@ -266,39 +274,6 @@ def _converted(node: fx.Node) -> fx.Node | None:
     return source if same and isinstance(source, fx.Node) else None
 
 
-def _of_sequences(node: fx.Node) -> fx.Node | None:
-    """A convolution along ``(N, C, L)`` as one along the rows of ``(N, C, L, 1)``."""
-    layer: Any = module_of(node)
-    dims, given, owner = noted_shape(node), noted_shape(node.args[0]), node.graph.owning_module
-    if dims is None or given is None or len(given) != 3 or owner is None:
-        return None
-    if layer.padding_mode != "zeros":
-        return None
-    path = str(node.target)
-    if isinstance(layer, nn.Conv1d):  # else another call has made it one of rows
-        owner.add_submodule(path, _along_rows(layer))
-    result = node.graph.call_module(path, (call(node, "reshape", node.args[0], -1, *given[1:], 1),))
-    result.stack_trace = node.stack_trace
-    return call(node, "reshape", result, -1, *dims[1:])
-
-
-def _along_rows(layer: nn.Conv1d) -> nn.Conv2d:
-    padding = layer.padding
-    wide = nn.Conv2d(
-        layer.in_channels,
-        layer.out_channels,
-        (layer.kernel_size[0], 1),
-        (layer.stride[0], 1),
-        padding if isinstance(padding, str) else (padding[0], 0),
-        (layer.dilation[0], 1),
-        layer.groups,
-        layer.bias is not None,
-        device="meta",
-    )
-    wide.weight, wide.bias = nn.Parameter(layer.weight.detach().unsqueeze(-1)), layer.bias
-    return wide.eval()
-
-
 _FUNCTIONS: Mapping[Any, Rewriter] = {
     F.scaled_dot_product_attention: _attention,
     operator.getitem: _taken,
@@ -311,6 +286,7 @@ _FUNCTIONS: Mapping[Any, Rewriter] = {
     operator.pow: _power,
     torch.pow: _power,
     torch.square: _power,
+    torch.rsqrt: _inverse_root,
     F.group_norm: _group_norm,
     torch.addcmul: _sum_of_product,
     F.interpolate: resized,
@@ -320,13 +296,18 @@ _FUNCTIONS: Mapping[Any, Rewriter] = {
     torch.add: _spread_for_constant,
     torch.rsub: _opposite,
     **axes.FUNCTIONS,
+    **choosing.FUNCTIONS,
+    **moving.FUNCTIONS,
+    **sequences.FUNCTIONS,
 }
 _MODULES: Mapping[type[nn.Module], Rewriter] = {
-    nn.Conv1d: _of_sequences,
     nn.GroupNorm: _group_norm_layer,
     nn.Upsample: resized,
     nn.UpsamplingBilinear2d: resized,
     nn.UpsamplingNearest2d: resized,
+    **choosing.MODULES,
+    **moving.MODULES,
+    **sequences.MODULES,
 }
 _METHODS: Mapping[str, Rewriter] = {
     "div": _quotient,
@@ -334,6 +315,7 @@ _METHODS: Mapping[str, Rewriter] = {
     "neg": _negative,
     "pow": _power,
     "square": _power,
+    "rsqrt": _inverse_root,
     "addcmul": _sum_of_product,
     "reshape_as": _reshape_as,
     "view_as": _reshape_as,
@@ -345,4 +327,6 @@ _METHODS: Mapping[str, Rewriter] = {
     "expand_as": _expanded,
     "repeat": _tiled,
     **axes.METHODS,
+    **choosing.METHODS,
+    **moving.METHODS,
 }

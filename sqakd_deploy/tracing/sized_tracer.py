@@ -27,6 +27,8 @@ _BATCH = 10_007
 # Of torchvision, known by its name: random in training, and nothing otherwise.
 _WHOLE = ("stochastic_depth",)
 
+_REPEATING = ("expand", "repeat")
+
 
 def _is_foreign(target: object) -> bool:
     """Whether it is a function written in Python, and not one of torch's."""
@@ -37,7 +39,10 @@ def _is_foreign(target: object) -> bool:
 
 @contextmanager
 def _sizes_in_a_row() -> Iterator[None]:
-    """Let ``torch.zeros(x.shape[0], 4)`` be traced: torch takes proxies in a tuple alone."""
+    """Let ``torch.zeros(x.shape[0], 4)`` be traced: torch takes proxies in a tuple alone.
+
+    ``buffer.expand(x.shape[0], 4)`` is a method of a tensor that is no proxy, and likewise.
+    """
     made = {name: getattr(torch, name) for name in ("zeros", "ones", "empty")}
 
     def with_tuple(make: Callable[..., Any], *size: Any, **options: Any) -> Any:
@@ -46,11 +51,29 @@ def _sizes_in_a_row() -> Iterator[None]:
 
     for name, make in made.items():
         setattr(torch, name, partial(with_tuple, make))
+    for name in _REPEATING:
+        setattr(Tensor, name, _recorded(name))  # before the one that it inherits
     try:
         yield
     finally:
         for name, make in made.items():
             setattr(torch, name, make)
+        for name in _REPEATING:
+            delattr(Tensor, name)
+
+
+def _recorded(name: str) -> Callable[..., Any]:
+    """A method of tensors that is a call of the graph where a size of it counts images."""
+    plain = getattr(Tensor, name)
+
+    def method(tensor: Tensor, *sizes: Any, **options: Any) -> Any:
+        given = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
+        counted = next((size for size in given if isinstance(size, fx.Proxy)), None)
+        if counted is None:
+            return plain(tensor, *sizes, **options)
+        return counted.tracer.create_proxy("call_method", name, (tensor, *given), options)
+
+    return method
 
 
 class SizedTracer(fx.Tracer):
@@ -170,10 +193,17 @@ class SizedTracer(fx.Tracer):
             self._computing = False
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """As the base does, but modules run as they are while a value is computed."""
-        if self._computing:
+        """As the base does, but modules run as they are while a value is computed.
+
+        One that the model's code makes as it runs (``self.layers[1:](x)``) is traced through.
+        """
+        if self._computing or self._is_made_here(m):
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
+
+    def _is_made_here(self, module: nn.Module) -> bool:
+        held = module in self.submodule_paths  # type: ignore[operator]
+        return not held and not list(module.parameters(recurse=False))
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """As the base does, but parameters are no proxies while a value is computed."""
@@ -234,6 +264,8 @@ class _SizedProxy(fx.Proxy):
 
     def __len__(self) -> int:
         length = self.tracer.length(self.node)
+        if length is None and self.tracer.sizes(self.node):
+            raise RuntimeError("len() of a batch counts its images; write x.shape[0]")
         return super().__len__() if length is None else length
 
     def _plain(self, method: str, *args: int) -> fx.Proxy:

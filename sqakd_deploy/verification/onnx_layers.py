@@ -25,7 +25,7 @@ from sqakd_deploy.verification.layout import channels_first
 from sqakd_deploy.verification.settings import settings_in
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_WITH_CONSTANT = ("Add", "Mul", "Expand")
+_WITH_CONSTANT = ("Add", "Expand", "Mul", "PRelu")
 
 FoundFacts: TypeAlias = Iterator[tuple[str, NDArray[Any]]]
 

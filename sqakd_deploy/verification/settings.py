@@ -40,7 +40,7 @@ def settings_of(node: ir.Node) -> Iterator[Setting]:
         yield node.name, AMOUNTS, np.array([*node.before, *node.after])
     elif isinstance(node, (ir.LayerNorm, ir.UnitLength)):
         yield node.name, EPSILON, np.array(node.epsilon, np.float32)
-    elif isinstance(node, ir.Activation) and node.function == "leaky_relu":
+    elif isinstance(node, ir.Activation) and node.function in ("elu", "leaky_relu"):
         yield node.name, SLOPE, np.array(node.slope, np.float32)
     elif isinstance(node, ir.Activation) and node.function in ("gelu", "gelu_tanh"):
         yield node.name, TANH, np.array(node.function == "gelu_tanh")
@@ -55,6 +55,7 @@ _ATTRIBUTES: Mapping[str, Mapping[str, tuple[str, Any]]] = MappingProxyType(
         "Conv": {"pads": (PADDING, [0] * 4), "dilations": (DILATION, [1] * 2)},
         "Transpose": {"perm": (ORDER, [])},
         "LayerNormalization": {"epsilon": (EPSILON, 1e-5)},
+        "Elu": {"alpha": (SLOPE, 1.0)},
         "LeakyRelu": {"alpha": (SLOPE, 0.01)},
         "HardSigmoid": {"alpha": (SLOPE, 0.2), "beta": (OFFSET, 0.5)},
     }

@@ -1,0 +1,243 @@
+"""Operators that are written in others, and functions of one value: each file is its student.
+
+Every form is run in the student, in numpy, and in the runtimes with optimisations off and on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import SHAPE, images
+from test_families import same_in_numpy, with_spread
+from test_forms import proven, written
+from test_lifting import Net, Tokens
+from test_lowering import Inner, conv
+from torch import Tensor, nn
+
+from sqakd_deploy.errors import ModelError
+from sqakd_deploy.quantization import quantize
+from sqakd_deploy.tracing.trace import trace
+
+MASK = torch.arange(64).reshape(1, 1, 8, 8) % 3 > 0
+
+
+def tokens(code: Callable[[Any, Tensor], Tensor], **parts: Any) -> nn.Module:
+    """Code of one's own on ``(N, 16, 8)``."""
+    torch.manual_seed(0)
+    return Net(conv(), Tokens(Inner(code, **parts)), conv(), nn.ReLU())
+
+
+class SpatialGate(nn.Module):
+    """CBAM's (Woo et al., 2018, eq. 3): mean and largest over channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, (largest, _) = x.mean(1, keepdim=True), torch.max(x, dim=1, keepdim=True)
+        return x * torch.sigmoid(self.conv(torch.cat([mean, largest], dim=1)))
+
+
+def _pools(net: Any, x: Tensor) -> Tensor:
+    rows, columns = x.max(-1).values, torch.amax(x, dim=2)
+    return x + rows[..., None] + columns.unsqueeze(2) + x.amax((2, 3), keepdim=True)
+
+
+def _masked_scores(net: Any, x: Tensor) -> Tensor:
+    q, k = net.q(x), net.k(x)
+    scores = torch.bmm(q, k.transpose(1, 2))
+    causal = torch.tril(torch.ones(16, 16)) == 0
+    return scores.masked_fill(causal, float("-inf")).softmax(-1) @ x
+
+
+def _sequences(net: Any, x: Tensor) -> Tensor:
+    y = net.norm(net.conv(x.flatten(2)))
+    y = F.conv1d(net.norm(net.conv(F.relu(y))), net.weight, padding=1).relu()
+    level = net.pool(y) + F.adaptive_max_pool1d(y, 1)
+    return y.view(-1, 8, 8, 8) * level.unsqueeze(-1)
+
+
+UNITS: dict[str, Callable[[], nn.Module]] = {
+    # entries that are put elsewhere
+    "flipped": lambda: written(lambda net, x: x.flip(-1) + torch.flip(x, [1, 2])),
+    "circular": lambda: written(lambda net, x: F.pad(x, (2, 1, 0, 3), mode="circular")),
+    "circular_layers": lambda: Net(
+        conv(padding_mode="circular"), nn.ReLU(), nn.CircularPad2d((1, 0, 0, 2)), conv()
+    ),
+    "pixels_of_channels": lambda: written(
+        lambda net, x: net.back(F.pixel_shuffle(net.shuffle(x), 2)),
+        shuffle=nn.ChannelShuffle(4),
+        back=nn.PixelUnshuffle(2),
+    ),
+    "patches": lambda: written(lambda net, x: F.unfold(x, 4, stride=4).view(-1, 8, 8, 8)),
+    "windows": lambda: written(
+        lambda net, x: net.mix(net.unfold(x).view(-1, 48, 8, 4)),
+        unfold=nn.Unfold((2, 3), dilation=(2, 1), padding=1, stride=(1, 2)),
+        mix=nn.Conv2d(48, 8, 1),
+    ),
+    "windows_of_axes": lambda: written(
+        lambda net, x: net.mix(
+            x.unfold(2, 4, 4).unfold(3, 3, 2).permute(0, 1, 4, 5, 2, 3).flatten(1, 3)
+        ),
+        mix=nn.Conv2d(96, 8, 1),
+    ),
+    "area": lambda: written(lambda net, x: F.interpolate(x, size=(2, 4), mode="area")),
+    # entries that are chosen
+    "spatial_gate": lambda: Net(conv(), nn.ReLU(), SpatialGate(), conv()),
+    "largest": lambda: written(_pools),
+    "larger": lambda: written(lambda net, x: torch.max(x, net.conv(x).relu()), conv=conv()),
+    "largest_of_a_stack": lambda: written(
+        lambda net, x: torch.stack([x, net.conv(x), x * x]).max(dim=0)[0], conv=conv()
+    ),
+    "masked": lambda: written(
+        lambda net, x: torch.where(net.mask, x, torch.zeros_like(x)).masked_fill(~net.mask, 0.7),
+        mask=nn.Buffer(MASK.expand(1, 8, 8, 8).clone()),
+    ),
+    "masked_scores": lambda: tokens(_masked_scores, q=nn.Linear(8, 8), k=nn.Linear(8, 8)),
+    "gated": lambda: written(
+        lambda net, x: net.last(F.glu(net.wide(x), 1)), wide=nn.Conv2d(8, 16, 1), last=nn.GLU()
+    ),
+    "stacked_in_front": lambda: written(
+        lambda net, x: (
+            torch.stack([x, net.conv(x), x.relu()]).mean(0)
+            + torch.stack([x.sigmoid(), net.conv(x)], dim=0).sum(dim=0)
+        ),
+        conv=conv(),
+    ),
+    # weights that are no layer's
+    "products_with_weights": lambda: tokens(
+        lambda net, x: (x @ net.keys.transpose(1, 2)).softmax(-1).matmul(net.values),
+        keys=nn.Parameter(torch.randn(1, 6, 8)),
+        values=nn.Parameter(torch.randn(6, 8)),
+    ),
+    "product_and_sum": lambda: nn.Sequential(
+        written(lambda net, x: x),
+        Inner(
+            lambda net, x: torch.addmm(net.bias, torch.mm(x, net.weight.t()), net.weight),
+            weight=nn.Parameter(torch.randn(5, 5)),
+            bias=nn.Parameter(torch.randn(5)),
+        ),
+    ),
+    # functions of one value
+    "mish": lambda: Net(conv(), nn.Mish(), conv()),
+    "elu": lambda: Net(conv(), nn.ELU(0.7, inplace=True), conv()),
+    "softplus": lambda: Net(conv(), nn.Softplus(), conv()),
+    "parametric_relu": lambda: Net(conv(), slopes(nn.PReLU(8)), conv()),
+    "parametric_relu_of_one": lambda: Net(conv(), nn.PReLU(init=0.3), conv()),
+    "length": lambda: written(lambda net, x: torch.abs(x) + torch.sqrt(x.square() + 0.1)),
+    "inverse": lambda: written(lambda net, x: 1 / (x.relu() + 0.5) - 0.5 / (x.sigmoid() + 1)),
+    "inverse_root": lambda: written(
+        lambda net, x: x * torch.rsqrt(x.pow(2).mean((2, 3), keepdim=True) + 0.1)
+    ),
+    # sequences
+    "sequences": lambda: written(
+        _sequences,
+        conv=nn.Conv1d(8, 8, 3, padding=1),
+        norm=nn.BatchNorm1d(8),
+        weight=nn.Parameter(torch.randn(8, 8, 3)),
+        pool=nn.AdaptiveAvgPool1d(1),
+    ),
+    # code
+    "expanded_buffer": lambda: written(
+        lambda net, x: net.mix(torch.cat([x, net.at.expand(x.shape[0], -1, -1, -1)], 1)),
+        at=nn.Buffer(torch.randn(1, 2, 8, 8)),
+        mix=nn.Conv2d(10, 8, 1),
+    ),
+    "layers_made_at_work": lambda: written(
+        lambda net, x: nn.ReLU()(net.layers[1:](net.layers[:1](x))),
+        layers=nn.Sequential(conv(), conv(), conv()),
+    ),
+}
+
+
+def slopes(layer: nn.PReLU) -> nn.PReLU:
+    layer.weight.data = torch.linspace(-0.5, 1.5, layer.num_parameters)
+    return layer
+
+
+FLOATS: dict[str, set[str]] = {
+    "masked": {"Add", "Mul"},
+    "masked_scores": {"Add", "Softmax"},
+    "products_with_weights": {"Softmax"},
+    "mish": {"Mul", "Softplus", "Tanh"},
+    "elu": {"Elu"},
+    "softplus": {"Softplus"},
+    "parametric_relu": {"PRelu"},
+    "length": {"Add", "Sqrt"},
+    "inverse": {"Add", "Mul", "Reciprocal", "Sigmoid"},
+    "inverse_root": {"Add", "Reciprocal", "Sqrt"},
+}
+"""What stays in float; whatever else the units have runs in integers."""
+
+
+def made(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return with_spread(UNITS[name]()).eval()
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_the_graph_is_the_model(name: str) -> None:
+    model = made(name)
+    traced = trace(model, SHAPE)
+    with torch.no_grad():
+        for count in (1, 5):
+            assert torch.allclose(traced(images(count)), model(images(count)), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_the_file_answers_as_the_student(name: str, tmp_path: Path) -> None:
+    student, coverage = proven(made(name), tmp_path)
+    same_in_numpy(student)
+    assert {fallback.op_type for fallback in coverage.fallbacks} == FLOATS.get(name, set())
+    assert all("rule" in fallback.reason for fallback in coverage.fallbacks)
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_openvino_answers_as_the_student(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    proven(made(name), tmp_path, "openvino")
+
+
+OTHERS = ("mish", "elu", "parametric_relu", "length", "inverse", "spatial_gate", "circular")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("target", ["qonnx", "tensorrt"])
+def test_other_targets_answer_as_the_student(name: str, target: str, tmp_path: Path) -> None:
+    if target == "qonnx":
+        pytest.importorskip("qonnx")
+    proven(made(name), tmp_path, target)
+
+
+def test_weights_of_a_product_are_learned() -> None:
+    traced = trace(made("products_with_weights"), SHAPE)
+    found = [module for module in traced.modules() if isinstance(module, nn.Linear)]
+    assert [layer.weight.shape for layer in found[:2]] == [(6, 8), (8, 6)]
+    assert all(layer.weight.requires_grad for layer in found)
+
+
+@pytest.mark.parametrize(
+    ("code", "operation"),
+    [
+        (lambda net, x: F.interpolate(x, scale_factor=2.0, mode="bicubic"), "interpolate"),
+        (lambda net, x: torch.where(x > 0, x, x * x), "gt"),
+        (lambda net, x: F.softplus(x, beta=2.0), "softplus"),
+        (lambda net, x: torch.fft.rfft2(x).abs(), "fft_rfft2"),
+    ],
+)
+def test_what_has_no_form_is_refused_by_name(
+    code: Callable[[Any, Tensor], Tensor], operation: str
+) -> None:
+    with pytest.raises(ModelError, match=f"operator '{operation}' .* cannot be quantised"):
+        quantize(written(code).eval(), example=SHAPE)
+
+
+def test_a_batch_has_no_length() -> None:
+    with pytest.raises(ModelError, match=r"len\(\) of a batch counts its images; write x.shape"):
+        quantize(written(lambda net, x: x.view(len(x), 8, 8, 8)).eval(), example=SHAPE)
