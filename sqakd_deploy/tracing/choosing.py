@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from sqakd_deploy.tracing.calls import Rewriter, argument, call, module_of, permuted
-from sqakd_deploy.tracing.shapes import noted_shape
+from sqakd_deploy.tracing.shapes import noted_shape, noted_type
 
 NEVER = -1e9
 """Added to a score, leaves nothing of its exponential; an infinity would make NaNs."""
@@ -122,7 +122,9 @@ def _with_mask(node: fx.Node, x: Any, mask: Any, value: Any, *, kept: bool) -> f
 
 def _magnitude(node: fx.Node) -> fx.Node | None:
     """``|x|``: a LeakyReLU that turns what is negative round, for which there is a kernel."""
-    return None if noted_shape(node) is None else call(node, F.leaky_relu, node.args[0], -1.0)
+    kind = noted_type(node.args[0])
+    real = kind is not None and kind.is_floating_point
+    return call(node, F.leaky_relu, node.args[0], -1.0) if real else None
 
 
 def _gated(node: fx.Node) -> fx.Node | None:

@@ -143,7 +143,7 @@ def _parameter(value: Tensor) -> nn.Parameter:
 
 def _conv(given: dict[str, Any], rank: int) -> nn.Module | None:
     weight, bias = given.pop("weight"), given.pop("bias", None)
-    kind = {3: nn.Conv1d, 4: nn.Conv2d}.get(rank)
+    kind: Any = {3: nn.Conv1d, 4: nn.Conv2d}.get(rank)
     if not isinstance(weight, Tensor) or kind is None or weight.dim() != rank:
         return None
     groups = given.get("groups", 1)
