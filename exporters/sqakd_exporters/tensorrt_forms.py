@@ -20,7 +20,7 @@ _KEEP_SIGN = (
     g.GlobalAveragePool,
     *g.DATA_MOVEMENT,
 )
-_POSITIVE = ("hard_sigmoid", "sigmoid", "softplus", "sqrt")
+_POSITIVE = ("sigmoid", "hard_sigmoid")
 
 
 def with_bounds_before(graph: g.IntegerGraph) -> g.IntegerGraph:

@@ -20,9 +20,9 @@ from sqakd_deploy.tracing.shapes import noted_shape
 
 def _flipped(node: fx.Node) -> fx.Node | None:
     x: Any = node.args[0]
-    given: Any = node.kwargs.get("dims", node.args[1:])
     dims = noted_shape(x)
-    axes: Any = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
+    given: Any = node.kwargs.get("dims", node.args[1:])
+    axes = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
     if dims is None or not all(type(axis) is int and axis % len(dims) for axis in axes):
         return None
     for axis in axes:
