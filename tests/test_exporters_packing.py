@@ -503,7 +503,7 @@ def test_a_target_that_cannot_restore_is_named(
     assert packs_of(OnnxRuntimeExporter()) == PACKED_BITS
     assert isinstance(OnnxRuntimeExporter(), PackingExporter)
     assert packs_of(Plain()) == frozenset()
-    monkeypatch.setattr("sqakd_deploy.api.get_exporter", lambda name: Plain())
+    monkeypatch.setattr("sqakd_deploy.writing.get_exporter", lambda name: Plain())
     with pytest.raises(SpecError, match="target 'plain' does not restore packed weights at load"):
         export(student, tmp_path / "m.onnx", options=ExportOptions(pack=True))
 
