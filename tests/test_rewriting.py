@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import SHAPE, images
-from test_families import same_in_numpy, with_spread
-from test_forms import proven, written
+from networks import SHAPE
+from test_families import with_spread
+from test_forms import proven, same_answers, same_function, written
 from test_lifting import Net, Tokens
 from test_lowering import Inner, conv
 from torch import Tensor, nn
@@ -183,19 +183,12 @@ def made(name: str) -> nn.Module:
 
 @pytest.mark.parametrize("name", UNITS)
 def test_the_graph_is_the_model(name: str) -> None:
-    model = made(name)
-    traced = trace(model, SHAPE)
-    with torch.no_grad():
-        for count in (1, 5):
-            assert torch.allclose(traced(images(count)), model(images(count)), atol=1e-5)
+    same_function(made(name))
 
 
 @pytest.mark.parametrize("name", UNITS)
 def test_the_file_answers_as_the_student(name: str, tmp_path: Path) -> None:
-    student, coverage = proven(made(name), tmp_path)
-    same_in_numpy(student)
-    assert {fallback.op_type for fallback in coverage.fallbacks} == FLOATS.get(name, set())
-    assert all("rule" in fallback.reason for fallback in coverage.fallbacks)
+    same_answers(made(name), tmp_path, FLOATS.get(name, set()))
 
 
 @pytest.mark.parametrize("name", UNITS)
