@@ -985,6 +985,9 @@ def test_a_tensor_that_cannot_be_read_decides_nothing_beside_another(tmp_path: P
     assert "; " not in constants_lines(proof)[1]
     undecided = constants_lines(replace(proof, isolated={"here": moved}))
     assert undecided[1].startswith("layers: nothing decided on the runtime's own codes")
+    partly = constants_lines(replace(proof, isolated={**proof.isolated, "here": moved}))[1]
+    assert partly.startswith("layers: all 2 quantised tensors are the student's")
+    assert partly.endswith("; elsewhere not all can be read at once (here)")
     tied = isolate(made, file, Shy("none"), images(8).numpy())
     tied = replace(tied, tensors=(replace(tied.tensors[0], differing=3), *tied.tensors[1:]))
     assert "; 3 of " in constants_lines(replace(proof, isolated={"here": tied}))[1]

@@ -165,15 +165,17 @@ def _right_layers(isolated: Mapping[str, IsolatedReport]) -> list[str]:
     """What layers without a fault come to, in a line; none where they were not compared."""
     if not isolated:
         return []
-    some = next(iter(isolated.values()))
+    deciding = [part for part in isolated.values() if part.decides]
+    some = next(iter(deciding or isolated.values()))
     where = f"on the runtime's own codes ({_images(some.images)})"
-    open_ = [stage for stage, part in isolated.items() if not part.decides]
-    if open_:
-        stages = ", ".join(open_)
-        return [f"layers: nothing decided {where}: not all can be read at once ({stages})"]
-    most = max(part.differing for part in isolated.values())
+    stages = ", ".join(stage for stage, part in isolated.items() if not part.decides)
+    unread = f"not all can be read at once ({stages})" if stages else ""
+    if not deciding:
+        return [f"layers: nothing decided {where}: {unread}"]
+    most = max(part.differing for part in deciding)
     ties = f"; {most} of {some.codes} codes lay on a border and fell the other way" if most else ""
-    return [f"layers: all {len(some.tensors)} quantised tensors are the student's {where}{ties}"]
+    right = f"layers: all {len(some.tensors)} quantised tensors are the student's {where}{ties}"
+    return [f"{right}; elsewhere {unread}" if unread else right]
 
 
 def _images(count: int) -> str:
