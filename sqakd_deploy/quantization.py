@@ -257,19 +257,32 @@ def calibrate(student: nn.Module, images: Tensor | Iterable[object]) -> None:
     Raises:
         DataError: if there is no image, or too few in a batch for BatchNorm.
     """
-    quantizers = list(activation_quantizers(student).values())
     kept = [{name: t.clone() for name, t in n.named_buffers()} for n in batch_norms(student)]
-    for quantizer in quantizers:
-        quantizer.reset()
-        quantizer.observing = True
-    try:
+    with _as_it_was_if_refused(student):
+        for quantizer in activation_quantizers(student).values():
+            quantizer.reset()
+            quantizer.observing = True
         _run_by_batches(student, images)
+    for norm, buffers in zip(batch_norms(student), kept, strict=True):
+        for name, buffer in norm.named_buffers():
+            buffer.copy_(buffers[name])
+
+
+@contextmanager
+def _as_it_was_if_refused(student: nn.Module) -> Iterator[None]:
+    """A student that was calibrated stays so, where the new images turn out to be none."""
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for name, tensor in student.state_dict().items():
+                tensor.copy_(before[name])
+        raise
     finally:
-        for quantizer in quantizers:
+        for quantizer in activation_quantizers(student).values():
             quantizer.observing = False
-        for norm, buffers in zip(batch_norms(student), kept, strict=True):
-            for name, buffer in norm.named_buffers():
-                buffer.copy_(buffers[name])
+            quantizer.state_changed()
 
 
 def _run_by_batches(
@@ -324,18 +337,19 @@ def reestimate_batch_norm(student: nn.Module, images: Tensor | Iterable[object])
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()  # type: ignore[operator]
 
     def average(share: float) -> None:
         for norm in norms:
             norm.momentum = share  # type: ignore[assignment]
 
-    try:
-        _run_by_batches(student, images, average)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+    with _as_it_was_if_refused(student):
+        for norm in norms:
+            norm.reset_running_stats()  # type: ignore[operator]
+        try:
+            _run_by_batches(student, images, average)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
 
 
 def count_quantizers(student: nn.Module) -> dict[str, dict[int, int]]:

@@ -267,6 +267,20 @@ def test_what_are_no_images_of_the_student_is_refused(batch: object, words: str)
         distill(student, [batch], teacher=network("residual"), config=SHORT)
 
 
+def test_images_refused_later_change_no_student() -> None:
+    """The first batch is right: ranges and statistics were moving already."""
+    student = quantize(network("residual"), example=SHAPE)
+    calibrate(student, images(64))
+    reestimate_batch_norm(student, images(64))
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    batches = [3 * images(32), images(32)[..., :6]]
+    for change in (calibrate, reestimate_batch_norm):
+        with pytest.raises(DataError, match=r"^images: "):
+            change(student, batches)
+        assert all(torch.equal(t, before[name]) for name, t in student.state_dict().items())
+    student.eval()(images(8))  # calibrated still
+
+
 class TwoHeads(nn.Module):
     def __init__(self, heads: int) -> None:
         super().__init__()

@@ -277,4 +277,8 @@ class ActivationQuantizer(nn.Module, ABC):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
+        self.state_changed()
+
+    def state_changed(self) -> None:
+        """Called after something else has filled the buffers."""
         self._ready = bool(self.batches_observed > 0)
