@@ -25,12 +25,7 @@ from sqakd_deploy.spec import QuantSpec
 from sqakd_deploy.student import Student
 from sqakd_deploy.tracing.attention import open_attention
 from sqakd_deploy.tracing.lifting import free_name
-from sqakd_deploy.tracing.trace import (
-    check_answers,
-    describe,
-    separate_calls,
-    trace,
-)
+from sqakd_deploy.tracing.trace import check_answers, describe, separate_calls, trace
 from sqakd_deploy.tracing.unwrapping import refuse_hooks, unwrapped
 
 _SPEC, _INPUT_SHAPE = "sqakd_deploy.spec", "sqakd_deploy.input_shape"
