@@ -28,6 +28,7 @@ from sqakd_deploy.options import (
     data_options,
     export_options,
     model_options,
+    quantization_options,
     run_options,
     setting,
     settings_of,
@@ -100,25 +101,7 @@ def main() -> None:
 
 @main.command(epilog=TRAIN)
 @run_options
-@click.option("--bits", help="Weights and activations: 4, or w4a8.  [default: 4]")
-@setting("quantization.weights.bits", "--weight-bits", type=int, help="Weights alone, 1-8.")
-@setting("quantization.activations.bits", "--act-bits", type=int, help="Activations alone, 1-8.")
-@click.option("--method", help="ste, pact, lsq, dorefa or ewgs.  [default: lsq]")
-@click.option(
-    "--per-channel/--per-tensor", default=None, help="Weight scales.  [default: per tensor]"
-)
-@setting("quantization.first_last_bits", "--first-last-bits", type=int, help="Ends.  [default: 8]")
-@setting(
-    "quantization.residual_bits", "--residual-bits", type=int, help="Sums, pools.  [default: 8]"
-)
-@setting("quantization.exclude", "--exclude", multiple=True, help="Layer pattern left in float.")
-@setting("quantization.target", "--target", help="See list targets.  [default: onnxruntime]")
-@setting(
-    "quantization.placement",
-    "--placement",
-    type=click.Choice(["target", "paper"]),
-    help="paper: only inner layers' inputs and weights.  [default: target]",
-)
+@quantization_options
 @model_options
 @weights_option
 @data_options

@@ -7,6 +7,7 @@ Examples:
   sqakd-deploy train --bits 4
   sqakd-deploy train --bits w4a8 --method ewgs --epochs 60
   sqakd-deploy train --data photos/ --model resnet18 --weights resnet18.pth --bits 4
+  sqakd-deploy train --bits 2 --layer-bits 'stage1.*=4' --layer-bits conv1=4
   sqakd-deploy train --config run.yaml --lr 5e-4 --output runs/lower-rate
   sqakd-deploy train --resume runs/lower-rate
   accelerate launch --num_processes 4 -m sqakd_deploy train --bits 4

@@ -62,6 +62,17 @@ def _key_values(ctx: click.Context, parameter: click.Parameter, values: tuple[st
     ctx.meta.setdefault("sqakd.settings", {}).setdefault("model", {})["args"] = pairs
 
 
+def _layer_bits(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> None:
+    pairs = {}
+    for text in values:
+        pattern, separator, bits = text.rpartition("=")
+        if not separator or not pattern:
+            wanted = f"wanted PATTERN=BITS, as 'layer4.*=8'; got {text!r}"
+            raise click.BadParameter(wanted, ctx, parameter)
+        pairs[pattern] = bits
+    _keep(ctx, parameter, pairs or None)
+
+
 def _channels(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
     """One number for all channels, or one for each, with commas between them."""
     if value is None:
@@ -104,6 +115,44 @@ run_options = grouped(
     ),
 )
 """Where settings come from, and where the run goes."""
+
+quantization_options = grouped(
+    click.option("--bits", help="Weights and activations: 4, or w4a8.  [default: 4]"),
+    setting("quantization.weights.bits", "--weight-bits", type=int, help="Weights alone, 1-8."),
+    setting(
+        "quantization.activations.bits", "--act-bits", type=int, help="Activations alone, 1-8."
+    ),
+    click.option("--method", help="ste, pact, lsq, dorefa or ewgs.  [default: lsq]"),
+    click.option(
+        "--per-channel/--per-tensor", default=None, help="Weight scales.  [default: per tensor]"
+    ),
+    setting(
+        "quantization.first_last_bits", "--first-last-bits", type=int, help="Ends.  [default: 8]"
+    ),
+    setting(
+        "quantization.residual_bits", "--residual-bits", type=int, help="Sums, pools.  [default: 8]"
+    ),
+    setting(
+        "quantization.layer_bits",
+        "--layer-bits",
+        multiple=True,
+        callback=_layer_bits,
+        metavar="PATTERN=BITS",
+        help="Of single layers: 'layer4.*=8', 'conv1=w4a8'; repeatable, the last that matches "
+        "counts.",
+    ),
+    setting(
+        "quantization.exclude", "--exclude", multiple=True, help="Layer pattern left in float."
+    ),
+    setting("quantization.target", "--target", help="See list targets.  [default: onnxruntime]"),
+    setting(
+        "quantization.placement",
+        "--placement",
+        type=click.Choice(["target", "paper"]),
+        help="paper: only inner layers' inputs and weights.  [default: target]",
+    ),
+)
+"""How the student is quantised."""
 
 model_options = grouped(
     setting(

@@ -13,6 +13,7 @@ add, product, concat, pool, batchnorm alone ``residual_bits``
 products of two activations (attention)    ``residual_bits``
 operators in float                         ``residual_bits``
 the model's output                         ``output_bits``
+a layer in ``layer_bits``                  what stands there
 a layer in ``exclude``                     none
 =========================================  =====================================================
 
@@ -41,7 +42,7 @@ from sqakd_deploy.lowering.meaning import Identity, Op, Scalar
 from sqakd_deploy.lowering.ops import read
 from sqakd_deploy.lowering.signs import POOLS, limit, signed
 from sqakd_deploy.quantizers import METHODS
-from sqakd_deploy.spec import QuantSpec
+from sqakd_deploy.spec import QuantSpec, parse_bits
 from sqakd_deploy.tracing.shapes import noted_shape
 from sqakd_deploy.tracing.trace import (
     describe,
@@ -99,7 +100,7 @@ def place(
 
     Raises:
         ModelError: if an operator has no integer counterpart, naming it.
-        SpecError: if an exclude pattern matches nothing.
+        SpecError: if a pattern matches nothing.
     """
     if spec.placement == "paper":
         rules = PAPER_PLACEMENT
@@ -119,13 +120,15 @@ class _Planner:
         self.ends = self._chain_ends()
         self.starts = {end: start for start, end in self.ends.items()}
         self.end_layers = self._first_and_last()
+        self.bits = self._layer_bits()
         self.unrounded = set(self._joined())
         if self.rules.fuse_sums:
             self.unrounded |= set(self._fused_sums())
 
     def plan(self) -> Placement:
         edges = self._edges() if self.rules.quantize_edges else self._layer_inputs()
-        return Placement(self._weight_bits(), tuple(edges))
+        layers = {str(node.target): weight for node, (weight, _) in self.bits.items()}
+        return Placement(layers, tuple(edges))
 
     # -- reading the graph -------------------------------------------------------------------
 
@@ -217,15 +220,27 @@ class _Planner:
         layer: Any = self.traced.get_submodule(str(node.target))
         return min(layer.weight.shape) < self.rules.smallest_matmul
 
-    def _weight_bits(self) -> dict[str, int]:
+    def _layer_bits(self) -> dict[fx.Node, tuple[int, int]]:
+        """Bits of weights and inputs of each convolution and linear that is not in float."""
+        spec = self.spec
+        inner, ends = (spec.weights.bits, spec.activations.bits), 2 * (spec.first_last_bits,)
         layers = [n for n in self.graph.nodes if self._is(n, *LAYERS) and not self._is_float(n)]
-        odd = METHODS[self.spec.weights.method].weight.mid_rise
-        ends = self.rules.end_bits(self.spec.first_last_bits, odd=odd)
+        bits = {node: ends if str(node.target) in self.end_layers else inner for node in layers}
+        for pattern, text in spec.layer_bits.items():
+            matched = [node for node in layers if fnmatchcase(layer_name(node), pattern)]
+            if not matched:
+                names = ", ".join(layer_name(node) for node in layers)
+                raise SpecError(
+                    f"layer_bits: {pattern!r} matches no quantised convolution or linear layer. "
+                    f"There are: {names}"
+                )
+            bits |= dict.fromkeys(matched, parse_bits(text))
+        odd = METHODS[spec.weights.method].weight.mid_rise
         return {
-            str(node.target): ends
+            node: (self.rules.end_bits(weight, odd=odd), read)
             if str(node.target) in self.end_layers
-            else self.spec.weights.bits
-            for node in layers
+            else (weight, read)
+            for node, (weight, read) in bits.items()
         }
 
     def _bits(self, reader: fx.Node) -> int | None:
@@ -233,10 +248,7 @@ class _Planner:
         if reader.op == "output":
             return self.spec.output_bits if self.rules.quantize_output else None
         if self._is(reader, *LAYERS):
-            if self._is_float(reader):
-                return None
-            ends = str(reader.target) in self.end_layers
-            return self.spec.first_last_bits if ends else self.spec.activations.bits
+            return self.bits[reader][1] if reader in self.bits else None
         return self.spec.residual_bits if self._is(reader, *_JOINS, ir.FloatNode) else None
 
     # -- quantizers --------------------------------------------------------------------------

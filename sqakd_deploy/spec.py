@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sqakd_deploy.errors import SpecError
 
 Bits = Annotated[int, Field(ge=1, le=8)]
+BitsText = Annotated[str, Field(coerce_numbers_to_str=True)]  # YAML reads 8 as a number
 Method = Annotated[str, Field(min_length=1)]
 S = TypeVar("S", bound="Spec")
 
@@ -74,6 +75,8 @@ class QuantSpec(Spec):
             fewer for the weights.
         residual_bits: the tensors between layers that are added, concatenated or pooled (bits).
         output_bits: the model's output (bits); ``None`` leaves the logits in float.
+        layer_bits: bits of single layers, the ends included: ``fnmatch`` patterns of names, each
+            with what ``--bits`` takes (``8``, ``w4a8``); of several that match, the last counts.
         exclude: ``fnmatch`` patterns of layer names that stay in float.
         target: the exporter whose rules decide where quantizers go.
         placement: ``"target"`` follows those rules; ``"paper"`` quantises only the inner layers'
@@ -85,6 +88,7 @@ class QuantSpec(Spec):
     first_last_bits: Bits = 8
     residual_bits: Bits = 8
     output_bits: Bits | None = 8
+    layer_bits: dict[str, BitsText] = Field(default_factory=dict)
     exclude: tuple[str, ...] = ()
     target: str = "onnxruntime"
     placement: Literal["target", "paper"] = "target"
@@ -93,12 +97,18 @@ class QuantSpec(Spec):
     def _sides(self) -> QuantSpec:
         if self.activations.per_channel:
             raise SpecError("per_channel: activations have one scale a tensor; it is for weights")
+        for pattern, text in self.layer_bits.items():
+            try:
+                parse_bits(text)
+            except SpecError as error:
+                raise SpecError(f"layer_bits: {pattern!r}: {error}") from error
         return self
 
     @property
     def label(self) -> str:
-        """Short name, for instance ``w4a4``."""
-        return f"w{self.weights.bits}a{self.activations.bits}"
+        """Short name, for instance ``w4a4``, or ``w4a4-mixed`` where layers have their own bits."""
+        mixed = "-mixed" if self.layer_bits else ""
+        return f"w{self.weights.bits}a{self.activations.bits}{mixed}"
 
 
 class DistillConfig(Spec):

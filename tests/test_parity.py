@@ -28,7 +28,12 @@ from sqakd_deploy.parity import (
     output_step,
     verify,
 )
-from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
+from sqakd_deploy.quantization import (
+    calibrate,
+    quantize,
+    reestimate_batch_norm,
+    weight_quantizers,
+)
 from sqakd_deploy.spec import QuantSpec
 from sqakd_deploy.verification.measures import answers
 from sqakd_deploy.verification.sizes import sizes_of
@@ -66,6 +71,23 @@ def change(path: Path, name: str, function: object) -> None:
     changed = function(numpy_helper.to_array(tensor).copy())  # type: ignore[operator]
     tensor.CopyFrom(numpy_helper.from_array(changed, name))
     onnx.save(proto, path)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt", "qonnx"])
+def test_layers_with_bits_of_their_own_are_proven(target: str, tmp_path: Path) -> None:
+    if target != "tensorrt":
+        pytest.importorskip(target)
+    spec = QuantSpec(target=target, layer_bits={"conv1": "w1a3", "conv2": "w2a6", "stem": "5"})
+    teacher = network("residual")
+    reestimate_batch_norm(teacher, images(128))
+    made = quantize(teacher, spec, example=SHAPE)
+    calibrate(made, images(128))
+    snap_biases(made)
+    artifact = export(made, tmp_path / "model.onnx")
+    report = verify(artifact, made, images(32))
+    report.raise_for_failures()
+    assert max(stage.max_error for stage in report.stages) < 1e-3  # of logits in float, noise
+    assert {q.bits for q in weight_quantizers(made).values()} >= {1, 2, 5}
 
 
 def test_a_true_export_passes(student: torch.fx.GraphModule, model: Path) -> None:

@@ -139,6 +139,35 @@ def test_an_exclusion_that_matches_nothing_is_an_error() -> None:
         planned(Residual(), spec)
 
 
+def test_single_layers_have_bits_of_their_own() -> None:
+    """An end too; the last pattern that matches counts; an edge holds the most that is read."""
+    bits = {"conv?": "8", "conv2": "w3a5", "stem": "6"}
+    plan = planned(Residual(), W4A2.model_copy(update={"layer_bits": bits}))
+    assert plan.layers == {"stem": 6, "conv1": 8, "conv2": 3, "classifier": 8}
+    found = by_node(plan)
+    assert {key for key in found if key[0] in ("x", "relu", "relu_1")} == {
+        ("x", 6),
+        ("relu", 8),  # conv1 reads what the shortcut does
+        ("relu_1", 5),
+    }
+
+
+def test_a_pattern_of_bits_that_reaches_no_quantised_layer_is_an_error() -> None:
+    for spec in (
+        W4A2.model_copy(update={"layer_bits": {"relu": "8"}}),
+        W4A2.model_copy(update={"layer_bits": {"conv1": "8"}, "exclude": ("conv1",)}),
+        W4A2.model_copy(update={"layer_bits": {"stem": "8"}, "placement": "paper"}),
+    ):
+        with pytest.raises(SpecError, match=r"matches no quantised convolution or linear"):
+            planned(Residual(), spec)
+
+
+def test_weights_of_the_ends_are_no_wider_than_the_target_takes() -> None:
+    spec = W4A2.model_copy(update={"layer_bits": {"*": "8"}})
+    plan = place(trace(Residual(), SHAPE), spec, PlacementRules(widest_ends=7))
+    assert plan.layers == {"stem": 7, "conv1": 8, "conv2": 8, "classifier": 7}
+
+
 class Normed(nn.Module):
     def __init__(self) -> None:
         super().__init__()

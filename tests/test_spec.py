@@ -40,6 +40,13 @@ def test_a_spec_survives_json() -> None:
     assert spec.label == "w2a3"
 
 
+def test_bits_of_single_layers_keep_their_order() -> None:
+    spec = QuantSpec.parse({"layer_bits": {"b*": 8, "a": "w2a3"}})  # YAML has numbers
+    again = QuantSpec.model_validate_json(spec.model_dump_json())
+    assert list(again.layer_bits.items()) == [("b*", "8"), ("a", "w2a3")]
+    assert spec.label == "w4a4-mixed"
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -48,6 +55,8 @@ def test_a_spec_survives_json() -> None:
         ({"wieghts": {}}, "wieghts: Extra inputs are not permitted"),
         ({"activations": {"per_channel": True}}, "activations have one scale a tensor"),
         ({True: 1}, "Keys should be strings"),
+        ({"layer_bits": {"stem": 9}}, "layer_bits: 'stem': bits: wanted 1 to 8, got 9 in '9'"),
+        ({"layer_bits": {"stem": "x"}}, "layer_bits: 'stem': bits: wanted a number like 4 or a pa"),
         ({"placement": "random"}, "placement: .*'target' or 'paper', got 'random'"),
     ],
 )
