@@ -98,6 +98,12 @@ def _written_into(net: Any, x: Tensor) -> Tensor:
     return y.relu()
 
 
+def _kept_by_device(net: Any, x: Tensor) -> Tensor:
+    if (device := str(x.device)) not in net.kept:
+        net.kept[device] = net.weight.view(1, 8, 1, 1) * 2
+    return x * net.kept[device]
+
+
 def _positions_by_index(net: Any, x: Tensor) -> Tensor:
     """A query's products with what is ``k`` rows and columns off (Li et al., 2022, eq. 5).
 
@@ -262,6 +268,7 @@ UNITS: dict[str, Callable[[], nn.Module]] = {
         at=nn.Buffer(torch.randn(1, 2, 8, 8)),
         mix=nn.Conv2d(10, 8, 1),
     ),
+    "kept_by_device": lambda: written(_kept_by_device, kept={}, weight=nn.Parameter(torch.ones(8))),
     "tables_of_rows": lambda: written(
         lambda net, x: (
             x * net.at.expand(x.shape[0], -1, -1, -1)
@@ -402,6 +409,11 @@ def test_deviations_of_equal_entries_have_a_gradient() -> None:
     )
     student.train()(torch.randn(4, *SHAPE)).sum().backward()
     assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in student.parameters())
+
+
+def test_conversions_to_the_same_type_are_left_out() -> None:
+    traced = trace(written(lambda net, x: x.float().to(x.dtype)).eval(), SHAPE)
+    assert not {"float", "to"} & {node.target for node in traced.graph.nodes}
 
 
 def test_a_batch_has_no_length() -> None:

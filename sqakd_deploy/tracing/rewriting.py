@@ -333,6 +333,7 @@ _METHODS: Mapping[str, Rewriter] = {
     "addcmul": _sum_of_product,
     "reshape_as": _reshape_as,
     "view_as": _reshape_as,
+    "float": _converted,
     "to": _converted,
     "type_as": _converted,
     "add": _sum,

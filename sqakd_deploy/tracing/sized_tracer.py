@@ -213,6 +213,17 @@ class SizedTracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
+class _Device(fx.proxy.Attribute):
+    """A device of the graph whose type is known.
+
+    The device itself is not given: models keep by it what they computed, which here are proxies.
+    """
+
+    def __init__(self, root: fx.Proxy, kind: str) -> None:
+        super().__init__(root, "device")
+        self.type = kind
+
+
 class _SizedProxy(fx.Proxy):
     """A proxy that answers with numbers where they do not depend on the batch."""
 
@@ -247,7 +258,7 @@ class _SizedProxy(fx.Proxy):
     @property
     def device(self) -> Any:
         value = self.tracer.value(self.node)
-        return self.__getattr__("device") if value is None else value.device
+        return self.__getattr__("device") if value is None else _Device(self, value.device.type)
 
     def numel(self) -> Any:
         sizes = self.tracer.sizes(self.node)
