@@ -15,6 +15,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,12 @@ CLASSES, CALIBRATED, COMPARED = 10, 24, 16  # images
 # timm's, by the size of images: what a network's windows need, else small ones.
 SMALL = 64
 TIMM = {
+    56: """
+        aimv2_large_patch14_224 deepseek_vit_412m eva02_tiny_patch14_224
+        vit_giant_patch14_dinov2
+    """,
     SMALL: """
-        cait_xxs24_224 coat_tiny convmixer_768_32 convnext_atto
+        beit_base_patch16_224 cait_xxs24_224 coat_tiny convmixer_768_32 convnext_atto
         convnextv2_atto cspdarknet53 cspresnet50 darknet53 deit_tiny_patch16_224 dla34
         dm_nfnet_f0 dpn48b eca_nfnet_l0 eca_resnext26ts edgenext_xx_small efficientnet_lite0
         ese_vovnet19b_dw fastvit_t8 fbnetc_100 fbnetv3_b gcresnext26ts gernet_s ghostnet_100
@@ -48,6 +53,16 @@ TIMM = {
         rexnet_100 rexnetr_100 selecsls42 semnasnet_075 seresnext26ts skresnet18
         spnasnet_100 tf_mobilenetv3_small_100 tinynet_e tresnet_m vit_tiny_patch16_224
         vovnet39a xcit_nano_12_p16_224
+
+        coatnet_0_rw_224 convit_tiny cpubone_nano davit_tiny efficientvim_m1 efficientvit_b0
+        fasternet_t0 focalnet_tiny_lrf gcvit_xxtiny gemma4_vit_167m hgnetv2_b0 iformer_t
+        lcnetv2_small legacy_seresnet18 lowformer_b0 mambaout_femto mvitv2_tiny
+        naflexvit_base_patch16_map nest_tiny_jx nextvit_small pvt_v2_b0 qwen3_vit_88m
+        rdnet_tiny repghostnet_050 samvit_base_patch16_224 sequencer2d_s shvit_s1
+        starnet_s050 swiftformer_xs swin_tiny_patch4_window7_224 swinv2_cr_tiny_224
+        tiny_vit_5m_224 tnt_s_patch16_224 twins_svt_small visformer_tiny
+        vit_relpos_small_patch16_224 vit_small_patch16_dinov3
+        vit_so150m_patch16_reg4_map_256 vit_tiny_r_s16_p8_224 vitamin_small_224 volo_d1_224
     """,
     96: """
         inception_resnet_v2 inception_v3 inception_v4 legacy_xception xception41 xception65p
@@ -55,9 +70,12 @@ TIMM = {
     256: """
         bat_resnext26ts
     """,
+    240: """
+        crossvit_9_240
+    """,
     224: """
-        efficientformer_l1 efficientformerv2_s0 gmlp_ti16_224 levit_128s mixer_s32_224
-        pit_ti_224 resmlp_12_224
+        efficientformer_l1 efficientformerv2_s0 efficientvit_m0 gmlp_ti16_224 levit_128s
+        mixer_s32_224 pit_ti_224 resmlp_12_224
     """,
 }
 TORCHVISION = {
@@ -73,6 +91,26 @@ TORCHVISION = {
         alexnet maxvit_t vgg11_bn vit_b_32
     """,
 }
+_TWO_BLOCKS = {"depth": 2, "embed_dim": 96, "num_heads": 3}
+SMALLER: Mapping[str, Mapping[str, Any]] = {
+    f"timm:{name}": arguments
+    for name, arguments in {
+        "aimv2_large_patch14_224": _TWO_BLOCKS,
+        "beit_base_patch16_224": _TWO_BLOCKS,
+        "deepseek_vit_412m": _TWO_BLOCKS,
+        "eva02_tiny_patch14_224": {"depth": 2},
+        "gemma4_vit_167m": _TWO_BLOCKS,
+        "naflexvit_base_patch16_map": _TWO_BLOCKS,
+        "samvit_base_patch16_224": _TWO_BLOCKS | {"global_attn_indexes": (1,)},
+        "sequencer2d_s": {"layers": (1, 1, 1, 1)},
+        "swinv2_cr_tiny_224": {"depths": (2, 1, 1, 1)},
+        "twins_svt_small": {"depths": (2, 2, 2, 2)},
+        "vit_giant_patch14_dinov2": _TWO_BLOCKS,
+        "vit_small_patch16_dinov3": {"depth": 2},
+        "vit_so150m_patch16_reg4_map_256": _TWO_BLOCKS,
+    }.items()
+}
+"""Arguments of models that are made smaller than published: fewer blocks of the same kinds."""
 SIZES = {name: size for size, names in TORCHVISION.items() for name in names.split()}
 SIZES |= {f"timm:{name}": size for size, names in TIMM.items() for name in names.split()}
 
@@ -89,10 +127,11 @@ def built(name: str, size: int) -> torch.nn.Module:
     """The model, for that size where its factory asks for one."""
     torch.manual_seed(0)
     asked = {"img_size": size} if name.startswith("timm:") else {"image_size": size}
+    fewer = SMALLER.get(name, {})
     try:
-        return build_model(name, num_classes=CLASSES, args=asked).eval()
+        return build_model(name, num_classes=CLASSES, args={**asked, **fewer}).eval()
     except SqakdError:
-        return build_model(name, num_classes=CLASSES).eval()
+        return build_model(name, num_classes=CLASSES, args=fewer).eval()
 
 
 def tried(name: str, *, quick: bool) -> dict[str, Any]:
@@ -133,6 +172,11 @@ def page(found: dict[str, Any]) -> list[str]:
     """Which are placed, how they compared, and why others are refused."""
     placed = {name: facts for name, facts in found.items() if facts.get("placed")}
     refused = {name: facts for name, facts in found.items() if "refused" in facts}
+    smaller = [
+        f"`{name}` ({', '.join(f'{key}={value}' for key, value in SMALLER[name].items())})"
+        for name in found
+        if name in SMALLER
+    ]
     compared = {name: facts for name, facts in placed.items() if "errors" in facts}
     lines = [
         "# Models of others",
@@ -143,6 +187,8 @@ def page(found: dict[str, Any]) -> list[str]:
         "here says how accurate a model is.",
         "",
     ]
+    if smaller:
+        lines += [f"Made smaller by their own arguments: {', '.join(smaller)}.", ""]
     if compared:
         lines += [
             "Logits against the student's, in steps of the 8-bit output. Networks without trained "

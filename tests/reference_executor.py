@@ -196,9 +196,10 @@ def _(node: g.Divide, reader: Reader) -> Held:
 @run.register
 def _(node: g.Reduce, reader: Reader) -> Held:
     x = reader.real(node.inputs[0])
-    squares = node.function == "length"
-    found = (x * x).sum(node.axes, keepdims=True) if squares else x.mean(node.axes, keepdims=True)
-    return np.sqrt(found) if squares else found
+    if node.function == "mean":
+        return x.mean(node.axes, keepdims=True)
+    squares = (x * x).sum(node.axes, keepdims=True)
+    return squares if node.function == "squares" else np.sqrt(squares)
 
 
 @run.register

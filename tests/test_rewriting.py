@@ -63,6 +63,62 @@ def _sequences(net: Any, x: Tensor) -> Tensor:
     return y.view(-1, 8, 8, 8) * level.unsqueeze(-1)
 
 
+def _folded(net: Any, x: Tensor) -> Tensor:
+    apart, overlapped = F.unfold(x, 4, stride=4), F.unfold(x, 3, padding=1, stride=2)
+    sparse = F.unfold(x, (2, 3), dilation=(2, 1), padding=(1, 0))
+    return (
+        F.fold(apart, (8, 8), 4, stride=4)
+        + F.fold(overlapped.relu(), (8, 8), 3, padding=1, stride=2)
+        + net.fold(sparse * net.gains)  # else three of six alike are a tie
+    )
+
+
+def _for_each_window(net: Any, x: Tensor) -> Tensor:
+    """A query of the image for each of its windows (Hatamizadeh et al., 2023)."""
+    windows = x.view(-1, 8, 2, 4, 8).transpose(1, 2).reshape(-1, 8, 4, 8)
+    query = net.query(x).repeat_interleave(windows.shape[0] // x.shape[0], dim=0)
+    x = (windows * query).view(-1, 2, 8, 4, 8).transpose(1, 2).reshape(-1, 8, 8, 8)
+    return x + torch.repeat_interleave(x[:, ::2], 2, dim=1)
+
+
+def _linear_attention(net: Any, x: Tensor) -> Tensor:
+    """With a sum beside the values (Cai et al., 2023), on any device but one without values."""
+    if x.device.type == "meta":
+        raise ValueError
+    y = F.relu(x)
+    found = y @ (y.transpose(1, 2) @ F.pad(x, (0, 1), value=1.0))
+    return found[..., :-1] / (found[..., -1:] + 0.1)
+
+
+def _written_into(net: Any, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    y[:, 2:5, 1:, 3] = x[:, 2:5, 1:, 3] + y[:, :3, 1:, 4]
+    y[..., -1] = 0.25
+    y[:, 0] = x[:, 1]
+    return y.relu()
+
+
+def _kept_by_device(net: Any, x: Tensor) -> Tensor:
+    if (device := str(x.device)) not in net.kept:
+        net.kept[device] = net.weight.view(1, 8, 1, 1) * 2
+    return x * net.kept[device]
+
+
+def _positions_by_index(net: Any, x: Tensor) -> Tensor:
+    """A query's products with what is ``k`` rows and columns off (Li et al., 2022, eq. 5).
+
+    Heads count as images, as in SAM's encoder.
+    """
+    qkv = net.qkv(x).reshape(-1, 16, 3, 2, 4).permute(2, 0, 3, 1, 4)
+    q, k, v = qkv.reshape(3, qkv.shape[1] * 2, 16, 4).unbind(0)
+    places = q.reshape(-1, 4, 4, 4)
+    rows = torch.einsum("bhwc,hkc->bhwk", places, net.rows)
+    columns = torch.einsum("bhwc,wkc->bhwk", places, net.columns)
+    bias = (rows[..., :, None] + columns[..., None, :]).reshape(-1, 16, 16)
+    x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return x.view(-1, 2, 16, 4).transpose(1, 2).flatten(2)
+
+
 UNITS: dict[str, Callable[[], nn.Module]] = {
     # entries that are put elsewhere
     "flipped": lambda: written(lambda net, x: x.flip(-1) + torch.flip(x, [1, 2])),
@@ -87,7 +143,19 @@ UNITS: dict[str, Callable[[], nn.Module]] = {
         ),
         mix=nn.Conv2d(96, 8, 1),
     ),
+    "folded": lambda: written(
+        _folded,
+        fold=nn.Fold((8, 8), (2, 3), dilation=(2, 1), padding=(1, 0)),
+        gains=nn.Buffer(torch.linspace(0.3, 1.7, 48).reshape(1, 48, 1)),
+    ),
+    "written_into": lambda: written(_written_into, conv=conv()),
+    "for_each_window": lambda: written(_for_each_window, query=nn.AdaptiveAvgPool2d(1)),
+    "filled": lambda: written(
+        lambda net, x: net.pad(F.pad(x, (2, 0, 1, 1), "constant", -0.5)),
+        pad=nn.ConstantPad2d((0, 1, 0, 2), 0.3),
+    ),
     "area": lambda: written(lambda net, x: F.interpolate(x, size=(2, 4), mode="area")),
+    "linear_attention": lambda: tokens(_linear_attention),
     # entries that are chosen
     "spatial_gate": lambda: Net(conv(), nn.ReLU(), SpatialGate(), conv()),
     "largest": lambda: written(_pools),
@@ -110,6 +178,19 @@ UNITS: dict[str, Callable[[], nn.Module]] = {
         ),
         conv=conv(),
     ),
+    "within_buffers": lambda: written(
+        lambda net, x: torch.clamp(x, net.low, net.high) + net.conv(x).clamp(net.least, net.high),
+        low=nn.Buffer(torch.tensor(-torch.inf)),
+        least=nn.Buffer(torch.tensor([-0.7])),
+        high=nn.Buffer(torch.tensor(0.9)),
+        conv=conv(),
+    ),
+    "within_nothing": lambda: written(
+        lambda net, x: net.conv(torch.clamp(x, net.low, net.high)),
+        low=nn.Buffer(torch.tensor(-torch.inf)),
+        high=nn.Buffer(torch.tensor(torch.inf)),
+        conv=conv(),
+    ),
     # weights that are no layer's
     "products_with_weights": lambda: tokens(
         lambda net, x: (x @ net.keys.transpose(1, 2)).softmax(-1).matmul(net.values),
@@ -124,6 +205,19 @@ UNITS: dict[str, Callable[[], nn.Module]] = {
             bias=nn.Parameter(torch.randn(5)),
         ),
     ),
+    "positions_by_index": lambda: tokens(
+        _positions_by_index,
+        qkv=nn.Linear(8, 24),
+        rows=nn.Parameter(torch.randn(4, 4, 4)),
+        columns=nn.Parameter(torch.randn(4, 4, 4)),
+    ),
+    "weights_by_index": lambda: written(
+        lambda net, x: (
+            torch.einsum("bchw,cd->bdhw", x, net.mix)
+            + torch.einsum("oc, bchw -> bhow", net.mix, x).permute(0, 2, 1, 3)
+        ),
+        mix=nn.Parameter(torch.randn(8, 8)),
+    ),
     # functions of one value
     "mish": lambda: Net(conv(), nn.Mish(), conv()),
     "elu": lambda: Net(conv(), nn.ELU(0.7, inplace=True), conv()),
@@ -135,6 +229,23 @@ UNITS: dict[str, Callable[[], nn.Module]] = {
     "inverse_root": lambda: written(
         lambda net, x: x * torch.rsqrt(x.pow(2).mean((2, 3), keepdim=True) + 0.1)
     ),
+    # norms
+    "rms_norm": lambda: tokens(
+        lambda net, x: F.rms_norm(net.norm(x), (16, 8)), norm=with_gains(nn.RMSNorm(8, eps=1e-5))
+    ),
+    "rms_norm_in_words": lambda: tokens(
+        lambda net, x: net.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)),
+        weight=nn.Parameter(torch.linspace(-0.5, 2.0, 8)),
+    ),
+    "deviations": lambda: written(
+        lambda net, x: (
+            (x - x.mean(1, True)) / (x.var(1, unbiased=False, keepdim=True) + 0.1).sqrt()
+            + x.std((2, 3))[..., None, None]
+        )
+    ),
+    "sum_of_squares": lambda: written(
+        lambda net, x: x * (x / ((x * x).sum((2, 3))[..., None, None] + 0.5).sqrt()).relu()
+    ),
     # sequences
     "sequences": lambda: written(
         _sequences,
@@ -143,17 +254,38 @@ UNITS: dict[str, Callable[[], nn.Module]] = {
         weight=nn.Parameter(torch.randn(8, 8, 3)),
         pool=nn.AdaptiveAvgPool1d(1),
     ),
+    "pools_of_sequences": lambda: written(
+        lambda net, x: (
+            net.largest(net.mean(x.flatten(2))).view(-1, 8, 4, 4)
+            + F.max_pool1d(F.avg_pool1d(x.flatten(2), 4), 1).view(-1, 8, 4, 4)
+        ),
+        mean=nn.AvgPool1d(3, 2, padding=1, count_include_pad=False),
+        largest=nn.MaxPool1d(3, stride=2, padding=1),
+    ),
     # code
     "expanded_buffer": lambda: written(
         lambda net, x: net.mix(torch.cat([x, net.at.expand(x.shape[0], -1, -1, -1)], 1)),
         at=nn.Buffer(torch.randn(1, 2, 8, 8)),
         mix=nn.Conv2d(10, 8, 1),
     ),
+    "kept_by_device": lambda: written(_kept_by_device, kept={}, weight=nn.Parameter(torch.ones(8))),
+    "tables_of_rows": lambda: written(
+        lambda net, x: (
+            x * net.at.expand(x.shape[0], -1, -1, -1)
+            + torch.cat([net.at, net.at.sin()], 3).repeat(x.shape[0], 1, 1, 1)[..., 1:] * x.relu()
+        ),
+        at=nn.Buffer(torch.randn(1, 8, 8, 1)),
+    ),
     "layers_made_at_work": lambda: written(
         lambda net, x: nn.ReLU()(net.layers[1:](net.layers[:1](x))),
         layers=nn.Sequential(conv(), conv(), conv()),
     ),
 }
+
+
+def with_gains(layer: nn.RMSNorm) -> nn.RMSNorm:
+    layer.weight.data = torch.linspace(-0.5, 1.5, 8)
+    return layer
 
 
 def slopes(layer: nn.PReLU) -> nn.PReLU:
@@ -171,7 +303,15 @@ FLOATS: dict[str, set[str]] = {
     "parametric_relu": {"PRelu"},
     "length": {"Add", "Sqrt"},
     "inverse": {"Add", "Mul", "Reciprocal", "Sigmoid"},
-    "inverse_root": {"Add", "Reciprocal", "Sqrt"},
+    "inverse_root": {"Add", "Div", "Mul", "ReduceSumSquare", "Sqrt"},
+    "folded": {"Mul"},
+    "linear_attention": {"Add", "Div"},
+    "positions_by_index": {"Mul", "Softmax"},
+    "tables_of_rows": {"Mul"},
+    "rms_norm": {"Add", "Div", "Mul", "ReduceSumSquare", "Sqrt"},
+    "rms_norm_in_words": {"Add", "Div", "Mul", "ReduceSumSquare", "Sqrt"},
+    "deviations": {"Add", "Div", "Mul", "ReduceL2", "ReduceSumSquare", "Sqrt"},
+    "sum_of_squares": {"Add", "Div", "ReduceSumSquare", "Sqrt"},
 }
 """What stays in float; whatever else the units have runs in integers."""
 
@@ -197,7 +337,16 @@ def test_openvino_answers_as_the_student(name: str, tmp_path: Path) -> None:
     proven(made(name), tmp_path, "openvino")
 
 
-OTHERS = ("mish", "elu", "parametric_relu", "length", "inverse", "spatial_gate", "circular")
+OTHERS = (
+    "rms_norm",
+    "mish",
+    "elu",
+    "parametric_relu",
+    "length",
+    "inverse",
+    "spatial_gate",
+    "circular",
+)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -229,6 +378,42 @@ def test_what_has_no_form_is_refused_by_name(
 ) -> None:
     with pytest.raises(ModelError, match=f"operator '{operation}' .* cannot be quantised"):
         quantize(written(code).eval(), example=SHAPE)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_are_refused_by_name(kind: type[nn.RNNBase]) -> None:
+    model = tokens(lambda net, x: net.rows(x)[0], rows=kind(8, 8, batch_first=True))
+    with pytest.raises(
+        ModelError, match=r"rows' .* recurrent layer .* use convolutions or attention"
+    ):
+        quantize(model.eval(), example=SHAPE)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        lambda net, x: torch.einsum("bchw,bdhw->bhw", x, x)[:, None].expand(-1, 8, -1, -1),
+        lambda net, x: torch.clamp(x, net.learned, net.learned + 1),
+        lambda net, x: F.pad(x, (-1, 1), value=1.0),
+        lambda net, x: x.repeat_interleave(torch.arange(1, 9), dim=1)[:, :8],
+    ],
+)
+def test_forms_that_are_alike_are_refused(code: Callable[[Any, Tensor], Tensor]) -> None:
+    with pytest.raises(ModelError, match=r"operator '.*' \(node"):
+        quantize(written(code, learned=nn.Parameter(torch.zeros(()))).eval(), example=SHAPE)
+
+
+def test_deviations_of_equal_entries_have_a_gradient() -> None:
+    student = quantize(
+        written(lambda net, x: (0 * x).std((2, 3))[..., None, None] + x), example=SHAPE
+    )
+    student.train()(torch.randn(4, *SHAPE)).sum().backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in student.parameters())
+
+
+def test_conversions_to_the_same_type_are_left_out() -> None:
+    traced = trace(written(lambda net, x: x.float().to(x.dtype)).eval(), SHAPE)
+    assert not {"float", "to"} & {node.target for node in traced.graph.nodes}
 
 
 def test_a_batch_has_no_length() -> None:

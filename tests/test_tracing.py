@@ -39,6 +39,20 @@ def test_a_wrong_input_shape_is_named() -> None:
         trace(Residual(), (1, 8, 8))
 
 
+class Square(nn.Module):
+    """As models do whose positions are made for one size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[2] == 9
+        return x.mean((2, 3))
+
+
+def test_code_that_refuses_an_image_says_so() -> None:
+    place = r"test_tracing\.py:\d+: assert x\.shape\[2\] == 9"
+    with pytest.raises(ModelError, match=rf"does not run on images of shape .* \(at {place}\)"):
+        trace(Square(), SHAPE)
+
+
 def test_two_inputs_are_refused() -> None:
     with pytest.raises(
         ModelError, match="wanted a model of one image tensor, got the inputs: x, y"

@@ -48,6 +48,7 @@ FLOAT_LAYERS = {
     "Div": "Div",
     "ReduceL2": "ReduceL2",
     "ReduceMean": "ReduceMean",
+    "ReduceSumSquare": "ReduceSumSquare",
     "Resize": "Resize",
 }
 """Operators that count, by what ONNX Runtime may call them when they stay in float."""

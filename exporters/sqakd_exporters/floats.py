@@ -38,6 +38,7 @@ WITHOUT_KERNEL = (
     "Reciprocal",
     "ReduceL2",
     "ReduceMean",
+    "ReduceSumSquare",
     "Softplus",
     "Sqrt",
     "Tanh",
@@ -51,7 +52,7 @@ _GATES = {"hard_swish": "hard_sigmoid", "silu": "sigmoid"}
 """Functions ``x · gate(x)``. HardSwish is an operator from opset 14 on, which ONNX Runtime takes
 apart in the same way."""
 
-_REDUCTIONS = {"length": "ReduceL2", "mean": "ReduceMean"}
+_REDUCTIONS = {"length": "ReduceL2", "mean": "ReduceMean", "squares": "ReduceSumSquare"}
 
 _GELU_OPSET, _LAYER_NORM_OPSET = 20, 17
 _AXES_AS_INPUT = 18
@@ -152,7 +153,7 @@ def unit_length(writer: Writer, node: g.UnitLength) -> None:
 
 
 def reduce(writer: Writer, node: g.Reduce) -> None:
-    """ReduceL2 or ReduceMean; the axes stay."""
+    """ReduceL2, ReduceSumSquare or ReduceMean; the axes stay."""
     (source,) = writer.real(node)
     kind = _REDUCTIONS[node.function]
     result = _reduced(writer, node, kind, source, node.axes, node.output, node.name)

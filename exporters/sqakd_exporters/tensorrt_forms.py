@@ -81,7 +81,7 @@ def _never_negative(name: str, graph: g.IntegerGraph, producers: Mapping[str, g.
         return node.low >= 0
     if isinstance(node, g.Activation):
         return node.function in _POSITIVE
-    if isinstance(node, g.Reduce) and node.function == "length":
+    if isinstance(node, g.Reduce) and node.function in ("length", "squares"):
         return True
     if isinstance(node, (*_KEEP_SIGN, g.Reduce)):
         return all(_never_negative(source, graph, producers) for source in node.inputs)

@@ -63,9 +63,9 @@ class Divide(FloatNode):
 
 @dataclass(frozen=True)
 class Reduce(FloatNode):
-    """``‖x‖₂`` or the mean over axes, which stay with size 1."""
+    """``‖x‖₂``, ``Σ x²`` or the mean over axes, which stay with size 1."""
 
-    function: Literal["length", "mean"]
+    function: Literal["length", "mean", "squares"]
     axes: tuple[int, ...]
 
 

@@ -19,6 +19,7 @@ from torch import fx, nn
 from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.lowering.meaning import Identity, Op, Reader, Scalar, setting, simple
+from sqakd_deploy.tracing.norms import sum_of_squares
 from sqakd_deploy.tracing.shapes import noted_shape
 from sqakd_deploy.tracing.trace import BATCH, describe, is_parameter, shape
 
@@ -102,6 +103,11 @@ def _length(node: fx.Node, module: nn.Module | None) -> Op:
             f"{name}={power}, dim={over}"
         )
     return Op(ir.Reduce, {"function": "length", "axes": axes})
+
+
+def _squares(node: fx.Node, module: nn.Module | None) -> Op:
+    axes = axes_of(setting(node, None, "axes", 1, None), len(shape(node)))
+    return Op(ir.Reduce, {"function": "squares", "axes": axes})
 
 
 def shifted(node: fx.Node) -> Op | None:
@@ -269,6 +275,7 @@ FUNCTIONS: Mapping[Callable[..., Any], Reader] = {
     operator.truediv: _quotient,
     torch.div: _quotient,
     torch.true_divide: _quotient,
+    sum_of_squares: _squares,
     torch.norm: _length,
     torch.linalg.norm: _length,
     torch.linalg.vector_norm: _length,

@@ -199,6 +199,13 @@ def _batch_norm(node: fx.Node, module: nn.Module | None) -> Op:
     return Op(ir.ChannelAffine)
 
 
+def _recurrent(node: fx.Node, module: nn.Module | None) -> Op:
+    raise ModelError(
+        f"{describe(node)}: a recurrent layer has no form here, in float neither; use convolutions "
+        "or attention in its place"
+    )
+
+
 def _hardtanh(node: fx.Node, module: nn.Module | None) -> Op:
     low = float(setting(node, module, "min_val", 1, -1.0))
     return Op(ir.Clip, {"low": low, "high": float(setting(node, module, "max_val", 2, 1.0))})
@@ -248,6 +255,7 @@ _MODULES: dict[type[nn.Module], Reader] = {
     nn.ReflectionPad2d: pad,
     nn.ReplicationPad2d: pad,
     nn.Upsample: bilinear,
+    nn.RNNBase: _recurrent,
     nn.Identity: _IDENTITY,
     nn.Dropout: _IDENTITY,
     nn.Dropout2d: _IDENTITY,

@@ -12,7 +12,7 @@ from sqakd_deploy.tracing.trace import tensor_inputs_through
 
 POOLS = (ir.AveragePool, ir.GlobalAveragePool)
 
-_NEVER_NEGATIVE = ("length", "softplus", "sqrt")
+_NEVER_NEGATIVE = ("length", "softplus", "sqrt", "squares")
 
 
 def signed(ops: Mapping[fx.Node, Op], node: fx.Node) -> bool:

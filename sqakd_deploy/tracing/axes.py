@@ -1,4 +1,4 @@
-"""Operators along axes (sums, means, stacks, rolls, products by index), written in others.
+"""Operators along axes (sums, means, stacks, rolls), written in others.
 
 Means are those of a pool over pixels, whatever the axes: a runtime has an integer kernel for that.
 """
@@ -16,6 +16,7 @@ from torch import fx
 
 from sqakd_deploy.tracing.calls import Rewriter, argument, call, permuted
 from sqakd_deploy.tracing.choosing import stacked_terms
+from sqakd_deploy.tracing.norms import mean_of_squares, squared, sum_of_squares
 from sqakd_deploy.tracing.shapes import noted_shape, noted_type
 
 _LENGTHS = (torch.norm, torch.linalg.norm, torch.linalg.vector_norm, "norm")
@@ -31,6 +32,8 @@ def _mean(node: fx.Node) -> fx.Node | None:
     if found is None:
         return None
     source, over = found
+    if (of := squared(source)) is not None:
+        return _as_noted(node, mean_of_squares(node, of, tuple(over)))
     if len(noted_shape(source) or ()) == 4 and over == [2, 3]:
         return None  # a global average pool as it stands
     if source.op != "call_module" and source.target in _LENGTHS:
@@ -45,6 +48,8 @@ def _sum(node: fx.Node) -> fx.Node | None:
     if found is None:
         return None
     source, over = found
+    if (of := squared(source)) is not None:
+        return _as_noted(node, call(node, sum_of_squares, of, tuple(over)))
     dims = noted_shape(source) or ()
     if len(over) == 1 and dims[over[0]] <= _FEW:
         before = (slice(None),) * over[0]
@@ -57,6 +62,41 @@ def _sum(node: fx.Node) -> fx.Node | None:
         )
     mean = _averaged(node, source, over)
     return _as_noted(node, call(node, operator.mul, mean, math.prod(dims[axis] for axis in over)))
+
+
+def _variance(node: fx.Node) -> fx.Node | None:
+    """The mean of squared differences from the mean; over one entry less, if asked."""
+    found = _differences(node)
+    if found is None:
+        return None
+    squares = call(node, sum_of_squares, *found[:2])
+    return _as_noted(node, call(node, operator.mul, squares, 1 / found[2]))
+
+
+def _deviation(node: fx.Node) -> fx.Node | None:
+    """Their length: its gradient is finite where all entries are alike, a root's is not."""
+    found = _differences(node)
+    if found is None:
+        return None
+    length = call(node, torch.linalg.vector_norm, found[0], 2, found[1], True)
+    return _as_noted(node, call(node, operator.mul, length, found[2] ** -0.5))
+
+
+def _differences(node: fx.Node) -> tuple[fx.Node, tuple[int, ...], float] | None:
+    """From the mean; along which axes, and what a sum of their squares is divided by."""
+    found = _reduced(node)
+    if found is None:
+        return None
+    source, over = found
+    dims = noted_shape(source) or ()
+    count = math.prod(dims[axis] for axis in over)
+    less = node.kwargs.get("correction", argument(node, 2, "unbiased", True))
+    if not isinstance(less, (int, float)) or less >= count:
+        return None
+    kept = [1 if axis in over else extent for axis, extent in enumerate(dims)]
+    mean = call(node, "reshape", _averaged(node, source, over), -1, *kept[1:])
+    off = call(node, operator.add, source, call(node, operator.mul, mean, -1.0))
+    return off, tuple(over), count - less
 
 
 def _stacked_terms(node: fx.Node) -> Sequence[fx.Node] | None:
@@ -136,33 +176,6 @@ def _rolled(node: fx.Node) -> fx.Node | None:
     return x if isinstance(x, fx.Node) else None
 
 
-def _by_index(node: fx.Node) -> fx.Node | None:
-    """``einsum`` of two tensors that is a matrix product for each image (and head, and window).
-
-    One letter is summed over, one each is of one tensor alone, and the first of all is the batch.
-    """
-    given: list[Any] = list(node.args)
-    equation, *factors = given
-    if len(factors) == 1 and isinstance(factors[0], (tuple, list)):
-        factors = list(factors[0])
-    shapes = [noted_shape(factor) for factor in factors]
-    if not isinstance(equation, str) or len(factors) != 2 or None in shapes:
-        return None
-    inputs, _, result = equation.replace(" ", "").partition("->")
-    first, _, second = inputs.partition(",")
-    shared = [letter for letter in first if letter in second and letter in result]
-    summed = [letter for letter in first if letter in second and letter not in result]
-    left = [letter for letter in first if letter not in second]
-    right = [letter for letter in second if letter not in first]
-    letters = [*shared, *left, *right]
-    matrices = len(summed) == len(left) == len(right) == 1 and sorted(letters) == sorted(result)
-    if not matrices or "." in equation or not first[0] == second[0] == result[0] == shared[0]:
-        return None
-    a = permuted(node, factors[0], [first.index(letter) for letter in [*shared, *left, *summed]])
-    b = permuted(node, factors[1], [second.index(letter) for letter in [*shared, *summed, *right]])
-    return permuted(node, call(node, torch.matmul, a, b), [letters.index(one) for one in result])
-
-
 def _narrowed(node: fx.Node) -> fx.Node | None:
     """``narrow`` as the slice that it is."""
     x = argument(node, 0, "input", None)
@@ -192,12 +205,20 @@ def _joined(node: fx.Node) -> fx.Node | None:
 FUNCTIONS: Mapping[Callable[..., Any], Rewriter] = {
     torch.cat: _joined,
     torch.concat: _joined,
-    torch.einsum: _by_index,
     torch.mean: _mean,
     torch.narrow: _narrowed,
     torch.roll: _rolled,
     torch.stack: _stacked,
+    torch.std: _deviation,
     torch.sum: _sum,
+    torch.var: _variance,
 }
 
-METHODS: Mapping[str, Rewriter] = {"mean": _mean, "narrow": _narrowed, "roll": _rolled, "sum": _sum}
+METHODS: Mapping[str, Rewriter] = {
+    "mean": _mean,
+    "narrow": _narrowed,
+    "roll": _rolled,
+    "std": _deviation,
+    "sum": _sum,
+    "var": _variance,
+}

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from sqakd_deploy.tracing.calls import Rewriter, argument, call, module_of, permuted
-from sqakd_deploy.tracing.shapes import noted_shape, noted_type
+from sqakd_deploy.tracing.shapes import attribute, noted_shape, noted_type
 
 NEVER = -1e9
 """Added to a score, leaves nothing of its exponential; an infinity would make NaNs."""
@@ -99,8 +99,7 @@ def _filled(node: fx.Node) -> fx.Node | None:
 
 
 def _is_constant(value: Any) -> bool:
-    number = isinstance(value, (int, float))
-    return number or (isinstance(value, fx.Node) and value.op == "get_attr")
+    return isinstance(value, (int, float)) or _is_attribute(value)
 
 
 def _with_mask(node: fx.Node, x: Any, mask: Any, value: Any, *, kept: bool) -> fx.Node | None:
@@ -127,6 +126,29 @@ def _magnitude(node: fx.Node) -> fx.Node | None:
     return call(node, F.leaky_relu, node.args[0], -1.0) if real else None
 
 
+def _within(node: fx.Node) -> fx.Node | None:
+    """``clamp`` between numbers that the model holds as buffers; infinite ones bound nothing."""
+    bounds = [argument(node, at, name, None) for at, name in enumerate(("min", "max"), 1)]
+    owner = node.graph.owning_module
+    if owner is None or not any(isinstance(bound, fx.Node) for bound in bounds):
+        return None
+    found = [
+        attribute(owner, str(bound.target)) if _is_attribute(bound) else bound for bound in bounds
+    ]
+    if any(isinstance(bound, (fx.Node, nn.Parameter)) for bound in found):
+        return None
+    if any(isinstance(bound, Tensor) and bound.numel() != 1 for bound in found):
+        return None
+    low, high = (None if bound is None else float(bound) for bound in found)
+    low, high = None if low == -math.inf else low, None if high == math.inf else high
+    x: Any = node.args[0]
+    return x if low is high is None else call(node, torch.clamp, x, low, high)
+
+
+def _is_attribute(value: Any) -> bool:
+    return isinstance(value, fx.Node) and value.op == "get_attr"
+
+
 def _gated(node: fx.Node) -> fx.Node | None:
     """A gated linear unit: one half times the sigmoid of the other (Dauphin et al., 2017)."""
     axis = module_of(node).dim if node.op == "call_module" else argument(node, 1, "dim", -1)
@@ -147,6 +169,8 @@ FUNCTIONS: Mapping[Callable[..., Any], Rewriter] = {
     getattr: values_of_largest,
     torch.abs: _magnitude,
     torch.amax: _largest_along,
+    torch.clamp: _within,
+    torch.clip: _within,
     torch.masked_fill: _filled,
     torch.max: _larger,
     torch.maximum: _larger,
@@ -155,6 +179,8 @@ FUNCTIONS: Mapping[Callable[..., Any], Rewriter] = {
 METHODS: Mapping[str, Rewriter] = {
     "abs": _magnitude,
     "amax": _largest_along,
+    "clamp": _within,
+    "clip": _within,
     "masked_fill": _filled,
     "max": _larger,
     "maximum": _larger,

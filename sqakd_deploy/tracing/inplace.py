@@ -13,9 +13,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx
+from torch import Tensor, fx
+
+
+def set_item_(x: Tensor, index: Any, value: Any) -> Tensor:
+    """``x[index] = value``, and the tensor."""
+    x[index] = value
+    return x
+
+
+def with_item(x: Tensor, index: Any, value: Any) -> Tensor:
+    """A copy of the tensor, with that entry."""
+    return set_item_(x.clone(), index, value)
+
 
 _FUNCTIONS: Mapping[Any, Any] = {
+    set_item_: with_item,
     operator.iadd: operator.add,
     operator.imul: operator.mul,
     operator.isub: operator.sub,

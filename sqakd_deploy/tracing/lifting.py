@@ -115,7 +115,7 @@ def lift_layers(traced: fx.GraphModule) -> None:
         if module is None:
             continue
         function = getattr(node.target, "__name__", node.target)  # a method is its name
-        path = free_name(traced, f"{_owner(node)}{function}")
+        path = free_name(traced, f"{prefix_of(node)}{function}")
         traced.add_submodule(path, module.eval())
         with traced.graph.inserting_before(node):
             call = traced.graph.call_module(path, (source,))
@@ -128,7 +128,7 @@ def _is_attribute(value: object) -> bool:
     return isinstance(value, fx.Node) and value.op == "get_attr"
 
 
-def _owner(node: fx.Node) -> str:
+def prefix_of(node: fx.Node) -> str:
     """The path of the module whose code makes the call, with a dot behind it."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed(stack.values()), ("",))[0] if stack else ""

@@ -1,11 +1,10 @@
 """Operators that put entries elsewhere, written as slices, permutations and reshapes.
 
-Flips, sub-pixels, windows and circular padding: a runtime then moves codes.
+Flips, sub-pixels and circular padding: a runtime then moves codes.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,8 +13,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from sqakd_deploy.tracing.calls import Rewriter, argument, call, module_of, permuted
+from sqakd_deploy.tracing.filling import padded_with
 from sqakd_deploy.tracing.resizing import taken
-from sqakd_deploy.tracing.shapes import noted_shape
+from sqakd_deploy.tracing.shapes import is_size, noted_shape
 
 
 def _flipped(node: fx.Node) -> fx.Node | None:
@@ -47,6 +47,13 @@ def _padded_around(node: fx.Node) -> fx.Node | None:
         indices = [index % dims[axis] for index in range(-before, dims[axis] + after)]
         x = taken(node, x, axis, dims[axis], indices)
     return x if isinstance(x, fx.Node) else None
+
+
+def _padded(node: fx.Node) -> fx.Node | None:
+    """Circular padding, and that with a value other than zero."""
+    layer: Any = module_of(node) if node.op == "call_module" else None
+    value = argument(node, 3, "value", None) if layer is None else layer.value
+    return padded_with(node, value) if value else _padded_around(node)
 
 
 def _shuffled(node: fx.Node) -> fx.Node | None:
@@ -85,82 +92,38 @@ def _cut_and_moved(node: fx.Node, name: str, cut: _Cut) -> fx.Node | None:
     return call(node, "reshape", x, -1, *dims[1:])
 
 
-def _windows(node: fx.Node) -> fx.Node | None:
-    """``unfold`` of images: the entries of each window, one column a window."""
-    names = ("kernel_size", "dilation", "padding", "stride")
-    layer = module_of(node) if node.op == "call_module" else None
-    found = [
-        getattr(layer, name) if layer is not None else argument(node, at, name, usual)
-        for at, (name, usual) in enumerate(zip(names, (None, 1, 0, 1), strict=True), 1)
-    ]
+def _each_repeated(node: fx.Node) -> fx.Node | None:
+    """``repeat_interleave`` by one number; along the images, each has as many parts after it."""
     x: Any = node.args[0]
+    times, axis = argument(node, 1, "repeats", None), argument(node, 2, "dim", None)
     given, dims = noted_shape(x), noted_shape(node)
-    if given is None or dims is None or len(given) != 4:
+    numbers = type(times) is int or (isinstance(times, fx.Node) and is_size(times))
+    if given is None or dims is None or type(axis) is not int or not numbers:
         return None
-    kernel, dilation, padding, stride = (
-        one if isinstance(one, (tuple, list)) else (one, one) for one in found
-    )
-    if any(padding):
-        x = call(node, F.pad, x, (padding[1], padding[1], padding[0], padding[0]))
-    channels, height, width = given[1], given[2] + 2 * padding[0], given[3] + 2 * padding[1]
-    apart = tuple(kernel) == tuple(stride) and not height % kernel[0] and not width % kernel[1]
-    if apart and tuple(dilation) == (1, 1):
-        rows, columns = height // kernel[0], width // kernel[1]
-        x = call(node, "reshape", x, -1, channels, rows, kernel[0], columns, kernel[1])
-        return call(node, "reshape", permuted(node, x, (0, 1, 3, 5, 2, 4)), -1, *dims[1:])
-    rows, columns = (
-        (extent - dilation[axis] * (kernel[axis] - 1) - 1) // stride[axis] + 1
-        for axis, extent in enumerate((height, width))
-    )
-    parts = []
-    for top in range(0, kernel[0] * dilation[0], dilation[0]):
-        for left in range(0, kernel[1] * dilation[1], dilation[1]):
-            down = slice(top, top + (rows - 1) * stride[0] + 1, stride[0])
-            right = slice(left, left + (columns - 1) * stride[1] + 1, stride[1])
-            part = call(node, operator.getitem, x, (slice(None), slice(None), down, right))
-            parts.append(call(node, "reshape", part, -1, channels, 1, rows * columns))
-    return call(node, "reshape", call(node, torch.cat, parts, 2), -1, *dims[1:])
-
-
-def _windows_of_axis(node: fx.Node) -> fx.Node | None:
-    """``x.unfold(axis, size, step)``: an axis of windows, and one of their entries at the end."""
-    x: Any = node.args[0]
-    axis, size, step = (
-        argument(node, at, name, None) for at, name in enumerate(("dimension", "size", "step"), 1)
-    )
-    given, dims = noted_shape(x), noted_shape(node)
-    if given is None or dims is None or not all(type(one) is int for one in (axis, size, step)):
-        return None
-    axis %= len(given)
-    if axis == 0:
-        return None
-    count, before = dims[axis], (slice(None),) * axis
-    if size == step:
-        x = taken(node, x, axis, given[axis], range(count * size))
-        sizes = [*given[1:axis], count, size, *given[axis + 1 :]]
-        order = [at for at in range(len(dims)) if at != axis + 1]
-        return permuted(node, call(node, "reshape", x, -1, *sizes), [*order, axis + 1])
-    parts = []
-    for at in range(size):
-        part = slice(at, at + (count - 1) * step + 1, step)
-        part_of = call(node, operator.getitem, x, (*before, part))
-        parts.append(call(node, "reshape", part_of, -1, *dims[1:-1], 1))
-    return call(node, torch.cat, parts, len(dims) - 1)
+    axis %= len(dims)
+    count = dims[axis] // given[axis]
+    if axis or not count:
+        return taken(node, x, axis, given[axis], [at // count for at in range(dims[axis])])
+    x = taken(node, call(node, "reshape", x, -1, 1, *dims[1:]), 1, 1, [0] * count)
+    return call(node, "reshape", x, -1, *dims[1:])
 
 
 FUNCTIONS: Mapping[Callable[..., Any], Rewriter] = {
     torch.flip: _flipped,
+    torch.repeat_interleave: _each_repeated,
     F.channel_shuffle: _channels_shuffled,
-    F.pad: _padded_around,
+    F.pad: _padded,
     F.pixel_shuffle: _shuffled,
     F.pixel_unshuffle: _unshuffled,
-    F.unfold: _windows,
 }
-METHODS: Mapping[str, Rewriter] = {"flip": _flipped, "unfold": _windows_of_axis}
+METHODS: Mapping[str, Rewriter] = {
+    "flip": _flipped,
+    "repeat_interleave": _each_repeated,
+}
 MODULES: Mapping[type[nn.Module], Rewriter] = {
     nn.ChannelShuffle: _channels_shuffled,
     nn.CircularPad2d: _padded_around,
+    nn.ConstantPad2d: _padded,
     nn.PixelShuffle: _shuffled,
     nn.PixelUnshuffle: _unshuffled,
-    nn.Unfold: _windows,
 }

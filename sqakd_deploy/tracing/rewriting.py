@@ -6,7 +6,6 @@ for a quotient in student and file alike.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from sqakd_deploy.tracing import axes, choosing, moving, sequences
+from sqakd_deploy.tracing import (
+    axes,
+    choosing,
+    filling,
+    moving,
+    norms,
+    products,
+    sequences,
+    windows,
+)
 from sqakd_deploy.tracing.calls import Rewriter, argument, call, module_of, permuted
 from sqakd_deploy.tracing.resizing import resized, taken
 from sqakd_deploy.tracing.shapes import noted_shape, noted_type
@@ -89,6 +97,9 @@ def _taken(node: fx.Node) -> fx.Node | None:
     if dims is None or not isinstance(axis, int):
         return None
     axis %= len(dims)
+    behind = _permuted_before(source) if axis == 0 else None
+    source = source if behind is None else behind
+    dims = noted_shape(source) or dims
     order = _order(source, len(dims))
     if order is not None and order[0] != 0:
         source = source.args[0]
@@ -100,8 +111,22 @@ def _taken(node: fx.Node) -> fx.Node | None:
     index %= dims[axis]
     ranges = (*(slice(None),) * cut, slice(index, index + 1))
     piece = call(node, "squeeze", call(node, operator.getitem, source, ranges), cut)
-    order = [at - (at > cut) for at in order]
-    return permuted(node, piece, order)
+    piece = permuted(node, piece, [at - (at > cut) for at in order])
+    rest = (noted_shape(node) or ())[1:]
+    return piece if behind is None else call(node, "reshape", piece, -1, *rest)
+
+
+def _permuted_before(node: fx.Node) -> fx.Node | None:
+    """What was permuted, where the batch moved behind an axis that a reshape then left alone.
+
+    As in ``qkv.permute(2, 0, 3, 1, 4).reshape(3, n * heads, t, d).unbind(0)``.
+    """
+    source = node.args[0] if node.target in (torch.reshape, "reshape", "view") else None
+    given, dims = noted_shape(source), noted_shape(node)
+    if not isinstance(source, fx.Node) or given is None or dims is None or given[0] != dims[0]:
+        return None
+    order = _order(source, len(given))
+    return source if order is not None and order[0] != 0 else None
 
 
 def _with_new_axes(node: fx.Node, source: fx.Node, index: tuple[Any, ...]) -> fx.Node | None:
@@ -161,40 +186,6 @@ def _inverse_root(node: fx.Node) -> fx.Node:
     return call(node, torch.reciprocal, call(node, torch.sqrt, node.args[0]))
 
 
-def _group_norm(node: fx.Node) -> fx.Node | None:
-    names = ("input", "num_groups", "weight", "bias", "eps")
-    found = [argument(node, at, name, None) for at, name in enumerate(names)]
-    *known, epsilon = found
-    return _grouped(node, *known, epsilon=1e-5 if epsilon is None else epsilon)
-
-
-def _group_norm_layer(node: fx.Node) -> fx.Node | None:
-    layer: Any = module_of(node)
-    affine = [
-        None if value is None else node.graph.get_attr(f"{node.target}.{name}")
-        for name, value in (("weight", layer.weight), ("bias", layer.bias))
-    ]
-    return _grouped(node, node.args[0], layer.num_groups, *affine, epsilon=layer.eps)
-
-
-def _grouped(
-    node: fx.Node, source: Any, groups: int, weight: Any, bias: Any, *, epsilon: float
-) -> fx.Node | None:
-    """LayerNorm of each group of channels, then a factor and a term for each channel."""
-    dims = noted_shape(source)
-    if dims is None:
-        return None
-    channels, pixels = dims[1], math.prod(dims[2:])
-    width = channels // groups * pixels
-    x = call(node, "reshape", source, -1, groups, width)
-    x = call(node, F.layer_norm, x, (width,), None, None, epsilon)
-    x = call(node, "reshape", x, -1, channels, pixels)
-    for function, values in ((operator.mul, weight), (operator.add, bias)):
-        if values is not None:
-            x = call(node, function, x, call(node, "reshape", values, 1, channels, 1))
-    return call(node, "reshape", x, -1, *dims[1:])
-
-
 def _sum_of_product(node: fx.Node) -> fx.Node:
     term, first, second = node.args[0], *node.args[1:3]
     factors = call(node, operator.mul, first, second)
@@ -223,7 +214,7 @@ def _expanded(node: fx.Node) -> fx.Node | None:
 
 def _broadcasts(user: fx.Node, node: fx.Node, whole: tuple[int, ...] | None) -> bool:
     partners = [term for term in user.args if term is not node]
-    alike = len(partners) == 1 and noted_shape(partners[0]) == whole
+    alike = len(partners) == 1 and noted_shape(partners[0]) in (whole, noted_shape(user))
     return user.target in _ELEMENTWISE and not user.kwargs and alike
 
 
@@ -244,6 +235,14 @@ def _spread(node: fx.Node, source: fx.Node, whole: tuple[int, ...]) -> fx.Node |
     return source
 
 
+def _product(node: fx.Node) -> fx.Node | None:
+    return norms.over_root(node) or _sum(node)
+
+
+def _sum(node: fx.Node) -> fx.Node | None:
+    return _spread_for_constant(node) or _spread_for_each_other(node)
+
+
 def _spread_for_constant(node: fx.Node) -> fx.Node | None:
     """A product or sum with a constant that has more entries than the tensor."""
     whole = noted_shape(node)
@@ -257,6 +256,17 @@ def _spread_for_constant(node: fx.Node) -> fx.Node | None:
     spread = _spread(node, others[0], whole)
     target: Any = node.target
     return None if spread is None else call(node, target, spread, constants[0])
+
+
+def _spread_for_each_other(node: fx.Node) -> fx.Node | None:
+    """A product or sum of two tensors, each of size 1 along an axis where the other is not."""
+    whole, dims = noted_shape(node), [noted_shape(term) for term in node.args]
+    terms = [term for term in node.args if isinstance(term, fx.Node) and term.op != "get_attr"]
+    if whole is None or node.kwargs or len(terms) != 2 or None in dims or whole in dims:
+        return None
+    spread = _spread(node, terms[0], whole)
+    target: Any = node.target
+    return None if spread is None else call(node, target, spread, terms[1])
 
 
 def _opposite(node: fx.Node) -> fx.Node | None:
@@ -287,27 +297,31 @@ _FUNCTIONS: Mapping[Any, Rewriter] = {
     torch.pow: _power,
     torch.square: _power,
     torch.rsqrt: _inverse_root,
-    F.group_norm: _group_norm,
     torch.addcmul: _sum_of_product,
     F.interpolate: resized,
-    operator.mul: _spread_for_constant,
-    torch.mul: _spread_for_constant,
-    operator.add: _spread_for_constant,
-    torch.add: _spread_for_constant,
+    operator.mul: _product,
+    torch.mul: _product,
+    operator.add: _sum,
+    torch.add: _sum,
     torch.rsub: _opposite,
     **axes.FUNCTIONS,
     **choosing.FUNCTIONS,
+    **filling.FUNCTIONS,
     **moving.FUNCTIONS,
+    **norms.FUNCTIONS,
+    **products.FUNCTIONS,
     **sequences.FUNCTIONS,
+    **windows.FUNCTIONS,
 }
 _MODULES: Mapping[type[nn.Module], Rewriter] = {
-    nn.GroupNorm: _group_norm_layer,
     nn.Upsample: resized,
     nn.UpsamplingBilinear2d: resized,
     nn.UpsamplingNearest2d: resized,
     **choosing.MODULES,
     **moving.MODULES,
+    **norms.MODULES,
     **sequences.MODULES,
+    **windows.MODULES,
 }
 _METHODS: Mapping[str, Rewriter] = {
     "div": _quotient,
@@ -319,14 +333,16 @@ _METHODS: Mapping[str, Rewriter] = {
     "addcmul": _sum_of_product,
     "reshape_as": _reshape_as,
     "view_as": _reshape_as,
+    "float": _converted,
     "to": _converted,
     "type_as": _converted,
-    "add": _spread_for_constant,
-    "mul": _spread_for_constant,
+    "add": _sum,
+    "mul": _product,
     "expand": _expanded,
     "expand_as": _expanded,
     "repeat": _tiled,
     **axes.METHODS,
     **choosing.METHODS,
     **moving.METHODS,
+    **windows.METHODS,
 }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
@@ -41,6 +42,42 @@ def _pool_to_size(node: fx.Node) -> fx.Node | None:
     length = size[0] if isinstance(size, (tuple, list)) else size
     pool = F.adaptive_max_pool2d if maxima else F.adaptive_avg_pool2d
     return call(node, "reshape", call(node, pool, rows, (length, 1)), -1, *dims[1:])
+
+
+def _average_pool(node: fx.Node) -> fx.Node | None:
+    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+    kernel, stride, padding, *flags = _settings(node, names, (None, None, 0, False, True))
+    window = [_along_rows(kernel, 1), _along_rows(stride or kernel, 1), _along_rows(padding, 0)]
+    return _pooled(node, F.avg_pool2d, *window, *flags)
+
+
+def _max_pool(node: fx.Node) -> fx.Node | None:
+    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+    defaults = (None, None, 0, 1, False, False)
+    kernel, stride, padding, dilation, ceil_mode, indices = _settings(node, names, defaults)
+    window = [_along_rows(kernel, 1), _along_rows(stride or kernel, 1), _along_rows(padding, 0)]
+    pooled = (F.max_pool2d, *window, _along_rows(dilation, 1), ceil_mode)
+    return None if indices else _pooled(node, *pooled)
+
+
+def _settings(node: fx.Node, names: Sequence[str], defaults: Sequence[Any]) -> list[Any]:
+    """Of the layer, or of the call."""
+    layer = module_of(node) if node.op == "call_module" else None
+    return [
+        argument(node, at, name, default) if layer is None else getattr(layer, name)
+        for at, (name, default) in enumerate(zip(names, defaults, strict=True), 1)
+    ]
+
+
+def _along_rows(value: Any, across: int) -> tuple[Any, int]:
+    return (value[0] if isinstance(value, (tuple, list)) else value, across)
+
+
+def _pooled(node: fx.Node, pool: Callable[..., Any], *window: Any) -> fx.Node | None:
+    dims, rows = noted_shape(node), _as_rows(node)
+    if dims is None or rows is None:
+        return None
+    return call(node, "reshape", call(node, pool, rows, *window), -1, *dims[1:])
 
 
 def _as_rows(node: fx.Node) -> fx.Node | None:
@@ -85,10 +122,15 @@ def _norm_of_rows(layer: nn.BatchNorm1d) -> nn.BatchNorm2d:
 FUNCTIONS: Mapping[Callable[..., Any], Rewriter] = {
     F.adaptive_avg_pool1d: _pool_to_size,
     F.adaptive_max_pool1d: _pool_to_size,
+    F.avg_pool1d: _average_pool,
+    F.max_pool1d: _max_pool,
+    torch.max_pool1d: _max_pool,
 }
 MODULES: Mapping[type[nn.Module], Rewriter] = {
     nn.AdaptiveAvgPool1d: _pool_to_size,
     nn.AdaptiveMaxPool1d: _pool_to_size,
+    nn.AvgPool1d: _average_pool,
+    nn.MaxPool1d: _max_pool,
     nn.BatchNorm1d: _layer,
     nn.Conv1d: _layer,
 }

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sqakd_deploy.tracing.inplace import set_item_
 from sqakd_deploy.tracing.shapes import run
 
 # A prime that no image's or layer's size is a multiple of: an axis that is counts images.
@@ -32,7 +33,7 @@ _REPEATING = ("expand", "repeat")
 
 def _is_foreign(target: object) -> bool:
     """Whether it is a function written in Python, and not one of torch's."""
-    if not isinstance(target, FunctionType) or target.__name__ in _WHOLE:
+    if not isinstance(target, FunctionType) or target.__name__ in _WHOLE or target is set_item_:
         return False
     return target.__module__.partition(".")[0] not in ("torch", "math", "_operator")
 
@@ -212,6 +213,17 @@ class SizedTracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
+class _Device(fx.proxy.Attribute):
+    """A device of the graph whose type is known.
+
+    The device itself is not given: models keep by it what they computed, which here are proxies.
+    """
+
+    def __init__(self, root: fx.Proxy, kind: str) -> None:
+        super().__init__(root, "device")
+        self.type = kind
+
+
 class _SizedProxy(fx.Proxy):
     """A proxy that answers with numbers where they do not depend on the batch."""
 
@@ -243,6 +255,11 @@ class _SizedProxy(fx.Proxy):
         value = self.tracer.value(self.node)
         return self.__getattr__("dtype") if value is None else value.dtype
 
+    @property
+    def device(self) -> Any:
+        value = self.tracer.value(self.node)
+        return self.__getattr__("device") if value is None else _Device(self, value.device.type)
+
     def numel(self) -> Any:
         sizes = self.tracer.sizes(self.node)
         known = sizes is not None and None not in sizes
@@ -261,6 +278,9 @@ class _SizedProxy(fx.Proxy):
         if value is None or options or not all(type(extent) is int for extent in sizes):
             return self.tracer.create_proxy("call_method", method, (self, *size), options)
         return make(*sizes, dtype=value.dtype, device=value.device)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", set_item_, (self, index, value), {})
 
     def __len__(self) -> int:
         length = self.tracer.length(self.node)

@@ -159,7 +159,7 @@ def _broadcasts(user: fx.Node, node: fx.Node) -> bool:
     if user.target not in _BROADCASTING:
         return False
     partners = [noted_shape(other) for other in user.all_input_nodes if other is not node]
-    return noted_shape(node) in partners
+    return noted_shape(node) in partners or noted_shape(user) in partners
 
 
 def _expanded(traced: fx.GraphModule, node: fx.Node, read: fx.Node, rank: int) -> fx.Node:

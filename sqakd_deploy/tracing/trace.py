@@ -52,6 +52,7 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
     try:
         graph = tracer.trace(model)
     except Exception as error:  # whatever the model's own code raises under tracing
+        _answer(model, images)  # says so if it does not run at all
         raise ModelError(
             f"cannot trace {type(model).__name__}: {_first_line(error)} (at {_where(error)}). "
             "Branch on self.training or constants only, not on tensor values."
@@ -153,7 +154,7 @@ def _answer(model: nn.Module, images: Tensor) -> Tensor:
     except Exception as error:
         raise ModelError(
             f"the model does not run on images of shape {tuple(images.shape[1:])} (C, H, W): "
-            f"{_first_line(error)}"
+            f"{_first_line(error)} (at {_where(error)})"
         ) from error
     if not isinstance(logits, Tensor):
         raise ModelError(
