@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -182,7 +183,7 @@ class SizedTracer(fx.Tracer):
             if source not in self._values:
                 return
         if self._is_evaluated_norm(node):
-            self._values[node] = self._values[node.all_input_nodes[0]]
+            self._values[node] = self._values[node.args[0]]  # type: ignore[index]
             return
         self._computing = True
         try:
@@ -198,9 +199,12 @@ class SizedTracer(fx.Tracer):
     def _is_evaluated_norm(self, node: fx.Node) -> bool:
         """Whether it gives a tensor like the one it is given: torch takes ten times as long to tell
         that of a BatchNorm as of a convolution."""
-        if node.op != "call_module" or len(node.all_input_nodes) != 1:
+        if not (node.args and isinstance(node.args[0], fx.Node)):
             return False
-        module = self.root.get_submodule(str(node.target))
+        if node.target is F.batch_norm:
+            training = node.args[5] if len(node.args) > 5 else node.kwargs.get("training", False)
+            return training is False
+        module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
         return type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) and not module.training
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
