@@ -193,7 +193,7 @@ def bias_of(student: nn.Module, layer: str, norm: str | None) -> NDArray[np.floa
     return affine.shift + (0.0 if own is None else own * affine.factor)
 
 
-def once(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+def once(values: NDArray[Any], count: int) -> NDArray[Any]:
     """A transposed convolution has each channel's bias once for each place in a block."""
     return values.reshape(count, -1)[:, 0]
 

@@ -92,8 +92,8 @@ def lower_snapped(student: nn.Module) -> ir.IntegerGraph | None:
             present = bias_of(student, lowered.paths[node.name], lowered.norms.get(node.name))
             if present is None:
                 continue
-            away = present / once(node.bias.scale.astype(np.float64), len(present))
-            if np.abs(away - once(node.bias.codes, len(present))).max() > _SNAPPED:
+            codes, scale = (once(v, len(present)) for v in (node.bias.codes, node.bias.scale))
+            if np.abs(present / scale.astype(np.float64) - codes).max() > _SNAPPED:
                 return None
     return lowered.graph
 

@@ -204,7 +204,9 @@ class SizedTracer(fx.Tracer):
         if node.target is F.batch_norm:
             training = node.args[5] if len(node.args) > 5 else node.kwargs.get("training", False)
             return training is False
-        module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if node.op != "call_module":
+            return False
+        module = self.root.get_submodule(str(node.target))
         return type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) and not module.training
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
