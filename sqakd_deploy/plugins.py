@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -48,7 +48,7 @@ def get_exporter(name: str) -> Exporter:
         SpecError: if none is installed, listing those that are.
         UnavailableError: if it lacks a package, saying which.
     """
-    return _pick("target", name, *_load(EXPORTERS, Exporter, None))  # type: ignore[type-abstract]
+    return _pick("target", name, EXPORTERS, Exporter)  # type: ignore[type-abstract]
 
 
 def get_runtime(name: str) -> Runtime:
@@ -58,17 +58,21 @@ def get_runtime(name: str) -> Runtime:
         SpecError: if none is installed, listing those that are.
         UnavailableError: if it lacks a package, saying which.
     """
-    return _pick("runtime", name, *_load(RUNTIMES, Runtime, None))  # type: ignore[type-abstract]
+    return _pick("runtime", name, RUNTIMES, Runtime)  # type: ignore[type-abstract]
 
 
 Missing: TypeAlias = dict[str, UnavailableError]
 
 
-def _pick(kind: str, name: str, found: Mapping[str, Plugin], missing: Missing) -> Plugin:
+def _pick(kind: str, name: str, group: str, protocol: type[Plugin]) -> Plugin:
+    """One plugin; the others are loaded only to list them where there is none of the name."""
+    entries = [entry for entry in _installed(group) if entry.name == name]
+    found, missing = _load(group, protocol, entries)
     if name in missing:
         raise UnavailableError(f"{kind} {name!r}: {missing[name]}")
     if name not in found:
-        raise SpecError(unknown_name(kind, name, sorted(found)))
+        there, _ = _load(group, protocol, [e for e in _installed(group) if e.name != name])
+        raise SpecError(unknown_name(kind, name, sorted(there)))
     return found[name]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -66,7 +66,7 @@ def quantize(
     refuse_hooks(student)
     placement = place(student, spec, exporter.placement)
     check_answers(student)
-    with _device(student):  # quantizers are made where the model is
+    with _made_on(_device(student)):  # quantizers are made where the model is
         for path, bits in placement.layers.items():
             _replace_layer(student, path, spec, bits)
         for placed in placement.activations:
@@ -95,6 +95,12 @@ def _image_shape(example: Tensor | tuple[int, ...]) -> tuple[int, ...]:
 def _device(model: nn.Module) -> torch.device:
     weight = next(model.parameters(), None)
     return torch.device("cpu") if weight is None else weight.device
+
+
+def _made_on(device: torch.device) -> AbstractContextManager[object]:
+    """New tensors lie on a device. Where they do so anyhow nothing is entered: a device's context
+    costs every operator under it more than a small one takes."""
+    return nullcontext() if torch.get_default_device() == device else device
 
 
 def spec_of(student: nn.Module) -> QuantSpec:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -8,6 +9,8 @@ from networks import SHAPE, images, network
 from torch import nn
 
 from sqakd_deploy.models import MODELS, build_model
+from sqakd_deploy.models.resnet import CifarResNet
+from sqakd_deploy.models.vgg import vgg8
 from sqakd_deploy.quantization import calibrate, quantize
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
@@ -68,16 +71,8 @@ def test_small_networks_train_on_one_thread() -> None:
     assert torch.get_num_threads() == before
 
 
-SMALLEST = {"resnet20", "vgg8"}  # of each kind; the others are more of the same layers
-
-
-@pytest.mark.parametrize(
-    "name",
-    [n if n in SMALLEST else pytest.param(n, marks=pytest.mark.slow) for n in MODELS],
-)
-def test_every_built_in_student_is_one_graph(name: str) -> None:
+def one_graph(model: nn.Module) -> None:
     """``fullgraph=True`` makes any graph break an error; the backend does not matter for that."""
-    model = build_model(name, num_classes=10, in_channels=3)
     student = quantize(model, spec("ewgs"), example=(3, 16, 16))
     batch = torch.randn(4, 3, 16, 16)
     calibrate(student, batch)
@@ -85,6 +80,18 @@ def test_every_built_in_student_is_one_graph(name: str) -> None:
     compiled = torch.compile(student.train(), fullgraph=True, backend="eager")
     compiled(batch).sum().backward()
     assert all(p.grad is not None for p in student.parameters())
+
+
+@pytest.mark.parametrize("make", [lambda: CifarResNet(blocks=1), vgg8], ids=["resnet", "vgg"])
+def test_students_of_each_kind_are_one_graph(make: Callable[[], nn.Module]) -> None:
+    """The other built-in networks are more of the same layers."""
+    one_graph(make())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_every_built_in_student_is_one_graph(name: str) -> None:
+    one_graph(build_model(name, num_classes=10, in_channels=3))
 
 
 @pytest.mark.parametrize("features", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import onnx
@@ -37,6 +38,14 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(main, list(arguments))
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete run, of which tests take a copy."""
+    folder = tmp_path_factory.mktemp("runs") / "r"
+    assert run("train", *UNTRAINED, "--output", str(folder)).exit_code == 0
+    return folder
 
 
 def photos(folder: Path, count: int = 24, *, classes: tuple[str, ...] = ()) -> Path:
@@ -315,8 +324,10 @@ def test_a_reader_that_has_left_is_no_traceback(monkeypatch: pytest.MonkeyPatch)
     assert ended.value.code == 1
 
 
-def test_a_reference_is_there_before_anything_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run("train", *UNTRAINED, "--output", "r").exit_code == 0
+def test_a_reference_is_there_before_anything_is_printed(
+    untrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copytree(untrained, "r")
 
     def left(report: object) -> None:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
@@ -397,8 +408,8 @@ def test_nothing_to_export(tmp_path: Path) -> None:
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_a_damaged_run_is_refused(tmp_path: Path) -> None:
-    assert run("train", *UNTRAINED, "--output", "r").exit_code == 0
+def test_a_damaged_run_is_refused(untrained: Path, tmp_path: Path) -> None:
+    copytree(untrained, "r")
     student = tmp_path / "r" / "student.safetensors"
     whole = student.read_bytes()
     student.write_bytes(whole[: len(whole) // 2])
@@ -436,8 +447,10 @@ def test_a_student_placed_by_other_rules_is_refused(resumed: bool, tmp_path: Pat
     assert not Path("m.onnx").exists()
 
 
-def test_a_failed_proof_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run("train", *UNTRAINED, "--output", "r").exit_code == 0
+def test_a_failed_proof_leaves_no_file(
+    untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copytree(untrained, "r")
     monkeypatch.setattr("sqakd_deploy.commands.Tolerance", lambda *asked: Tolerance(100.5))
     result = run("export", "model.onnx", "--run", "r")
     assert result.exit_code == 3
@@ -446,8 +459,8 @@ def test_a_failed_proof_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monke
     assert not [path for path in tmp_path.iterdir() if path.name != "r"]
 
 
-def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
-    assert run("train", *UNTRAINED, "--output", "r").exit_code == 0
+def test_a_run_is_never_overwritten(untrained: Path) -> None:
+    copytree(untrained, "r")
     again = run("train", *UNTRAINED, "--output", "r")
     assert again.exit_code == 5
     assert "r already holds a run" in again.stderr
@@ -550,10 +563,11 @@ def test_bad_export_options_are_usage_errors(options: tuple[str, ...], text: str
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
+    """In another process, and on another number of threads."""
+    options = ("train", *ANY, *QUICK, "--output")
+    assert run(*options, "a").exit_code == 0
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-    for name in ("a", "b"):
-        arguments = command("train", "--output", name, *ANY, *QUICK)
-        subprocess.run(arguments, env=environment, check=True, capture_output=True)
+    subprocess.run(command(*options, "b"), env=environment, check=True, capture_output=True)
     for file in ("teacher.safetensors", "student.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
@@ -575,8 +589,10 @@ def test_tolerances_are_checked_at_once(option: str, value: str, said: str) -> N
         assert (result.exit_code, said in result.stderr) == (2, True), result.output
 
 
-def test_what_no_file_of_the_target_has_is_refused_before_the_student_is_read() -> None:
-    assert run("train", *QUICK, "--epochs", "0", "--output", "r").exit_code == 0
+def test_what_no_file_of_the_target_has_is_refused_before_the_student_is_read(
+    untrained: Path,
+) -> None:
+    copytree(untrained, "r")
     Path("r", "student.safetensors").write_bytes(b"damaged")
     for arguments, said in (
         (("m5",), "m5: wanted a name that ends in .onnx, by which other commands know the file; "

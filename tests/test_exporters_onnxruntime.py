@@ -16,6 +16,7 @@ import pytest
 from integer_graphs import CASES, UINT8, Builder, Case, images, vector
 from onnx import TensorProto, helper
 from reference_executor import logits
+from sqakd_exporters import onnxruntime
 from sqakd_exporters.floats import FLOAT_EMITTERS
 from sqakd_exporters.onnxruntime import OnnxRuntime, OnnxRuntimeExporter
 from sqakd_exporters.pooling import with_padding_apart
@@ -408,3 +409,8 @@ def test_two_writes_are_the_same_bytes(tmp_path: Path) -> None:
         written.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert len(written[0]) == len(CASES)
     assert written[0] == written[1]
+
+
+def test_threads_of_a_proof_do_not_spin() -> None:
+    options = onnxruntime._options(True, threads=None)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"

@@ -125,6 +125,13 @@ def test_one_that_lacks_a_package_is_left_out_without_a_word(
         get_exporter("absent")
 
 
+def test_only_the_one_that_is_asked_for_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another may import for seconds, or be broken, of which a warning would be an error here."""
+    both = [entry("fails", "bad"), entry("Toy")]
+    monkeypatch.setattr(plugins, "_installed", lambda group: both)
+    assert isinstance(get_exporter("toy"), Toy)
+
+
 def test_a_broken_twin_does_not_count() -> None:
     with pytest.warns(UserWarning, match="no licence found"):
         assert list(exporters([entry("fails"), entry("Toy")])) == ["toy"]

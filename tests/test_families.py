@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +186,12 @@ def student_of(model: nn.Module, spec: QuantSpec | None = None) -> torch.fx.Grap
     return student
 
 
+@cache
+def unit(name: str) -> torch.fx.GraphModule:
+    """The student of a unit by the default spec, made once: tests only read it."""
+    return student_of(made(name))
+
+
 def proven(student: torch.fx.GraphModule, path: Path) -> tuple[ParityReport, Coverage]:
     """The report on a student's file, whose logits differ enough between images to prove it."""
     artifact = export(student, path / "model.onnx")
@@ -224,7 +230,7 @@ FLOATS: dict[str, dict[str, int]] = {
 
 @pytest.mark.parametrize("name", UNITS)
 def test_units_are_the_student_and_list_what_stays_in_float(name: str, tmp_path: Path) -> None:
-    student = student_of(made(name))
+    student = unit(name)
     _, coverage = proven(student, tmp_path)
     left = {kind: n - coverage.integer.get(kind, 0) for kind, n in coverage.total.items()}
     assert {kind: n for kind, n in left.items() if n} == FLOATS.get(name, {})
@@ -234,7 +240,7 @@ def test_units_are_the_student_and_list_what_stays_in_float(name: str, tmp_path:
 
 
 def test_the_units_use_every_float_node() -> None:
-    graphs = [lower(student_of(made(name))) for name in UNITS]
+    graphs = [lower(unit(name)) for name in UNITS]
     kinds = {type(node) for graph in graphs for node in graph.nodes}
     assert kinds >= {*FLOAT_EMITTERS, ir.Mul}
 
@@ -295,7 +301,7 @@ def test_other_targets_list_what_stays_in_float(target: str, name: str, tmp_path
 
 
 def test_parts_of_a_gate_are_named_by_the_whole(tmp_path: Path) -> None:
-    _, coverage = proven(student_of(made("silu")), tmp_path)
+    _, coverage = proven(unit("silu"), tmp_path)
     assert {fallback.reason for fallback in coverage.fallbacks} == {
         "it is part of a SiLU, for which the runtime has no integer kernel (rule 10)"
     }
@@ -330,14 +336,14 @@ def plant_in_float(student: torch.fx.GraphModule, folder: Path, kind: str, place
 def test_a_wrong_constant_of_a_float_operator_is_found(
     name: str, kind: str, place: int, constant: str, tmp_path: Path
 ) -> None:
-    student = student_of(made(name))
+    student = unit(name)
     path = plant_in_float(student, tmp_path, kind, place)
     (difference,) = verify(path, student, images(8)).constants or ()
     assert (difference.constant, difference.count) == (constant, 1)
 
 
 def test_a_wrong_gain_that_no_constant_tells_of_fails(tmp_path: Path) -> None:
-    student = student_of(made("channel_last"))
+    student = unit("channel_last")
     path = plant_in_float(student, tmp_path, "LayerNormalization", 1)
     options = {"layer_samples": 8, "recorder": lambda i: record(student, i), "others": {}}
     reference = replace(reference_of(student, [images(16)]), constants=None)
@@ -347,7 +353,7 @@ def test_a_wrong_gain_that_no_constant_tells_of_fails(tmp_path: Path) -> None:
 
 
 def test_many_alike_share_a_line(tmp_path: Path) -> None:
-    report, coverage = proven(student_of(made("silu")), tmp_path)
+    report, coverage = proven(unit("silu"), tmp_path)
     gate, product = (f"in float: {f.node} ({f.op_type}): {f.reason}" for f in coverage.fallbacks)
     assert coverage_lines(report)[1:3] == [gate, product]
     (reason,) = {f.reason for f in coverage.fallbacks}
@@ -357,7 +363,7 @@ def test_many_alike_share_a_line(tmp_path: Path) -> None:
 
 
 def test_a_constant_operand_is_named_as_one(tmp_path: Path) -> None:
-    _, coverage = proven(student_of(made("transformer")), tmp_path)
+    _, coverage = proven(unit("transformer"), tmp_path)
     reasons = {f.op_type: f.reason for f in coverage.fallbacks}
     assert reasons["Add"] == "it reads a float constant (rule 8)"
     assert reasons["Mul"] == "it multiplies by a float constant (rule 8)"
@@ -582,7 +588,7 @@ def test_an_opset_that_lacks_the_operator_is_refused(tmp_path: Path) -> None:
     options = ExportOptions(opset=17)
     message = "node 'middle': Activation needs opset 20, got 17; leave the opset out"
     with pytest.raises(ExportError, match=message):
-        export(student_of(made("gelu")), tmp_path / "m.onnx", options=options)
+        export(unit("gelu"), tmp_path / "m.onnx", options=options)
 
 
 # -- families of torchvision ------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import nn
 from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import ExportError, ModelError
 from sqakd_deploy.lowering.folding import bounds_needed, fold, with_bias
-from sqakd_deploy.lowering.integer import lower, snap_biases
+from sqakd_deploy.lowering.integer import lower, lower_snapped, snap_biases
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import QuantSpec, TensorSpec
 
@@ -163,6 +163,16 @@ def test_paper_placement_leaves_residuals_in_float() -> None:
 def test_what_is_no_student_is_refused() -> None:
     with pytest.raises(ModelError, match=r"wanted a student made by quantize\(\), got a Residual"):
         lower(Residual())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_student_has_its_integers_biases_once_they_are_snapped(name: str) -> None:
+    student = calibrated(name)
+    assert lower_snapped(student) is None
+    snap_biases(student)
+    graph = lower_snapped(student)
+    assert graph is not None
+    assert [type(node) for node in graph.nodes] == [type(node) for node in lower(student).nodes]
 
 
 def test_an_uncalibrated_student_is_refused() -> None:

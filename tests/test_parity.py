@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from networks import SHAPE, images, network
 from onnx import numpy_helper
+from sqakd_exporters.onnxruntime import OnnxRuntime
 from torch import nn
 
 from sqakd_deploy.api import export, export_proven
@@ -35,6 +36,7 @@ from sqakd_deploy.quantization import (
     weight_quantizers,
 )
 from sqakd_deploy.spec import QuantSpec
+from sqakd_deploy.verification import isolating
 from sqakd_deploy.verification.measures import answers
 from sqakd_deploy.verification.sizes import sizes_of
 from sqakd_deploy.verification.stages import Expected, Runs, report_of
@@ -42,7 +44,7 @@ from sqakd_deploy.verification.student import reference_of
 from sqakd_deploy.verification.tables import parity_table
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def student() -> torch.fx.GraphModule:
     teacher = network("residual")
     reestimate_batch_norm(teacher, images(128))
@@ -102,6 +104,29 @@ def test_a_true_export_passes(student: torch.fx.GraphModule, model: Path) -> Non
     assert report.samples == 256
     assert report.size == model.stat().st_size
     assert all(stage.top1 is None for stage in report.stages)
+
+
+def test_a_stage_opens_the_file_once(
+    student: torch.fx.GraphModule, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a copy that answers its codes, too; what is the student's own is found once for both."""
+    opened, run = [], []
+    plain, init = OnnxRuntime.open, isolating._Isolator.__init__
+
+    def counting(self: OnnxRuntime, path: Path, **options: Any) -> Any:
+        opened.append((path == model, options["optimize"]))
+        return plain(self, path, **options)
+
+    def made(self: object, student: nn.Module, graph: object) -> None:
+        run.append(student)
+        init(self, student, graph)
+
+    monkeypatch.setattr(OnnxRuntime, "open", counting)
+    monkeypatch.setattr(isolating._Isolator, "__init__", made)
+    assert not verify(model, student, images(8)).failures
+    assert opened == [(True, False), (True, True), (False, False), (False, True)]
+    assert len(run) == 1
+    assert run[0] is student  # its biases are snapped: it needs no copy
 
 
 def flip(codes: np.ndarray) -> np.ndarray:

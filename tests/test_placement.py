@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from networks import SHAPE, Mixed, PreActivation, Residual, images
@@ -9,7 +11,7 @@ from sqakd_deploy.errors import ModelError, SpecError
 from sqakd_deploy.exporting import PlacementRules
 from sqakd_deploy.lowering.integer import lower
 from sqakd_deploy.placement import Placement, place
-from sqakd_deploy.quantization import calibrate, quantize
+from sqakd_deploy.quantization import _made_on, calibrate, quantize
 from sqakd_deploy.retargeting import changes
 from sqakd_deploy.spec import QuantSpec, TensorSpec
 from sqakd_deploy.tracing.trace import trace
@@ -290,3 +292,11 @@ def test_another_target_may_take_narrower_ends(settings: dict[str, object], said
     found = changes(lower(student), PlacementRules(), FOR_OPENVINO)
     assert found == ["the first and last layers' weights would have 7 bits at most"] * said
     assert changes(lower(student), FOR_OPENVINO, FOR_OPENVINO) == []
+
+
+def test_quantizers_are_made_where_the_model_is() -> None:
+    """Whatever device a script made the default; and under no context where it is the same one."""
+    here, elsewhere = torch.device("cpu"), torch.device("meta")
+    assert isinstance(_made_on(here), nullcontext)
+    with elsewhere, _made_on(here):
+        assert torch.zeros(1).device == here

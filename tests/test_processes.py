@@ -14,12 +14,14 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
+from click.testing import CliRunner
 from networks import images
 from safetensors.torch import load_file
 from small_network import SMALL
 from torch import Tensor, nn
 
 from sqakd_deploy import teach
+from sqakd_deploy.cli import main
 from sqakd_deploy.config import RunConfig
 from sqakd_deploy.data import Preprocessing
 from sqakd_deploy.data.batches import Batches
@@ -40,27 +42,27 @@ FROZEN_TOLERANCE = 1e-3  # seen: 3e-6; 0.16 if each process's copy of an image c
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
 
 
-def command(processes: int, *arguments: str) -> list[str]:
-    launcher = [sys.executable, "-m"]
-    if processes > 1:
-        launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    return [*launcher, "sqakd_deploy", "train", *arguments, "--json"]
+def command(*arguments: str) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return [*launcher, "-m", "sqakd_deploy", "train", *arguments, "--json"]
 
 
-def finished(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+def finished(*arguments: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        command(processes, *arguments),
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        check=False,
+        command(*arguments), capture_output=True, text=True, env=ENVIRONMENT, check=False
     )
     assert done.returncode == 0, done.stderr
     return done
 
 
-def train(output: Path, processes: int, *settings: str) -> subprocess.CompletedProcess[str]:
-    return finished(processes, "--seed", "3", *settings, "--output", str(output))
+def by_two(output: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+    return finished("--seed", "3", *settings, "--output", str(output))
+
+
+def alone(output: Path, *settings: str) -> None:
+    """By one process, which is this one."""
+    done = CliRunner().invoke(main, ["train", "--seed", "3", *settings, "--output", str(output)])
+    assert done.exit_code == 0, done.output
 
 
 def movement(start: dict[str, Tensor], one: Path, two: Path) -> float:
@@ -77,8 +79,8 @@ def movement(start: dict[str, Tensor], one: Path, two: Path) -> float:
 @pytest.mark.slow
 def test_two_processes_train_the_same_teacher(tmp_path: Path) -> None:
     settings = ("--epochs", "0", "--teacher-epochs", "1", "--teacher-lr", "1e-4")
-    for count, name in ((1, "one"), (2, "two")):
-        train(tmp_path / name, count, *settings)
+    alone(tmp_path / "one", *settings)
+    by_two(tmp_path / "two", *settings)
     torch.manual_seed(3)
     start = build_model("resnet20", num_classes=10, in_channels=1).state_dict()
     files = [tmp_path / name / "teacher.safetensors" for name in ("one", "two")]
@@ -101,8 +103,8 @@ def test_two_processes_train_the_same_student(
 ) -> None:
     rates = ("--lr", "1e-5", "--quantizer-lr", "1e-6")
     settings = ("--weights", str(teacher), "--epochs", "1", "--freeze-bn-after", after, *rates)
-    train(tmp_path / "one", 1, *settings)
-    two = train(tmp_path / "two", 2, *settings)
+    alone(tmp_path / "one", *settings)
+    two = by_two(tmp_path / "two", *settings)
     files = [tmp_path / name / "student.safetensors" for name in ("one", "two")]
     assert movement(load_file(teacher), *files) < tolerance
     assert json.loads(two.stdout)["images"] == 1437  # printed once, or it would be no json
@@ -120,10 +122,10 @@ def test_two_processes_that_were_killed_go_on_to_the_same_bits(
     config.write_text(f"distillation: {optimizer}\n")
     settings = ("--weights", str(teacher), "--bits", "2", "--method", "dorefa")
     settings += ("--config", str(config), "--seed", "3")
-    finished(2, *settings, "--output", str(tmp_path / "whole"))
+    finished(*settings, "--output", str(tmp_path / "whole"))
     killed = tmp_path / "killed"
     with subprocess.Popen(
-        command(2, *settings, "--output", str(killed)),
+        command(*settings, "--output", str(killed)),
         env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -135,7 +137,7 @@ def test_two_processes_that_were_killed_go_on_to_the_same_bits(
         for one in [*psutil.Process(process.pid).children(recursive=True), process]:
             one.kill()
     assert not (killed / "student.safetensors").exists()
-    resumed = finished(2, "--resume", str(killed))
+    resumed = finished("--resume", str(killed))
     assert "resuming from" in resumed.stderr
     ours, theirs = (load_file(r / "student.safetensors") for r in (killed, tmp_path / "whole"))
     assert ours.keys() == theirs.keys()

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from networks import SHAPE, images, network
 from small_network import SMALL
 from torch import nn
 
 from sqakd_deploy.checkpoint import open_run
+from sqakd_deploy.cli import main
 from sqakd_deploy.config import RunConfig
 from sqakd_deploy.quantization import quantize
 from sqakd_deploy.spec import DistillConfig
@@ -32,11 +36,10 @@ SETTINGS += ["--save-every", "0", "--compile", "off", "--delta", "hessian"]
 STEPS = (4 + 3) * 11  # of both trainings
 
 
-def finish(folder: Path) -> None:
-    done = subprocess.run(
-        [*COMMAND, "--resume", str(folder)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def finish(*arguments: str) -> None:
+    """Train in this process, which takes no seconds to start."""
+    done = CliRunner().invoke(main, ["train", *arguments])
+    assert done.exit_code == 0, done.output
 
 
 def saves_of(folder: Path) -> set[Path]:
@@ -46,7 +49,8 @@ def saves_of(folder: Path) -> set[Path]:
 def kill_after_some_saves(folder: Path, saves: int, arguments: list[str]) -> None:
     """SIGKILL once so many new training states were seen: it hits training, at no chosen step."""
     known, seen = saves_of(folder), set[Path]()
-    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.DEVNULL)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: tests/conftest.py
+    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.DEVNULL, env=environment)
     deadline = time.monotonic() + 300
     try:
         while len(seen) < saves and process.poll() is None and time.monotonic() < deadline:
@@ -62,7 +66,7 @@ def check_kills(tmp_path: Path, kills: int, seed: int, model: str = "resnet20") 
     often.write_text("distillation: {delta_every: 1}\n")
     settings = [*SETTINGS, "--config", str(often), "--model", model]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run([*COMMAND, *settings, "--output", str(whole)], check=True, capture_output=True)
+    finish(*settings, "--output", str(whole))
     chance = random.Random(seed)
     arguments = [*settings, "--output", str(broken)]
     for _ in range(kills):
@@ -70,7 +74,7 @@ def check_kills(tmp_path: Path, kills: int, seed: int, model: str = "resnet20") 
         assert open_run(broken).status == "running"
         assert saves_of(broken)
         arguments = ["--resume", str(broken)]
-    finish(broken)
+    finish("--resume", str(broken))
     for file in ("teacher.safetensors", "student.safetensors"):
         assert (whole / file).read_bytes() == (broken / file).read_bytes()
     epochs = [json.loads(line) for line in (broken / "metrics.jsonl").read_text().splitlines()]
@@ -146,6 +150,13 @@ class Epochs:
         return iter(images(64)[order].split(16))
 
 
+@cache
+def whole(config: DistillConfig = CONFIG) -> tuple[nn.Module, list[Epoch]]:
+    """What a run that nobody killed gives; made once."""
+    epochs: list[Epoch] = []
+    return run(None, config=config, epochs=epochs), epochs
+
+
 def same(first: nn.Module, second: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(values(first), values(second), strict=True))
 
@@ -157,20 +168,19 @@ def values(model: nn.Module) -> list[torch.Tensor]:
 @pytest.mark.parametrize("stop_at", [1, 3, 4, 7, 11])
 def test_resumed_at_any_step_the_result_is_the_same(stop_at: int, tmp_path: Path) -> None:
     resumed: list[Epoch] = []
-    whole: list[Epoch] = []
     with pytest.raises(Killed):
         run(tmp_path, stop_at)
-    assert same(run(tmp_path, epochs=resumed), run(None, epochs=whole))
-    assert resumed == whole[-len(resumed) :]
+    student, epochs = whole()
+    assert same(run(tmp_path, epochs=resumed), student)
+    assert resumed == epochs[-len(resumed) :]
 
 
 @pytest.mark.parametrize("stop_at", [0, 3, 6])
 def test_sgd_with_a_warm_up_resumes_as_exactly(stop_at: int, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         run(tmp_path, stop_at, config=SGD)
-    whole = run(None, config=SGD)
-    assert same(run(tmp_path, config=SGD), whole)
-    assert not same(whole, run(None))
+    assert same(run(tmp_path, config=SGD), whole(SGD)[0])
+    assert not same(whole(SGD)[0], whole()[0])
 
 
 @pytest.mark.parametrize("stop_at", [1, 6])
@@ -180,7 +190,7 @@ def test_channels_last_weights_resume_as_exactly(stop_at: int, tmp_path: Path) -
     resumed = run(tmp_path, config=BF16)
     weights = [value for value in values(resumed) if value.ndim == 4 and value.shape[2] > 1]
     assert not all(weight.is_contiguous() for weight in weights)
-    assert same(resumed, run(None, config=BF16))
+    assert same(resumed, whole(BF16)[0])
 
 
 @pytest.mark.parametrize("stop_at", [2, 5])
@@ -200,7 +210,7 @@ def test_a_run_killed_between_teacher_and_student_ends_the_same(
         "distillation": {"epochs": 0, "precision": "bf16"},  # which lays out channels last
     }
     config = RunConfig.parse(settings)
-    whole = train(config, output=tmp_path / "whole").run
+    unbroken = train(config, output=tmp_path / "whole").run
 
     def kill(*arguments: object, **others: object) -> None:
         raise Killed
@@ -211,7 +221,7 @@ def test_a_run_killed_between_teacher_and_student_ends_the_same(
             train(config, output=tmp_path / "broken")
     broken = train(resume=tmp_path / "broken").run
     for file in ("teacher.safetensors", "student.safetensors"):
-        assert (whole / file).read_bytes() == (broken / file).read_bytes()
+        assert (unbroken / file).read_bytes() == (broken / file).read_bytes()
 
 
 def newest(folder: Path) -> Path:
@@ -234,7 +244,7 @@ def test_a_damaged_save_falls_back_to_the_one_before(file: str, tmp_path: Path) 
     saves = Saves(tmp_path, 0.0, said.append)
     distill(student, Epochs(), teacher=teacher, config=CONFIG, saves=saves)
     assert any("is damaged" in text and "going back to the one before" in text for text in said)
-    assert same(student, run(None))
+    assert same(student, whole()[0])
 
 
 def test_a_save_cut_short_is_never_seen(tmp_path: Path) -> None:
@@ -243,7 +253,7 @@ def test_a_save_cut_short_is_never_seen(tmp_path: Path) -> None:
     partial = tmp_path / ".save-000000999.partial"
     partial.mkdir()
     (partial / "model.safetensors").write_bytes(b"half")
-    assert same(run(tmp_path), run(None))
+    assert same(run(tmp_path), whole()[0])
 
 
 def test_a_full_disk_costs_one_save_and_is_said(

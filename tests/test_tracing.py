@@ -145,6 +145,24 @@ def test_sizes_are_known_and_the_batch_stays_open() -> None:
     assert not is_size(named["view"])
 
 
+class Normed(nn.Module):
+    """By a layer, and by its function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        x = F.batch_norm(x, self.norm.running_mean, self.norm.running_var, training=self.training)
+        return F.avg_pool2d(x, x.size()[2:]).flatten(1)
+
+
+def test_sizes_are_known_behind_a_norm() -> None:
+    (pool,) = trace(Normed(), SHAPE).graph.find_nodes(op="call_function", target=F.avg_pool2d)
+    assert pool.args[1] == (6, 6)
+
+
 def test_a_model_of_spoilt_weights_is_refused() -> None:
     model = Through(torch.relu)
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -625,10 +626,11 @@ def test_layers_are_run_on_the_cpu(
 ) -> None:
     """Wherever the student is: elsewhere sums may be TF32's, and float64 may be missing."""
     moved: list[nn.Module] = []
-    monkeypatch.setattr(torch.fx.GraphModule, "cpu", lambda self: moved.append(self) or self)
-    isolator = isolator_of(student)
+    here, elsewhere = copy.deepcopy(student), copy.deepcopy(student).to("meta")
+    monkeypatch.setattr(torch.fx.GraphModule, "cpu", lambda self: moved.append(self) or here)
+    isolator = isolator_of(elsewhere)
     assert len(moved) == 1
-    assert moved[0] is not student
+    assert moved[0] is not elsewhere
     assert isolator(QdqFile(model), OnnxRuntime(), images(4).numpy(), True).faults("here") == []
 
 

@@ -166,24 +166,34 @@ def set_bias(student: nn.Module, layer: str, norm: str | None, wanted: NDArray[n
             none).
         wanted: the bias ``(O,)``, or each channel's once for every place in a block.
     """
-    module: Any = student.get_submodule(layer)
+    present = bias_of(student, layer, norm)
+    if present is None:
+        return
+    wanted = once(wanted, len(present))
     if norm is None:
-        if module.bias is not None:
-            module.bias.copy_(torch.from_numpy(_once(wanted, len(module.bias))))
+        module: Any = student.get_submodule(layer)
+        module.bias.copy_(torch.from_numpy(wanted))
         return
     batch_norm: Any = student.get_submodule(norm)
-    affine = affine_of(batch_norm)
-    own = to_numpy(module.bias) if norm != layer and module.bias is not None else 0.0
-    present = own * affine.factor + affine.shift
-    wanted = _once(wanted, len(present))
     if batch_norm.bias is not None:
         batch_norm.bias.add_(torch.from_numpy(wanted - present).to(batch_norm.bias.device))
     else:  # without an affine part the mean is all that can take it up; the factor is 1/σ > 0
-        moved = torch.from_numpy((wanted - present) / affine.factor)
+        moved = torch.from_numpy((wanted - present) / affine_of(batch_norm).factor)
         batch_norm.running_mean.sub_(moved.to(batch_norm.running_mean.device))
 
 
-def _once(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+def bias_of(student: nn.Module, layer: str, norm: str | None) -> NDArray[np.float64] | None:
+    """What a student's layer adds to each channel ``(O,)``, the BatchNorm folded into it included;
+    None if it has no bias. Arguments are as for :func:`set_bias`."""
+    module: Any = student.get_submodule(layer)
+    own = to_numpy(module.bias) if norm != layer and module.bias is not None else None
+    if norm is None:
+        return own
+    affine = affine_of(student.get_submodule(norm))
+    return affine.shift + (0.0 if own is None else own * affine.factor)
+
+
+def once(values: NDArray[Any], count: int) -> NDArray[Any]:
     """A transposed convolution has each channel's bias once for each place in a block."""
     return values.reshape(count, -1)[:, 0]
 

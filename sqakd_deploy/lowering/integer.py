@@ -22,8 +22,10 @@ from sqakd_deploy.lowering.folding import (
     AFFINE_CODE,
     Affine,
     affine_of,
+    bias_of,
     bounds_needed,
     fold,
+    once,
     scaling,
     set_bias,
     weight_and_bias,
@@ -38,6 +40,8 @@ from sqakd_deploy.lowering.transposed import QuantTransposed2d
 from sqakd_deploy.quantization import BATCH_NORMS, input_shape_of, spec_of
 from sqakd_deploy.quantizers import ActivationQuantizer
 from sqakd_deploy.tracing.trace import describe, is_tensor, reads, shape, tensor_inputs
+
+_SNAPPED = 1e-2  # steps of the accumulator that float32 may leave a bias beside its integer
 
 
 def lower(student: nn.Module, metadata: Mapping[str, str] | None = None) -> ir.IntegerGraph:
@@ -77,6 +81,21 @@ def snap_biases(student: nn.Module) -> None:
             layer, norm = lowered.paths[node.name], lowered.norms.get(node.name)
             wanted = node.bias.codes.astype(np.float64) * node.bias.scale
             set_bias(student, layer, norm, wanted)
+
+
+@torch.no_grad()
+def lower_snapped(student: nn.Module) -> ir.IntegerGraph | None:
+    """As :func:`lower`, of a student whose biases int32 holds as they are; None of another."""
+    lowered = _lower(student)
+    for node in lowered.graph.nodes:
+        if isinstance(node, (ir.Conv, ir.Linear)) and isinstance(node.bias, ir.IntBias):
+            present = bias_of(student, lowered.paths[node.name], lowered.norms.get(node.name))
+            if present is None:
+                continue
+            codes, scale = (once(v, len(present)) for v in (node.bias.codes, node.bias.scale))
+            if np.abs(present / scale.astype(np.float64) - codes).max() > _SNAPPED:
+                return None
+    return lowered.graph
 
 
 class _Lowering:

@@ -17,6 +17,7 @@ from sqakd_deploy.quantizers.unified import MIN_STEP, discretise
 _CANDIDATES = 64
 _SAMPLE = 1 << 16
 _WEIGHTS = 1 << 18  # of a row; more cost minutes in VGG's classifier and change no candidate
+_AT_ONCE = 1 << 17  # numbers that candidates are compared on at a time; more leave the CPU's cache
 
 
 def thin_out(x: Tensor, limit: int = _SAMPLE) -> Tensor:
@@ -47,6 +48,29 @@ def _fractions(device: torch.device) -> Tensor:
     return torch.linspace(1.0 / _CANDIDATES, 1.0, _CANDIDATES, device=device)
 
 
+def _best(rows: Tensor, steps: Tensor, low: Tensor, high: Tensor, offset: float = 0.0) -> Tensor:
+    """Which of some steps costs each row the least squared error.
+
+    Args:
+        rows: what is quantised, ``(C, K)``.
+        steps: the candidates of each row, ``(S, C)``.
+        low: lowest level of each candidate, in steps, ``(S,)`` or one for all.
+        high: highest level, likewise.
+        offset: of the rounding, in steps.
+
+    Returns:
+        Indices of candidates ``(C,)``.
+    """
+    part = max(1, _AT_ONCE // max(1, rows.numel()))
+    bounds = (bound.expand(len(steps)).split(part) for bound in (low, high))
+    errors = []
+    for some, lowest, highest in zip(steps.split(part), *bounds, strict=True):
+        step, ends = some[:, :, None], (lowest[:, None, None], highest[:, None, None])
+        _, level = discretise(rows / step, *ends, offset)
+        errors.append(level.mul_(step).sub_(rows).square_().mean(dim=2))
+    return torch.cat(errors).argmin(dim=0)
+
+
 def search_range(x: Tensor, bits: int, *, signed: bool) -> tuple[Tensor, Tensor]:
     """The range ``[l, u]`` with ``l ≤ 0 ≤ u`` that costs the least squared error.
 
@@ -67,8 +91,7 @@ def search_range(x: Tensor, bits: int, *, signed: bool) -> tuple[Tensor, Tensor]
     fractions = _fractions(x.device)
     step = (high - low) * fractions / steps
     zero = torch.round(-low * fractions / step).clamp(0, steps)
-    _, level = discretise(sample / step[:, None], -zero[:, None], (steps - zero)[:, None], 0.0)
-    best = ((level * step[:, None] - sample) ** 2).mean(dim=1).argmin()
+    (best,) = _best(sample[None], step[:, None], -zero, steps - zero)
     return low * fractions[best], high * fractions[best]
 
 
@@ -91,8 +114,7 @@ def search_around_zero(x: Tensor, low: int, high: int) -> Tensor:
         return torch.ones_like(full) / high
     steps = full * _fractions(x.device)
     bounds = sample.new_tensor(float(low)), sample.new_tensor(float(high))
-    _, level = discretise(sample / steps[:, None], *bounds, 0.0)
-    best = ((level * steps[:, None] - sample) ** 2).mean(dim=1).argmin()
+    (best,) = _best(sample[None], steps[:, None], *bounds)
     return steps[best]
 
 
@@ -115,15 +137,8 @@ def search_step(w: Tensor, low: float, high: float, offset: float) -> Tensor:
     # Nothing is cut off at the full step, on either side: there may be a level more on one.
     full = torch.maximum(rows.amax(dim=1) / high, rows.amin(dim=1) / low).clamp(min=0)
     steps = (full * _fractions(w.device)[:, None]).clamp(min=MIN_STEP)
-    bounds, some = (rows.new_tensor(low), rows.new_tensor(high)), thin_out_rows(rows)
-    some = some.contiguous()
-    errors = torch.stack(
-        [
-            ((discretise(some / s[:, None], *bounds, offset)[1] * s[:, None] - some) ** 2).mean(1)
-            for s in steps
-        ]
-    )
-    best = steps.gather(0, errors.argmin(dim=0, keepdim=True))[0]
+    bounds, some = (rows.new_tensor(low), rows.new_tensor(high)), thin_out_rows(rows).contiguous()
+    best = steps.gather(0, _best(some, steps, *bounds, offset)[None])[0]
     # Where there is nothing to fit: any step will do on a grid with zero; without one, the smallest
     # levels are the nearest. A dead filter must not become a large one.
     silent = 1.0 if offset == 0.0 else MIN_STEP

@@ -26,7 +26,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sqakd_deploy.exporting import Runtime
+from sqakd_deploy.exporting import Runtime, Session
 from sqakd_deploy.verification.onnx_layers import OnnxFile
 
 BORDER = 1e-2
@@ -138,5 +138,8 @@ class IsolatedReport:
         return max(self.tensors, key=lambda tensor: tensor.outside, default=None)
 
 
-Isolator: TypeAlias = Callable[[OnnxFile, Runtime, NDArray[np.float32], bool], IsolatedReport]
-"""Isolates the tensors of a file for images ``(M, C, H, W)``; the last says whether to optimise."""
+Isolator: TypeAlias = Callable[
+    [OnnxFile, Runtime, NDArray[np.float32], bool, Session], IsolatedReport
+]
+"""Isolates the tensors of a file for images ``(M, C, H, W)``; the last two say whether to optimise,
+and are the file opened so."""

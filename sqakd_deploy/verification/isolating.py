@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,36 +14,40 @@ from torch import fx, nn
 
 from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import ParityError
-from sqakd_deploy.exporting import Runtime
-from sqakd_deploy.lowering.integer import lower, snap_biases
+from sqakd_deploy.exporting import Runtime, Session
+from sqakd_deploy.lowering.integer import lower, lower_snapped, snap_biases
 from sqakd_deploy.tracing.trace import first_tensor
 from sqakd_deploy.verification.isolated import Isolated, IsolatedReport, Isolator
 from sqakd_deploy.verification.measures import Logits
 from sqakd_deploy.verification.onnx_layers import OnnxFile
 from sqakd_deploy.verification.stages import output_step
-from sqakd_deploy.verification.student import Rounding, record, roundings
+from sqakd_deploy.verification.student import Rounding, record_lowered, roundings
 from sqakd_deploy.verification.taps import CHUNK, read_codes
 
 
 def isolator_of(student: nn.Module) -> Isolator:
-    """Runs a copy whose biases are those of the file: rounded, which moves a student that was never
-    trained by up to half an accumulator's step.
+    """Runs a student as it is, or a copy where its biases are not those of the file: rounded, which
+    moves a student that was never trained by up to half an accumulator's step.
 
-    The copy is on the CPU. Accelerators sum convolutions in TF32 unless they are told not to, which
+    It runs on the CPU. Accelerators sum convolutions in TF32 unless they are told not to, which
     moves values by hundredths of a step, and some have no float64 to compare in.
     """
-    exact = copy.deepcopy(student).cpu()
-    snap_biases(exact)
-    return partial(isolate, exact)
+    here = all(parameter.is_cpu for parameter in student.parameters())
+    graph = lower_snapped(student) if here else None
+    if graph is None:
+        student = copy.deepcopy(student).cpu()
+        snap_biases(student)
+        graph = lower(student)
+    return _Isolator(student, graph)
 
 
-@torch.no_grad()
 def isolate(
     student: nn.Module,
     file: OnnxFile,
     runtime: Runtime,
     images: NDArray[np.float32],
     optimize: bool = True,
+    session: Session | None = None,
 ) -> IsolatedReport:
     """Compare every quantised tensor of a file with what the student makes of the codes before it.
 
@@ -54,37 +57,60 @@ def isolate(
         runtime: that runs it.
         images: ``(M, C, H, W)``.
         optimize: let the runtime rewrite the graph.
+        session: the file opened so; None opens it.
 
     Raises:
         ExportError: if the runtime cannot open or run the file.
         ParityError: if a tensor has another shape than the student's.
     """
-    graph = lower(student)
-    rules = roundings(graph)
-    own = record(student, images[:1])
-    found = file.quantized
-    shapes = {rule.name: own[rule.name].codes.shape[1:] for rule in rules.values()}
-    known = {name: size for name, size in shapes.items() if name in found}
-    seen = read_codes(file, runtime, images, known, optimize=optimize)
-    parts: dict[str, Isolated] = {}
-    answers: list[torch.Tensor] = []
-    training = student.training
-    student.eval()
-    device = next(student.parameters()).device
-    for start in range(0, len(images), CHUNK):
-        here = slice(start, start + CHUNK)
-        levels = {
-            name: torch.from_numpy(codes[here].astype(np.int16) - found[name].zero_point).to(device)
-            for name, codes in seen.codes.items()
-        }
-        on_codes = _OnCodes(student, rules, levels, parts)
-        batch = torch.from_numpy(images[here]).to(device)
-        answers.append(first_tensor(on_codes.run(batch)).reshape(len(batch), -1))
-    student.train(training)
-    ordered = tuple(parts[rule.name] for rule in rules.values() if rule.name in parts)
-    unseen = tuple(name for name in shapes if name not in parts)
-    off = _logits_off(graph, torch.cat(answers).float().cpu().numpy(), seen.logits)
-    return IsolatedReport(len(images), ordered, unseen, off, seen.programs, seen.unseen)
+    return _Isolator(student, lower(student))(file, runtime, images, optimize, session)
+
+
+class _Isolator:
+    """What is the student's alone is found once, for all stages of a file."""
+
+    def __init__(self, student: nn.Module, graph: ir.IntegerGraph) -> None:
+        self.student, self.graph, self.rules = student, graph, roundings(graph)
+        self._shapes: dict[str, tuple[int, ...]] | None = None
+
+    def shapes(self, image: NDArray[np.float32]) -> dict[str, tuple[int, ...]]:
+        """Of every quantised tensor of an image ``(1, C, H, W)``, without the batch."""
+        if self._shapes is None:
+            own = record_lowered(self.student, self.graph, image)
+            self._shapes = {name: tensor.codes.shape[1:] for name, tensor in own.items()}
+        return self._shapes
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        file: OnnxFile,
+        runtime: Runtime,
+        images: NDArray[np.float32],
+        optimize: bool = True,
+        session: Session | None = None,
+    ) -> IsolatedReport:
+        student, found, shapes = self.student, file.quantized, self.shapes(images[:1])
+        known = {name: size for name, size in shapes.items() if name in found}
+        seen = read_codes(file, runtime, images, known, optimize=optimize, session=session)
+        parts: dict[str, Isolated] = {}
+        answers: list[torch.Tensor] = []
+        training = student.training
+        student.eval()
+        device = next(student.parameters()).device
+        for start in range(0, len(images), CHUNK):
+            here = slice(start, start + CHUNK)
+            levels = {
+                name: torch.from_numpy(codes[here].astype(np.int16) - found[name].zero_point)
+                for name, codes in seen.codes.items()
+            }
+            on_codes = _OnCodes(student, self.rules, levels, parts)
+            batch = torch.from_numpy(images[here]).to(device)
+            answers.append(first_tensor(on_codes.run(batch)).reshape(len(batch), -1))
+        student.train(training)
+        ordered = tuple(parts[name] for name in shapes if name in parts)
+        unseen = tuple(name for name in shapes if name not in parts)
+        off = _logits_off(self.graph, torch.cat(answers).float().cpu().numpy(), seen.logits)
+        return IsolatedReport(len(images), ordered, unseen, off, seen.programs, seen.unseen)
 
 
 def _logits_off(graph: ir.IntegerGraph, expected: Logits, found: Logits) -> float:
@@ -117,7 +143,7 @@ class _OnCodes(fx.Interpreter):
         if real.numel() != level.numel():
             wanted, got = tuple(real.shape), tuple(level.shape)
             raise ParityError(f"{rule.name}: wanted codes {wanted}, the file has {got}")
-        level = level.reshape(real.shape)  # an image may have several rows
+        level = level.to(real.device).reshape(real.shape)  # an image may have several rows
         found = _compare(rule, real, level)
         before = self.parts.get(rule.name)
         self.parts[rule.name] = found if before is None else _joined(before, found)

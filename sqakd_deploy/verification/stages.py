@@ -224,12 +224,14 @@ class Runs:
         coverage: which layers the optimised session runs in integers.
         skipped: why a runtime took no part, by its name.
         undecided: stages that are shown and count for nothing.
+        sessions: of the runtime that proves the file, by stage; opening one takes long.
     """
 
     outputs: Mapping[str, Logits]
     coverage: Coverage
     skipped: Mapping[str, str]
     undecided: frozenset[str] = frozenset()
+    sessions: Mapping[str, Session] = field(default_factory=dict, repr=False)
 
     def worst_images(self, expected: Expected, count: int) -> NDArray[np.int64]:
         """Indices of the images whose logits are farthest off in any stage, worst first."""
@@ -261,10 +263,9 @@ def run_stages(
         ExportError: if the runtime cannot open or run the file.
         ParityError: if the answers have another shape.
     """
-    outputs = {}
-    for name, optimize in named_stages(runtime).items():
-        session = runtime.open(path, optimize=optimize)
-        outputs[name] = _logits(session, batches)
+    sessions = {n: runtime.open(path, optimize=o) for n, o in named_stages(runtime).items()}
+    outputs = {name: _logits(session, batches) for name, session in sessions.items()}
+    *_, last = sessions.values()
     skipped: dict[str, str] = {}
     for name, other in (others or {}).items():
         try:
@@ -281,7 +282,7 @@ def run_stages(
                 f"them, got {output.shape}: the file is another model's"
             )
     undecided = frozenset() if others_decide else frozenset(others or {}) - frozenset(skipped)
-    return Runs(outputs, session.coverage(), skipped, undecided)
+    return Runs(outputs, last.coverage(), skipped, undecided, sessions)
 
 
 def report_of(

@@ -122,7 +122,6 @@ class _AsItIs(nn.Module):
         return weight, torch.ones_like(self.zero), self.zero, self.bit_width
 
 
-@torch.no_grad()
 def record(student: nn.Module, images: NDArray[np.float32]) -> dict[str, Tensor]:
     """The codes of every quantised tensor.
 
@@ -134,7 +133,14 @@ def record(student: nn.Module, images: NDArray[np.float32]) -> dict[str, Tensor]
         By the quantizer's name, in topological order; the first axis counts images, also where a
         model parts them into windows.
     """
-    graph = lower(student)
+    return record_lowered(student, lower(student), images)
+
+
+@torch.no_grad()
+def record_lowered(
+    student: nn.Module, graph: ir.IntegerGraph, images: NDArray[np.float32]
+) -> dict[str, Tensor]:
+    """:func:`record` of a student whose integers are at hand."""
     quantizers = {node.output: node for node in graph.nodes if isinstance(node, ir.Quantize)}
     recorder = Recorder(student, quantizers)
     training = student.training

@@ -69,6 +69,7 @@ def read_codes(
     shapes: Mapping[str, tuple[int, ...]],
     *,
     optimize: bool = True,
+    session: Session | None = None,
 ) -> Seen:
     """Run images through a runtime and read quantised tensors on the way.
 
@@ -78,6 +79,7 @@ def read_codes(
         images: ``(M, C, H, W)``.
         shapes: of each tensor without the batch, by its quantizer's name.
         optimize: let the runtime rewrite the graph.
+        session: the file opened so; None opens it.
 
     Raises:
         ExportError: if the runtime cannot open or run the file.
@@ -85,7 +87,7 @@ def read_codes(
     """
     quantized, size = file.quantized, file.batch or CHUNK
     chunks = [images[i : i + size] for i in range(0, len(images), size)]
-    session = runtime.open(file.path, optimize=optimize)
+    session = session or runtime.open(file.path, optimize=optimize)
     plain = [session.run(chunk) for chunk in chunks]
     found: dict[str, NDArray[np.uint8]] = {}
     unseen: list[str] = []

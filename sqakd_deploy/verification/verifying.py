@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from sqakd_deploy.data.preprocessing import Preprocessing
 from sqakd_deploy.errors import DataError, ParityError, SpecError
-from sqakd_deploy.exporting import Conformance, Exporter, Runtime, conformance_of, named_stages
+from sqakd_deploy.exporting import (
+    Conformance,
+    Exporter,
+    Runtime,
+    Session,
+    conformance_of,
+    named_stages,
+)
 from sqakd_deploy.graph import Grid
 from sqakd_deploy.pixels import PREPROCESSING_KEY, pixel_of_zero
 from sqakd_deploy.plugins import exporters, get_exporter, get_runtime, runtimes
@@ -179,7 +186,7 @@ def verify_file(
         which = reference.tensor_images if layers else runs.worst_images(expected, IMAGES)
         assert which is not None  # see _with_tensors
         images = reference.images(which[: layer_samples or IMAGES])
-        isolated = isolated_stages(isolator, file, runtime, images)
+        isolated = isolated_stages(isolator, file, runtime, images, runs.sessions)
     if layers is not None:
         layers, isolated = replace(layers, isolated=isolated), {}
     saturation = saturation_of(file)
@@ -319,13 +326,17 @@ def _layers(
 
 
 def isolated_stages(
-    isolator: Isolator, file: OnnxFile, runtime: Runtime, images: NDArray[np.float32]
+    isolator: Isolator,
+    file: OnnxFile,
+    runtime: Runtime,
+    images: NDArray[np.float32],
+    sessions: Mapping[str, Session],
 ) -> dict[str, IsolatedReport]:
     """Every tensor on the runtime's own codes, by the stage; nothing of files in no form
     known here."""
     if not file.known_form:
         return {}
     return {
-        name: isolator(file, runtime, images, optimize)
+        name: isolator(file, runtime, images, optimize, sessions[name])
         for name, optimize in named_stages(runtime).items()
     }
