@@ -66,7 +66,7 @@ def quantize(
     refuse_hooks(student)
     placement = place(student, spec, exporter.placement)
     check_answers(student)
-    with _made_on(_device(student)):  # quantizers are made where the model is
+    with _made_where_it_is(student):
         for path, bits in placement.layers.items():
             _replace_layer(student, path, spec, bits)
         for placed in placement.activations:
@@ -92,14 +92,11 @@ def _image_shape(example: Tensor | tuple[int, ...]) -> tuple[int, ...]:
     )
 
 
-def _device(model: nn.Module) -> torch.device:
+def _made_where_it_is(model: nn.Module) -> AbstractContextManager[object]:
+    """New tensors lie on the model's device. Where they do so anyhow nothing is entered: a device's
+    context costs every operator under it more than a small one takes."""
     weight = next(model.parameters(), None)
-    return torch.device("cpu") if weight is None else weight.device
-
-
-def _made_on(device: torch.device) -> AbstractContextManager[object]:
-    """New tensors lie on a device. Where they do so anyhow nothing is entered: a device's context
-    costs every operator under it more than a small one takes."""
+    device = torch.device("cpu") if weight is None else weight.device
     return nullcontext() if torch.get_default_device() == device else device
 
 
