@@ -84,7 +84,7 @@ def isolate(
     ordered = tuple(parts[rule.name] for rule in rules.values() if rule.name in parts)
     unseen = tuple(name for name in shapes if name not in parts)
     off = _logits_off(graph, torch.cat(answers).float().cpu().numpy(), seen.logits)
-    return IsolatedReport(len(images), ordered, unseen, off, seen.programs, seen.unseen)
+    return IsolatedReport(len(images), ordered, unseen, off, seen.programs, seen.unseen, seen.moved)
 
 
 def _logits_off(graph: ir.IntegerGraph, expected: Logits, found: Logits) -> float:
