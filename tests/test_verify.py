@@ -36,7 +36,7 @@ from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import QuantSpec, TensorSpec
 from sqakd_deploy.verification import verifying
-from sqakd_deploy.verification.bounds import other_bounds
+from sqakd_deploy.verification.bounds import other_bounds, other_terms
 from sqakd_deploy.verification.constants import compare_constants, constants_of
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolated import IsolatedReport
@@ -464,7 +464,7 @@ def test_a_wrong_setting_is_found_without_the_student(target: str, tmp_path: Pat
 
 def with_bound(path: Path, reader: str, op_type: str) -> None:
     """Plant a fault: bound what a node reads where no image of a test comes to."""
-    bounds = {"Clip": (-1e3, 1e3), "Min": (1e3,), "Max": (-1e3,), "Relu": ()}[op_type]
+    bounds = {"Clip": (-1e3, 1e3), "Min": (1e3,), "Max": (-1e3,), "Relu": ()}.get(op_type, (1 / 3,))
     proto = onnx.load(path)
     nodes = proto.graph.node
     (place,) = [i for i, node in enumerate(nodes) if node.name == reader]
@@ -496,6 +496,18 @@ def test_a_bound_that_the_student_has_not_is_found(op_type: str, tmp_path: Path)
             with_bound(path, reader, op_type)
             (found,) = compare_with_student(QdqFile(path), expected)
             assert str(found).startswith(f"bounded: layer: the student has no {op_type} {place}")
+
+
+@pytest.mark.parametrize("op_type", ["Add", "Sub", "Mul", "Div"])
+def test_a_term_that_the_student_has_not_is_found(op_type: str, tmp_path: Path) -> None:
+    """One that moves values by less than rounding shows in a code of some image, and not here."""
+    made = quantize(Settings(), example=SHAPE)
+    calibrate(made, images(32))
+    path = export(made, tmp_path / "m.onnx").path
+    with_bound(path, "norm", op_type)
+    found = map(str, compare_with_student(QdqFile(path), constants_of(lower(made))))
+    said = f"bounded: layer: the student has no such {op_type} behind "
+    assert any(difference.startswith(said) for difference in found)
 
 
 # -- what only layers on the runtime's own codes show ---------------------------------------------
@@ -816,6 +828,12 @@ def test_pixels_that_are_prepared_otherwise_are_not_fed(
     prepared = torch.from_numpy(((pixels / 255 - mean) / std).astype(np.float32))
     reference = reference_of(student, [prepared], metadata=METADATA)
     assert verify(path, reference).failures == []
+    mean = next(n for n in onnx.load(path).graph.node if n.op_type == "Sub").input[1]
+    true = path.read_bytes()
+    plant(path, mean, at(1, lambda value: np.nextafter(value, np.float32(1))))
+    (failure,) = verify(path, reference).failures
+    assert "the student has no such Sub of the input" in failure
+    path.write_bytes(true)
     restate(path, "sqakd.input", lambda facts: facts | {"normalisation": "folded"})
     said = r'metadata sqakd\.input: normalisation: "folded" in the file, "nodes" in the student'
     with pytest.raises(ParityError, match=said):
@@ -836,6 +854,8 @@ def test_constants_of_every_form_are_read(name: str, pack: bool | None, tmp_path
     file, expected = QdqFile(path), constants_of(graph)
     assert compare_constants(expected, file.constants) == []
     assert list(other_bounds(file, expected)) == []
+    if name != "normalised":  # which is held to metadata, and a graph made by hand has none
+        assert list(other_terms(file, expected)) == []
 
 
 def test_a_float_bound_is_named(tmp_path: Path) -> None:
