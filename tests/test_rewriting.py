@@ -12,16 +12,21 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import SHAPE
-from test_families import with_spread
+from networks import SHAPE, exact_here, images
+from test_families import student_of, with_spread
 from test_forms import proven, same_answers, same_function, written
 from test_lifting import Net, Tokens
 from test_lowering import Inner, conv
 from torch import Tensor, nn
 
+from sqakd_deploy.api import export
 from sqakd_deploy.errors import ModelError
+from sqakd_deploy.plugins import get_runtime
 from sqakd_deploy.quantization import quantize
+from sqakd_deploy.spec import QuantSpec
 from sqakd_deploy.tracing.trace import trace
+from sqakd_deploy.verification.file import QdqFile
+from sqakd_deploy.verification.isolating import isolate
 
 MASK = torch.arange(64).reshape(1, 1, 8, 8) % 3 > 0
 
@@ -335,6 +340,15 @@ def test_the_file_answers_as_the_student(name: str, tmp_path: Path) -> None:
 def test_openvino_answers_as_the_student(name: str, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     proven(made(name), tmp_path, "openvino")
+
+
+def test_openvino_shows_all_tensors_in_one_copy(tmp_path: Path) -> None:
+    """One that computes a shape from the logits loses the bias of a convolution (rule O14)."""
+    pytest.importorskip("openvino")
+    student = student_of(made("masked_scores"), exact_here(QuantSpec(target="openvino")))
+    file = QdqFile(export(student, tmp_path / "model.onnx").path)
+    report = isolate(student, file, get_runtime("openvino"), images(4).numpy())
+    assert (report.programs, report.unread, report.faulty) == (1, (), ())
 
 
 OTHERS = (

@@ -37,18 +37,19 @@ from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import QuantSpec, TensorSpec
 from sqakd_deploy.verification import verifying
-from sqakd_deploy.verification.bounds import other_bounds
+from sqakd_deploy.verification.bounds import other_bounds, other_terms
 from sqakd_deploy.verification.constants import compare_constants, constants_of
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolated import IsolatedReport
 from sqakd_deploy.verification.isolating import _compare, _joined, isolate, isolator_of
 from sqakd_deploy.verification.layers import LayersReport, compare_layers
+from sqakd_deploy.verification.measures import range_step
 from sqakd_deploy.verification.reading import read_file
 from sqakd_deploy.verification.reference import Reference, Tensor, load_reference, save_reference
 from sqakd_deploy.verification.stages import Tolerance, isolated_faults
 from sqakd_deploy.verification.student import Rounding, in_float64, record, reference_of, roundings
 from sqakd_deploy.verification.tables import constants_lines, coverage_lines, layers_lines
-from sqakd_deploy.verification.taps import read_codes, tapped
+from sqakd_deploy.verification.taps import NOISE, read_codes, tapped
 from sqakd_deploy.verification.verifying import Verification, compare_with_student, verify_file
 
 Change = Callable[[np.ndarray], np.ndarray]
@@ -315,6 +316,11 @@ def test_the_pixel_that_stands_for_zero_is_a_constant(tmp_path: Path) -> None:
     assert "pixels are the codes" in artifact.input_form
     reference = reference_of(made, [sample[:8]], metadata=facts)
     assert verify(artifact.path, reference).failures == []
+    true = artifact.path.read_bytes()
+    restate(artifact.path, "sqakd.input", lambda facts: facts | {"normalisation": "nodes"})
+    with pytest.raises(ParityError, match='normalisation: "nodes" in the file, "folded" in'):
+        verify(artifact.path, reference)
+    artifact.path.write_bytes(true)
     proto = onnx.load(artifact.path)
     zero = next(n for n in proto.graph.node if proto.graph.input[0].name in n.input).input[2]
     plant(artifact.path, zero, lambda zero: zero + np.uint8(1))
@@ -459,7 +465,7 @@ def test_a_wrong_setting_is_found_without_the_student(target: str, tmp_path: Pat
 
 def with_bound(path: Path, reader: str, op_type: str) -> None:
     """Plant a fault: bound what a node reads where no image of a test comes to."""
-    bounds = {"Clip": (-1e3, 1e3), "Min": (1e3,), "Max": (-1e3,), "Relu": ()}[op_type]
+    bounds = {"Clip": (-1e3, 1e3), "Min": (1e3,), "Max": (-1e3,), "Relu": ()}.get(op_type, (1 / 3,))
     proto = onnx.load(path)
     nodes = proto.graph.node
     (place,) = [i for i, node in enumerate(nodes) if node.name == reader]
@@ -491,6 +497,18 @@ def test_a_bound_that_the_student_has_not_is_found(op_type: str, tmp_path: Path)
             with_bound(path, reader, op_type)
             (found,) = compare_with_student(QdqFile(path), expected)
             assert str(found).startswith(f"bounded: layer: the student has no {op_type} {place}")
+
+
+@pytest.mark.parametrize("op_type", ["Add", "Sub", "Mul", "Div"])
+def test_a_term_that_the_student_has_not_is_found(op_type: str, tmp_path: Path) -> None:
+    """One that moves values by less than rounding shows in a code of some image, and not here."""
+    made = quantize(Settings(), example=SHAPE)
+    calibrate(made, images(32))
+    path = export(made, tmp_path / "m.onnx").path
+    with_bound(path, "norm", op_type)
+    found = map(str, compare_with_student(QdqFile(path), constants_of(lower(made))))
+    said = f"bounded: layer: the student has no such {op_type} behind "
+    assert any(difference.startswith(said) for difference in found)
 
 
 # -- what only layers on the runtime's own codes show ---------------------------------------------
@@ -669,9 +687,9 @@ def test_an_operator_that_gives_another_shape_is_named(
     sliced.input[4] = "ones"
     onnx.save(proto, model)
     with_attribute(model, "conv1", strides=[1, 1])
-    with pytest.raises(ParityError, match=r"quant_relu: wanted 512 codes an image, .* has 128"):
+    with pytest.raises(ParityError, match=r"quant_relu: wanted 512 codes an image, .* has another"):
         verify(model, reference, student)
-    with pytest.raises(ParityError, match=r"quant_relu: wanted 512 codes an image, .* has 128"):
+    with pytest.raises(ParityError, match=r"quant_relu: wanted 512 codes an image, .* has another"):
         parity.verify(model, student, images(8))
 
 
@@ -812,6 +830,16 @@ def test_pixels_that_are_prepared_otherwise_are_not_fed(
     prepared = torch.from_numpy(((pixels / 255 - mean) / std).astype(np.float32))
     reference = reference_of(student, [prepared], metadata=METADATA)
     assert verify(path, reference).failures == []
+    mean = next(n for n in onnx.load(path).graph.node if n.op_type == "Sub").input[1]
+    true = path.read_bytes()
+    plant(path, mean, at(1, lambda value: np.nextafter(value, np.float32(1))))
+    (failure,) = verify(path, reference).failures
+    assert "the student has no such Sub of the input" in failure
+    path.write_bytes(true)
+    restate(path, "sqakd.input", lambda facts: facts | {"normalisation": "folded"})
+    said = r'metadata sqakd\.input: normalisation: "folded" in the file, "nodes" in the student'
+    with pytest.raises(ParityError, match=said):
+        verify(path, reference)
     restate(path, "sqakd.preprocessing", lambda facts: facts | {"mean": [0.5 + 1 / 255, 0.4, 0.3]})
     with pytest.raises(ParityError, match=r"metadata sqakd\.preprocessing: mean: the first at 0"):
         verify(path, reference)
@@ -828,6 +856,8 @@ def test_constants_of_every_form_are_read(name: str, pack: bool | None, tmp_path
     file, expected = QdqFile(path), constants_of(graph)
     assert compare_constants(expected, file.constants) == []
     assert list(other_bounds(file, expected)) == []
+    if name != "normalised":  # which is held to metadata, and a graph made by hand has none
+        assert list(other_terms(file, expected)) == []
 
 
 def test_a_float_bound_is_named(tmp_path: Path) -> None:
@@ -1074,12 +1104,12 @@ def test_the_images_that_differ_most_are_looked_into(
 
 
 class Shy:
-    """Answers otherwise as soon as one tensor is looked at."""
+    """Answers otherwise, by so much, as soon as one tensor is looked at."""
 
     name = "shy"
 
-    def __init__(self, value: str) -> None:
-        self.value = value
+    def __init__(self, value: str, by: float = 0.25) -> None:
+        self.value, self.by = value, by
 
     def open(self, path: Path, *, optimize: bool = True, threads: int | None = None) -> Session:
         nodes = onnx.load(path).graph.node
@@ -1087,7 +1117,7 @@ class Shy:
         session: Any = OnnxRuntime().open(path, optimize=optimize)
         if watched:
             run = session.run
-            session.run = lambda images: run(images) + np.float32(0.25)
+            session.run = lambda images: run(images) + np.float32(self.by)
         return session  # type: ignore[no-any-return]
 
 
@@ -1102,6 +1132,50 @@ def test_a_tensor_that_cannot_be_read_is_said_to_be_unseen(model: Path) -> None:
     assert set(seen.codes) == {"quant_x", "quant_norm2"}
     for name, codes in seen.codes.items():
         np.testing.assert_array_equal(codes, every.codes[name])
+
+
+@pytest.mark.parametrize(("steps", "trusted"), [(0.5 * NOISE, True), (2 * NOISE, False)])
+def test_a_copy_is_trusted_within_noise(
+    steps: float, trusted: bool, student: torch.fx.GraphModule, model: Path
+) -> None:
+    file, sample = QdqFile(model), images(8).numpy()
+    step, _ = range_step(OnnxRuntime().open(model).run(sample))
+    shy = Shy(file.quantized["quant_relu"].value, steps * step)
+    report = isolate(student, file, shy, sample)
+    assert (report.unread, report.decides) == (() if trusted else ("quant_relu",), trusted)
+    assert report.moved == pytest.approx(steps if trusted else 0.0, rel=0.1)
+    said = f"; read from copies whose answers differ by up to {report.moved:.1e} steps"
+    lines = layers_lines(LayersReport(8, (), {}, (), {"here": report}))
+    assert any(said in line for line in lines) == trusted
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_answers_that_are_no_numbers_are_those_of_a_copy_alone_if_it_gives_them_too(
+    odd: float, model: Path
+) -> None:
+    file, sample = QdqFile(model), images(4).numpy()
+
+    class Odd:
+        name = "odd"
+
+        def __init__(self, of_file: float, of_copy: float) -> None:
+            self.of_file, self.of_copy = of_file, of_copy
+
+        def open(self, path: Path, *, optimize: bool = True, threads: int | None = None) -> Session:
+            session: Any = OnnxRuntime().open(path, optimize=optimize)
+            run, first = session.run, self.of_file if path == model else self.of_copy
+
+            def changed(images: np.ndarray) -> np.ndarray:
+                logits: np.ndarray = run(images)
+                logits[:, 0] = first
+                return logits
+
+            session.run = changed
+            return session  # type: ignore[no-any-return]
+
+    for pair, unseen in (((odd, odd), ()), ((odd, 0.0), ("quant_x",)), ((0.0, odd), ("quant_x",))):
+        seen = read_codes(file, Odd(*pair), sample, {"quant_x": (3, 8, 8)})
+        assert seen.unseen == unseen
 
 
 def test_a_difference_behind_an_unseen_tensor_may_have_begun_there(
@@ -1127,10 +1201,14 @@ def test_a_difference_behind_an_unseen_tensor_may_have_begun_there(
     assert (begin.kind, begin.or_in) == ("optimiser", ("quant_relu_1",))
 
 
-def test_reading_takes_no_layer_from_the_integer_kernels(model: Path, tmp_path: Path) -> None:
+def test_reading_takes_no_layer_from_the_integer_kernels(
+    student: torch.fx.GraphModule, model: Path, tmp_path: Path
+) -> None:
     file = QdqFile(model)
     path = tmp_path / "tapped.onnx"
-    onnx.save(tapped(file.model, file.quantized.values()), path)
+    sizes = {n: t.codes[0].size for n, t in record(student, images(1).numpy()).items()}
+    wanted = [file.quantized[name] for name in sizes]
+    onnx.save(tapped(file.model, wanted, sizes.values()), path)
     before, after = (OnnxRuntime().open(p).coverage() for p in (model, path))
     assert after.integer == before.integer
     assert before.integer["Conv"] == 4

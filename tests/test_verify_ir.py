@@ -110,9 +110,9 @@ def proven(student: fx.GraphModule, path: Path, given: Tensor, **options: object
     artifact, report = export_proven(student, path, given, **options)  # type: ignore[arg-type]
     assert report.failures == []
     assert report.constants == ()
-    isolated = report.isolated["openvino, low precision on"]
-    assert isolated.decides
-    assert len(isolated.tensors) >= 5
+    for isolated in report.isolated.values():
+        assert isolated.decides  # one copy hands out all, though its answers may differ by noise
+        assert len(isolated.tensors) >= 5
     assert artifact.path == path
 
 

@@ -1,7 +1,8 @@
-"""Bounds of a file that no layer of its student explains.
+"""Bounds, terms and factors of a file that no layer of its student explains.
 
-Which images reach one is not known: it may hide behind all that are at hand. Those that the student
-has are compared with its own (:mod:`~sqakd_deploy.verification.constants`).
+Which images reach a bound is not known: it may hide behind all that are at hand; so may a term or
+factor that moves values by less than rounding. Those that the student has are compared with its own
+(:mod:`~sqakd_deploy.verification.constants`).
 """
 
 from __future__ import annotations
@@ -9,12 +10,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 
+import numpy as np
+from numpy.typing import NDArray
 from onnx import NodeProto
 
+from sqakd_deploy.pixels import PREPROCESSING_KEY
 from sqakd_deploy.verification.constants import Difference
+from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.onnx_layers import OnnxFile
 
 _BOUNDING = ("Clip", "Max", "Min", "Relu")
+_WITH_TERM = ("Add", "Div", "Mul", "Sub")
 
 
 def other_bounds(file: OnnxFile, expected: Collection[str]) -> Iterator[Difference]:
@@ -31,10 +37,50 @@ def other_bounds(file: OnnxFile, expected: Collection[str]) -> Iterator[Differen
     for node in file.model.graph.node:
         if node.op_type not in _BOUNDING or file.constant(node.output[0]) is not None:
             continue
-        own = {node.name, node.name.rpartition("/")[0]}  # of parts: see constants.parts_of
-        if own.isdisjoint(expected) and not _of_neighbour(file, node, readers[node.output[0]]):
+        if not _of_student(node, expected) and not _of_neighbour(
+            file, node, readers[node.output[0]]
+        ):
             what = f"the student has no {node.op_type} {_place(file, node)}"
             yield Difference(node.name or node.output[0], "layer", 1, 1, what)
+
+
+def other_terms(file: QdqFile, expected: Collection[str]) -> Iterator[Difference]:
+    """Sums and products with a constant that the student has not.
+
+    No such product is nothing times a value (rule O14), nor what the metadata say that raw pixels
+    are prepared by.
+
+    Args:
+        file: whose.
+        expected: names of the student's layers.
+    """
+    for node in file.model.graph.node:
+        if node.op_type not in _WITH_TERM or file.constant(node.output[0]) is not None:
+            continue
+        known = [value for value in map(file.constant, node.input) if value is not None]
+        if not known or _of_student(node, expected) or _prepares(file, node, known[0]):
+            continue
+        if node.op_type == "Mul" and not known[0].any():
+            continue
+        what = f"the student has no such {node.op_type} {_place(file, node)}"
+        yield Difference(node.name or node.output[0], "layer", 1, 1, what)
+
+
+def _of_student(node: NodeProto, expected: Collection[str]) -> bool:
+    """Whether it has a layer's name, or is a part of one: see constants.parts_of."""
+    return node.name in expected or node.name.rpartition("/")[0] in expected
+
+
+def _prepares(file: QdqFile, node: NodeProto, constant: NDArray[np.float32]) -> bool:
+    """Whether it is a step of what the metadata say that raw pixels are prepared by."""
+    stated = file.stated(PREPROCESSING_KEY)
+    if not file.takes_pixels or not isinstance(stated, dict):
+        return False
+    steps = [("Div", [255.0]), ("Sub", stated.get("mean")), ("Div", stated.get("std"))]
+    return any(
+        node.op_type == kind and np.array_equal(constant.ravel(), np.array(value, np.float32))
+        for kind, value in steps
+    )
 
 
 def _of_neighbour(file: OnnxFile, node: NodeProto, readers: Collection[NodeProto]) -> bool:

@@ -35,8 +35,13 @@ class QdqFile(OnnxFile):
 
     @property
     def takes_codes(self) -> bool:
-        """Whether raw pixels are the codes that the student's first quantizer would have made."""
-        return self._fact("sqakd.input", "normalisation") == "folded"
+        """Whether raw pixels are the codes that the student's first quantizer would have made:
+        whether no Div, by 255, follows."""
+        if not self.takes_pixels:
+            return False
+        reals = [d.output[0] for d in self._dequantizers(self.model.graph.input[0].name)]
+        readers = [reader for real in reals for reader in self._readers.get(real, [])]
+        return bool(readers) and all(reader.op_type != "Div" for reader in readers)
 
     @cached_property
     def quantizers(self) -> dict[str, NodeProto]:

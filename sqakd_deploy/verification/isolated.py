@@ -82,6 +82,8 @@ class IsolatedReport:
         programs: copies of the file that the codes were read from.
         unread: those of the unseen that cannot be read: a code beside a border may be another in
             the student than in the runtime.
+        moved: how far the answers of those copies are from the file's, at most (steps of 8 bits
+            over their range; :data:`~sqakd_deploy.verification.taps.NOISE`).
     """
 
     images: int
@@ -90,6 +92,7 @@ class IsolatedReport:
     logits: float = 0.0
     programs: int = 1
     unread: tuple[str, ...] = ()
+    moved: float = 0.0
 
     @property
     def codes(self) -> int:

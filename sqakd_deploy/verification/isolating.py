@@ -110,7 +110,8 @@ class _Isolator:
         ordered = tuple(parts[name] for name in shapes if name in parts)
         unseen = tuple(name for name in shapes if name not in parts)
         off = _logits_off(self.graph, torch.cat(answers).float().cpu().numpy(), seen.logits)
-        return IsolatedReport(len(images), ordered, unseen, off, seen.programs, seen.unseen)
+        copies = seen.programs, seen.unseen, seen.moved
+        return IsolatedReport(len(images), ordered, unseen, off, *copies)
 
 
 def _logits_off(graph: ir.IntegerGraph, expected: Logits, found: Logits) -> float:

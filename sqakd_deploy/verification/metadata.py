@@ -16,6 +16,7 @@ from onnx import TensorProto
 
 from sqakd_deploy.pixels import INPUT_KEY, PREPROCESSING_KEY
 from sqakd_deploy.verification.constants import Difference
+from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.onnx_layers import OnnxFile
 
 CLASSES_KEY, SPEC_KEY = "sqakd.classes", "sqakd.spec"
@@ -79,6 +80,8 @@ def _input(file: OnnxFile, image: Sequence[int]) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": source.name, "batch": file.batch}
     if tensor.elem_type in _TYPES:
         facts |= _TYPES[tensor.elem_type]
+    if file.takes_pixels and isinstance(file, QdqFile) and file.known_form:
+        facts["normalisation"] = "folded" if file.takes_codes else "nodes"
     layouts = {_NCHW: tuple(image), _NHWC: (*image[1:], *image[:1])}
     extents = tuple(dim.dim_value for dim in tensor.shape.dim[1:])
     fitting = [layout for layout, shape in layouts.items() if shape == extents]

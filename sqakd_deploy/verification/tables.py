@@ -175,7 +175,13 @@ def _right_layers(isolated: Mapping[str, IsolatedReport]) -> list[str]:
     most = max(part.differing for part in deciding)
     ties = f"; {most} of {some.codes} codes lay on a border and fell the other way" if most else ""
     right = f"layers: all {len(some.tensors)} quantised tensors are the student's {where}{ties}"
+    right += _copies(max(part.moved for part in deciding))
     return [f"{right}; elsewhere {unread}" if unread else right]
+
+
+def _copies(moved: float) -> str:
+    """That codes were read from copies of the file that are not the same to the bit."""
+    return f"; read from copies whose answers differ by up to {moved:.1e} steps" if moved else ""
 
 
 def _images(count: int) -> str:
@@ -256,6 +262,7 @@ def _isolated_lines(stage: str, report: IsolatedReport) -> list[str]:
             f"({worst.name})"
         )
         lines[0] += "" if report.faulty else ": rounding"
+    lines[0] += _copies(report.moved)
     faults = report.faults(stage)
     lines += faults
     if faults and not report.decides:

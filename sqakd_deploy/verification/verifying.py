@@ -23,7 +23,7 @@ from sqakd_deploy.exporting import (
 from sqakd_deploy.graph import Grid
 from sqakd_deploy.pixels import PREPROCESSING_KEY, pixel_of_zero
 from sqakd_deploy.plugins import exporters, get_exporter, get_runtime, runtimes
-from sqakd_deploy.verification.bounds import other_bounds
+from sqakd_deploy.verification.bounds import other_bounds, other_terms
 from sqakd_deploy.verification.constants import (
     HIGHEST,
     LOWEST,
@@ -225,9 +225,12 @@ def compare_with_student(file: OnnxFile, expected: Constants) -> list[Difference
 
     A file that takes pixels as codes has no first quantizer; what is left of it is what the first
     layer makes of its input: the scale, and the pixel that stands for zero. Numbers in another form
-    are no difference; a bound that the student has nowhere is one, though no image may reach it.
+    are no difference; a bound, term or factor that the student has nowhere is one, though no image
+    may show it.
     """
-    others = other_bounds(file, expected)
+    others = [*other_bounds(file, expected)]
+    if isinstance(file, QdqFile):  # QONNX's quantizers may have factors
+        others += other_terms(file, expected)
     expected, constants = in_one_form(file, expected, file.constants)
     first = next((name for name, facts in expected.items() if STEP in facts), None)
     if not isinstance(file, QdqFile) or not file.takes_codes or first is None:
