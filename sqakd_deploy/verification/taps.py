@@ -42,7 +42,7 @@ NOISE = 1e-3
 """Most that a copy's logits may be off those of the file (steps of 8 bits over their range).
 
 With low precision off, an extra reader of the last codes keeps OpenVINO from fusing products, and
-floats are multiplied in another order: 2e-5 was seen. A code that changes on the way moves
+floats are multiplied in another order: 4e-5 was seen. A code that changes on the way moves
 quantised logits by whole steps, and float ones by far more than this. So a copy for which the
 runtime takes another kernel, right where the file's is wrong, is refused, unless the wrong one
 moves no logit of these images; equal bits would not tell that, either. The answers of the file
