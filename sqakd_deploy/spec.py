@@ -104,6 +104,13 @@ class QuantSpec(Spec):
                 raise SpecError(f"layer_bits: {pattern!r}: {error}") from error
         return self
 
+    def __eq__(self, other: object) -> bool:
+        """As it is written: the order of ``layer_bits`` counts."""
+        return isinstance(other, QuantSpec) and self.model_dump_json() == other.model_dump_json()
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
     @property
     def label(self) -> str:
         """Short name, for instance ``w4a4``, or ``w4a4-mixed`` where layers have their own bits."""

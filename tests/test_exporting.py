@@ -327,7 +327,7 @@ def test_a_third_party_is_used_from_quantize_to_verify(
         "{100.0} the evaluator fuses nothing",
         "target 'reference': wanted fewer than 8 bits on one side",
     ]
-    assert "plugin 'broken' (sqakd_broken:Exporter) failed to load: half installed" in done.stderr
+    assert "broken" not in done.stderr  # nobody asked for it
     assert onnx.load(target).opset_import[0].version == 19  # the first that the example allows
 
 

@@ -571,7 +571,6 @@ class Bare(nn.Module):
         (Bare(lambda x, w: torch.cat([x, w], 1), 2, 1, 8, 8), "runs on 2 images and not on 3"),
         (Bare(lambda x, w: torch.cat([x, w.relu().expand_as(x)], 1), 1), "no integer form|bare"),
         (Bare(lambda x, w: torch.matmul(w, x), 8, 8), r"only the product of two computed tensors"),
-        (Bare(lambda x, w: x[:, :1] * x[:, :, :1], 1), "the product of shapes"),
         (Bare(lambda x, w: x.softmax(0), 1), "wanted one axis, not that of the batch, got 0"),
         (
             Bare(lambda x, w: F.layer_norm(x, (8,), x.mean([2, 3]).sum(0)), 1),

@@ -11,7 +11,7 @@ from sqakd_deploy.errors import ModelError, SpecError
 from sqakd_deploy.exporting import PlacementRules
 from sqakd_deploy.lowering.integer import lower
 from sqakd_deploy.placement import Placement, place
-from sqakd_deploy.quantization import _made_on, calibrate, quantize
+from sqakd_deploy.quantization import _made_where_it_is, calibrate, quantize
 from sqakd_deploy.retargeting import changes
 from sqakd_deploy.spec import QuantSpec, TensorSpec
 from sqakd_deploy.tracing.trace import trace
@@ -296,7 +296,7 @@ def test_another_target_may_take_narrower_ends(settings: dict[str, object], said
 
 def test_quantizers_are_made_where_the_model_is() -> None:
     """Whatever device a script made the default; and under no context where it is the same one."""
-    here, elsewhere = torch.device("cpu"), torch.device("meta")
-    assert isinstance(_made_on(here), nullcontext)
-    with elsewhere, _made_on(here):
-        assert torch.zeros(1).device == here
+    model, elsewhere = nn.Linear(1, 1), torch.device("meta")
+    assert isinstance(_made_where_it_is(model), nullcontext)
+    with elsewhere, _made_where_it_is(model):
+        assert torch.zeros(1).is_cpu

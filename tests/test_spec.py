@@ -45,6 +45,8 @@ def test_bits_of_single_layers_keep_their_order() -> None:
     again = QuantSpec.model_validate_json(spec.model_dump_json())
     assert list(again.layer_bits.items()) == [("b*", "8"), ("a", "w2a3")]
     assert spec.label == "w4a4-mixed"
+    turned = QuantSpec(layer_bits={"a": "w2a3", "b*": "8"})
+    assert len({spec, again, turned}) == 2  # the last that matches counts
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,8 @@ def _rms_norm(node: fx.Node) -> fx.Node | None:
 
 def over_root(node: fx.Node) -> fx.Node | None:
     """``x · rsqrt(y)`` as a quotient, in float: neither the root nor its inverse is rounded."""
-    for x, inverse in (node.args[:2], node.args[1::-1]):
+    factors = node.args[0], argument(node, 1, "other", None)
+    for x, inverse in (factors, factors[::-1]):
         of = _inverted(inverse)
         if isinstance(x, fx.Node) and of is not None and noted_shape(x) == noted_shape(node):
             return call(node, operator.truediv, x, of)
