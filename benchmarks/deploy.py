@@ -259,10 +259,11 @@ def main() -> None:
     import onnxruntime
     import openvino
 
+    asked = f"--model {' '.join(options.model)} " if options.model != list(MODELS) else ""
     result: dict[str, Any] = {
         "command": "python benchmarks/deploy.py "
-        f"--threads {' '.join(map(str, options.threads))} --rounds {options.rounds}",
-        "machine": f"{cpu.name}, {cpu.cores} cores, {', '.join(cpu.integer or ['no int8'])}",
+        f"{asked}--threads {' '.join(map(str, options.threads))} --rounds {options.rounds}",
+        "machine": f"{cpu.name}, {cpu.cores} cores, {', '.join(cpu.integer or ['no VNNI'])}",
         "versions": f"onnxruntime {onnxruntime.__version__}, "
         f"openvino {openvino.__version__.split('-')[0]}, torch {torch.__version__}",
         "load_average": os.getloadavg()[0],
