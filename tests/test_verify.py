@@ -675,6 +675,20 @@ def test_logits_that_are_no_numbers_are_no_proof(
     assert replace(report, tensors=(odd,)).faulty == (odd,)
 
 
+def test_a_student_keeps_its_mode_where_a_proof_breaks_off(
+    student: torch.fx.GraphModule, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object) -> None:
+        raise ParityError("another shape")
+
+    monkeypatch.setattr("sqakd_deploy.verification.isolating._compare", broken)
+    student.train()
+    with pytest.raises(ParityError, match=r"^another shape"):
+        parity.verify(model, student, images(8))
+    assert student.training
+    student.eval()  # others read it
+
+
 def test_an_operator_that_gives_another_shape_is_named(
     student: torch.fx.GraphModule, reference: Reference, model: Path
 ) -> None:

@@ -97,16 +97,18 @@ class _Isolator:
         training = student.training
         student.eval()
         device = next(student.parameters()).device
-        for start in range(0, len(images), CHUNK):
-            here = slice(start, start + CHUNK)
-            levels = {
-                name: torch.from_numpy(codes[here].astype(np.int16) - found[name].zero_point)
-                for name, codes in seen.codes.items()
-            }
-            on_codes = _OnCodes(student, self.rules, levels, parts)
-            batch = torch.from_numpy(images[here]).to(device)
-            answers.append(first_tensor(on_codes.run(batch)).reshape(len(batch), -1))
-        student.train(training)
+        try:
+            for start in range(0, len(images), CHUNK):
+                here = slice(start, start + CHUNK)
+                levels = {
+                    name: torch.from_numpy(codes[here].astype(np.int16) - found[name].zero_point)
+                    for name, codes in seen.codes.items()
+                }
+                on_codes = _OnCodes(student, self.rules, levels, parts)
+                batch = torch.from_numpy(images[here]).to(device)
+                answers.append(first_tensor(on_codes.run(batch)).reshape(len(batch), -1))
+        finally:  # the student may be the caller's own
+            student.train(training)
         ordered = tuple(parts[name] for name in shapes if name in parts)
         unseen = tuple(name for name in shapes if name not in parts)
         off = _logits_off(self.graph, torch.cat(answers).float().cpu().numpy(), seen.logits)
