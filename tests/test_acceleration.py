@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from sqakd_deploy.models.vgg import vgg8
 from sqakd_deploy.quantization import calibrate, quantize
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
-from sqakd_deploy.training import acceleration
+from sqakd_deploy.training import acceleration, distillation
 from sqakd_deploy.training.acceleration import decide, fitting_threads, multiply_adds
 from sqakd_deploy.training.distillation import distill
 from sqakd_deploy.training.losses import distillation_loss
@@ -64,6 +66,63 @@ def test_without_a_compiler_it_says_so_and_goes_on(monkeypatch: pytest.MonkeyPat
     assert any("there is no C++ compiler (install g++ to train faster)" in text for text in said)
 
 
+@pytest.mark.parametrize(
+    ("machine", "has", "bf16"),
+    [
+        ("x86_64", {"mkldnn"}, False),  # by way of float32, several times slower than in it
+        ("AMD64", {"mkldnn", "avx512"}, True),
+        ("x86_64", {"mkldnn", "amx"}, True),
+        ("x86_64", {"avx512"}, True),
+        ("aarch64", {"mkldnn"}, True),
+        ("arm64", set[str](), False),
+    ],
+)
+def test_bfloat16_is_chosen_where_the_cpu_multiplies_in_it(
+    machine: str, has: set[str], bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceleration.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(acceleration.platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: "avx512" in has)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: "amx" in has)
+    mkldnn = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: "mkldnn" in has)
+    monkeypatch.setattr(torch.ops, "mkldnn", mkldnn)
+    for precision, wanted in (("auto", bf16), ("bf16", True), ("fp32", False)):
+        config = DistillConfig.parse({"compile": "on", "precision": precision})
+        how = decide(config, network("residual"), images(16), 10, CPU)
+        assert how.bf16 is wanted, precision
+        assert how.reason.endswith(
+            "; bfloat16, channels last" if wanted else "; float32, channels last"
+        )
+
+
+@pytest.mark.parametrize(
+    ("machine", "system", "known", "flag"),
+    [
+        ("x86_64", "linux", ["cpp.march"], True),
+        ("x86_64", "linux", [], False),  # a torch that takes no flags
+        ("AMD64", "win32", ["cpp.march"], False),
+        ("arm64", "darwin", ["cpp.march"], False),
+    ],
+)
+def test_bfloat16_kernels_are_compiled_without_the_flag_that_breaks_them(
+    machine: str, system: str, known: list[str], flag: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What GCC makes of them is `test_compiled_and_eager_agree`."""
+    import torch._inductor
+
+    monkeypatch.setattr(acceleration.platform, "machine", lambda: machine)
+    monkeypatch.setattr(acceleration.sys, "platform", system)
+    monkeypatch.setattr(torch._inductor, "list_options", lambda: known)
+    taken: list[object] = []
+    monkeypatch.setattr(
+        acceleration.torch, "compile", lambda model, **given: taken.append(given["options"])
+    )
+    for bf16 in (False, True):
+        acceleration.Acceleration(True, bf16, True, "").compiled(nn.ReLU(), whole=True)
+    wanted = {"cpp.march": "native -fno-tree-slp-vectorize"} if flag else None
+    assert taken == [None, wanted]
+
+
 def test_small_networks_train_on_one_thread() -> None:
     before = torch.get_num_threads()
     with fitting_threads(network("residual"), images(16)):
@@ -99,11 +158,14 @@ def test_compiled_training_is_eager_training(
     features: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both networks and the freeze in mid-run, as torch.compile captures them: weights, bounds and
-    BatchNorm's parameters move as in eager training, but for the order of a convolution's sums in
-    another layout (seen: half a percent of the way)."""
+    BatchNorm's parameters move as in eager training of the same memory layout. In another layout a
+    convolution sums in another order and codes flip: 0.5 to 2.3 % of the way on two CPUs."""
     monkeypatch.setattr(acceleration.shutil, "which", lambda name: f"/usr/bin/{name}")
     backend = partial(torch.compile, backend="aot_eager")
     monkeypatch.setattr(acceleration.torch, "compile", backend)
+    monkeypatch.setattr(
+        distillation, "decide", lambda *given: replace(decide(*given), channels_last=True)
+    )
     settings = {"epochs": 2, "batch_size": 16, "precision": "fp32", "freeze_bn_after": 0.5}
     teacher, found = network("residual"), []
     for epochs, compiles in ((0, "off"), (2, "off"), (2, "on")):
@@ -114,7 +176,7 @@ def test_compiled_training_is_eager_training(
         distill(student, images(64), teacher=teacher, config=config)
         found.append(torch.cat([p.detach().flatten() for p in student.parameters()]))
     start, eager, compiled = found
-    assert (compiled - eager).norm() < 0.02 * (eager - start).norm()
+    assert (compiled - eager).norm() < 1e-5 * (eager - start).norm()
 
 
 @pytest.mark.parametrize(
@@ -153,25 +215,30 @@ def test_quantizers_stay_in_float32_under_autocast() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_and_eager_agree() -> None:
-    """In float32 inductor reorders sums, 1e-6 relative; through a rounding that is another 4-bit
+@pytest.mark.parametrize(("bf16", "seen"), [(False, 0.02), (True, 0.08)])
+def test_compiled_and_eager_agree(bf16: bool, seen: float) -> None:
+    """Inductor reorders sums, 1e-6 relative in float32; through a rounding that is another 4-bit
     code here and there. Single elements may then differ by far more, so whole gradients are
-    compared: seen within 2 % of their norm."""
-    teacher = network("residual")
-    batch = images(32)
+    compared, at a size where kernels work in whole tiles."""
+    teacher = CifarResNet(blocks=1).eval()
+    batch = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    how = [acceleration.Acceleration(on, bf16, True, "") for on in (False, True)]
     with torch.no_grad():
         target = teacher(batch)
     grads = []
-    for compiles in (False, True):
-        student = quantize(teacher, spec("lsq"), example=SHAPE)
+    for way in how:
+        student = quantize(teacher, spec("lsq"), example=(3, 32, 32))
         calibrate(student, batch)
         torch._dynamo.reset()
-        ready = torch.compile(student.train(), fullgraph=True) if compiles else student.train()
-        distillation_loss(ready(batch), target, 4.0).backward()
+        ready = way.compiled(way.place(student.train()), whole=True)
+        with way.autocast(CPU):
+            logits = ready(way.images(batch))
+        distillation_loss(logits, target, 4.0).backward()
         grads.append({n: p.grad for n, p in student.named_parameters()})
     for name, eager in grads[0].items():
         assert eager is not None
         if eager.dim() < 2:
             continue  # a quantizer's step: a sum that all but cancels, its terms see above
         difference = (grads[1][name] - eager).norm()
-        assert difference < 0.05 * eager.norm() + 1e-4, name
+        print(name, float(difference / eager.norm()))
+        assert difference < 2.5 * seen * eager.norm() + 1e-4, name
