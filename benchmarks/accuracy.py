@@ -274,7 +274,8 @@ def report(results: dict[str, Any]) -> str:
         "Made by `python benchmarks/accuracy.py --data cifar10-jpeg/ --work work/ --teacher "
         "benchmarks/resnet20-cifar10-jpeg.safetensors --json docs/results.json`, then "
         "`--report docs/results.md`. Minutes are those since a cell's last start, beside other "
-        "load, and compare nothing.",
+        "load and on different CPUs, and compare nothing. Convolutions trained in bfloat16 or in "
+        "float32, as `--precision auto` chose on the cell's CPU.",
         "",
         "`kl` sees no label, `ce` is the supervised baseline from the same start. `paper` leaves "
         "residuals in float as the paper does; `target` is what ONNX Runtime runs in integers.",
