@@ -2,8 +2,9 @@
 
 On x86 CPUs without VNNI, ONNX Runtime's default kernels saturate where weights have 8 bits
 (``docs/runtime-rules.md``, rule 19); with the session option ``session.x64quantprecision`` they do
-not. Elsewhere both are the same. Answers are compared with the unoptimised file's, logits in steps
-of the output; sessions take turns, and a latency's ratio is the median of the rounds'.
+not. Elsewhere the answers are the same, and with AVX512-VNNI alone that option is slower. Answers
+are compared with the unoptimised file's, logits in steps of the output; sessions take turns, and a
+latency's ratio is the median of the rounds'.
 
     python benchmarks/saturation.py --images photos/ --json docs/saturation.json
     python benchmarks/saturation.py --json docs/saturation.json --report docs/saturation.md
@@ -28,7 +29,7 @@ from pack import session
 from torch import Tensor
 
 from sqakd_deploy.api import export
-from sqakd_deploy.cpu import describe_cpu
+from sqakd_deploy.cpu import describe_cpu, this_cpu
 from sqakd_deploy.data.batches import Batches
 from sqakd_deploy.evaluate import agreement, predict
 from sqakd_deploy.files import write_text
@@ -38,7 +39,7 @@ from sqakd_deploy.parity import output_step
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import QuantSpec, TensorSpec
 from sqakd_deploy.verification.file import QdqFile
-from sqakd_deploy.verification.saturation import saturation_of, this_cpu
+from sqakd_deploy.verification.saturation import saturation_of
 
 CLASSES = 1000
 # Weight bits, activation bits, first and last layers' bits.
@@ -127,8 +128,8 @@ def report(facts: dict[str, Any]) -> str:
             "photos/ --json docs/saturation.json`, then `--report docs/saturation.md`.",
             "",
             "By default, and *exact*: with `session.x64quantprecision`, as this package's commands "
-            "and examples have it. Agreement and errors (in steps of the output) are against the "
-            "same file unoptimised. Untrained networks amplify errors as trained ones do not.",
+            "and examples have it there. Agreement and errors (in steps of the output) are against "
+            "the same file unoptimised. Untrained networks amplify errors as trained ones do not.",
             "",
             HEAD,
             "|---|" + "---:|" * 8,

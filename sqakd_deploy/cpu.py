@@ -6,6 +6,7 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -17,6 +18,11 @@ INTEGER_FEATURES = {
     "i8mm": "I8MM",
 }
 """Linux's names of the instructions that multiply and sum int8, with those people use."""
+
+_X86 = ("x86_64", "amd64", "i386", "i686")
+_VNNI = ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8")
+
+Vnni: TypeAlias = Literal["vnni", "no vnni", "unknown", "not x86"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,20 @@ def describe_cpu(cpuinfo: Path = _CPUINFO) -> Cpu:
     flags = set(facts.get("flags", facts.get("Features", "")).split())
     found = tuple(shown for flag, shown in INTEGER_FEATURES.items() if flag in flags)
     return Cpu(facts.get("model name", name), _cores(), found)
+
+
+def this_cpu(cpuinfo: Path = _CPUINFO, machine: str | None = None) -> Vnni:
+    """Whether this machine's CPU has VNNI."""
+    if (machine or platform.machine()).lower() not in _X86:
+        return "not x86"
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "unknown"
+    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
+    if not flags:
+        return "unknown"
+    return "vnni" if any(flag in flags for flag in _VNNI) else "no vnni"
 
 
 def _cores() -> int:

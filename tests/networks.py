@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sqakd_deploy.cpu import this_cpu
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.spec import QuantSpec
-from sqakd_deploy.verification.saturation import this_cpu
 
 SHAPE = (3, 8, 8)
 CLASSES = 5

@@ -414,3 +414,25 @@ def test_two_writes_are_the_same_bytes(tmp_path: Path) -> None:
 def test_threads_of_a_proof_do_not_spin() -> None:
     options = onnxruntime._options(True, threads=None)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+@pytest.mark.parametrize(
+    ("cpu", "asked"), [("vnni", "0"), ("no vnni", "1"), ("unknown", "1"), ("not x86", "1")]
+)
+def test_exact_kernels_are_asked_for_where_the_others_may_saturate(
+    cpu: str, asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With AVX512-VNNI the others are exact, and 3.5 times faster."""
+    monkeypatch.setattr(onnxruntime, "this_cpu", lambda: cpu)
+    opened: list[ort.SessionOptions] = []
+    real = onnxruntime._session
+
+    def watched(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+        opened.append(options)
+        return real(path, options)
+
+    monkeypatch.setattr(onnxruntime, "_session", watched)
+    graph = CASES["plain"]().graph
+    OnnxRuntime().open(write(graph, tmp_path), optimize=True)
+    (options,) = opened
+    assert options.get_session_config_entry("session.x64quantprecision") == asked

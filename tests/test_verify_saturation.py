@@ -16,6 +16,7 @@ from reference_executor import logits
 from sqakd_exporters.onnxruntime import OnnxRuntime, OnnxRuntimeExporter
 
 from sqakd_deploy import graph as g
+from sqakd_deploy.cpu import this_cpu
 from sqakd_deploy.exporting import ExportOptions
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.saturation import (
@@ -23,7 +24,6 @@ from sqakd_deploy.verification.saturation import (
     SaturationReport,
     saturation_in,
     saturation_of,
-    this_cpu,
     worst_pair,
 )
 from sqakd_deploy.verification.stages import in_one_line

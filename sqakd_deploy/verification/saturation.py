@@ -13,15 +13,13 @@ that. Activations count by their codes, zero-point included, as the kernels do.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sqakd_deploy.cpu import Vnni, this_cpu
 from sqakd_deploy.graph import IntegerGraph, IntWeight
 from sqakd_deploy.verification import constants as c
 from sqakd_deploy.verification.file import QdqFile
@@ -29,10 +27,6 @@ from sqakd_deploy.verification.onnx_layers import OnnxFile
 
 _LIMIT = 32767
 _PIXEL = 255  # the largest raw one
-_X86 = ("x86_64", "amd64", "i386", "i686")
-_VNNI = ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8")
-
-Cpu: TypeAlias = Literal["vnni", "no vnni", "unknown", "not x86"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,7 @@ class SaturationReport:
     """
 
     layers: tuple[LayerSaturation, ...]
-    cpu: Cpu
+    cpu: Vnni
 
     @property
     def at_risk(self) -> list[str]:
@@ -95,7 +89,7 @@ class SaturationReport:
         return (
             f"saturation without VNNI: possible in {len(at_risk)} of {len(self.layers)} integer "
             f"layers ({_some(at_risk)}), but in ONNX Runtime with session.x64quantprecision set to "
-            f"1, as this package sets it; {_FEWER_BITS}; {_MEANING[self.cpu]}"
+            f"1, as this package sets it there; {_FEWER_BITS}; {_MEANING[self.cpu]}"
         )
 
 
@@ -108,7 +102,7 @@ _FEWER_BITS = (
     "pact, dorefa and ewgs)"
 )
 
-_MEANING: Mapping[Cpu, str] = {
+_MEANING: Mapping[Vnni, str] = {
     "vnni": "this CPU has VNNI and does not saturate",
     "no vnni": "this CPU has no VNNI, so this matters here",
     "unknown": "whether this CPU has VNNI cannot be told",
@@ -116,7 +110,7 @@ _MEANING: Mapping[Cpu, str] = {
 }
 
 
-def saturation_of(file: OnnxFile, cpu: Cpu | None = None) -> SaturationReport:
+def saturation_of(file: OnnxFile, cpu: Vnni | None = None) -> SaturationReport:
     """Decide for every layer with 8-bit inputs and integer weights.
 
     Args:
@@ -182,17 +176,3 @@ def worst_pair(codes: NDArray[np.int8]) -> int:
     low = int(np.minimum(ordered[:, :2], 0).sum(axis=1).min())
     high = int(np.maximum(ordered[:, -2:], 0).sum(axis=1).max())
     return low if -low > high else high
-
-
-def this_cpu(cpuinfo: Path = Path("/proc/cpuinfo"), machine: str | None = None) -> Cpu:
-    """Whether this machine's CPU has VNNI."""
-    if (machine or platform.machine()).lower() not in _X86:
-        return "not x86"
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return "unknown"
-    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
-    if not flags:
-        return "unknown"
-    return "vnni" if any(flag in flags for flag in _VNNI) else "no vnni"
