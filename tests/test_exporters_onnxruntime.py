@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from integer_graphs import CASES, UINT8, Builder, Case, images, vector
 from onnx import TensorProto, helper
 from reference_executor import logits
-from sqakd_exporters import onnxruntime
+from sqakd_exporters import onnxruntime, requantising
 from sqakd_exporters.floats import FLOAT_EMITTERS
 from sqakd_exporters.onnxruntime import OnnxRuntime, OnnxRuntimeExporter
 from sqakd_exporters.pooling import with_padding_apart
@@ -146,8 +149,11 @@ def requantised(first: tuple[int, int], second: tuple[int, int]) -> g.IntegerGra
     return builder.graph(builder.quantize("second", codes, second, 128))
 
 
-def test_a_requantisation_keeps_its_two_grids(tmp_path: Path) -> None:
+def test_a_requantisation_keeps_its_two_grids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Left alone, ONNX Runtime makes one grid of two: a fifth of the codes moves."""
+    monkeypatch.setattr(requantising, "rounds_alike", lambda *grids: False)
     graph = requantised(UINT8, UINT8)
     path = write(graph, tmp_path)
     assert error_in_steps(graph, path, optimize=True) <= SAME_CODE
@@ -159,6 +165,57 @@ def test_a_requantisation_keeps_its_two_grids(tmp_path: Path) -> None:
     onnx.save(model, path)
     assert error_in_steps(graph, path, optimize=False) <= SAME_CODE
     assert error_in_steps(graph, path, optimize=True) >= 0.5
+
+
+@pytest.mark.parametrize("second", [UINT8, (0, 15)])
+def test_a_requantisation_is_one_integer_kernel(second: tuple[int, int], tmp_path: Path) -> None:
+    """A pass over bytes instead of two through float32; not counted as a layer."""
+    graph = requantised(UINT8, second)
+    path = write(graph, tmp_path)
+    for optimize in (False, True):
+        assert error_in_steps(graph, path, optimize=optimize) <= SAME_CODE
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    made = Counter(n.op_type for n in onnx.load(options.optimized_model_filepath).graph.node)
+    assert (made["QLinearMul"], made["QuantizeLinear"], made["DequantizeLinear"]) == (1, 1, 1)
+    for optimize in (False, True):
+        coverage = OnnxRuntime().open(path, optimize=optimize).coverage()
+        assert (coverage.total, coverage.fallbacks) == ({}, ())
+
+
+scales = st.floats(2.0**-13, 8.0, width=32).map(np.float32)
+
+
+@given(scales, scales, st.sampled_from([(0, 255), (0, 15), (-128, 127)]), st.data())
+def test_rounds_alike_is_true_of_any_order_of_operations(
+    scale: np.float32, step: np.float32, bounds: tuple[int, int], data: st.DataObject
+) -> None:
+    zero_point = data.draw(st.integers(*bounds))
+    grid = g.Grid(scale, zero_point, *bounds)
+    limits = np.iinfo(grid.dtype)
+    levels = np.arange(limits.min, limits.max + 1).astype(np.float32) - np.float32(zero_point)
+    pair, ratio = levels * scale / step, levels * (scale * np.float32(1) / step)
+    inverse = levels * scale * (np.float32(1) / step)
+    if requantising.rounds_alike(grid, step):
+        np.testing.assert_array_equal(np.rint(pair), np.rint(ratio))
+        np.testing.assert_array_equal(np.rint(pair), np.rint(inverse))
+
+
+def test_a_code_on_a_border_keeps_the_pair(tmp_path: Path) -> None:
+    """Half a step: every odd code lies on one, and the pair's float32 decides where it falls."""
+    grid = g.Grid(np.float32(0.1), 0, 0, 255)
+    assert requantising.rounds_alike(grid, np.float32(0.173))
+    assert not requantising.rounds_alike(grid, np.float32(0.2))
+    graph = requantised(UINT8, UINT8)
+    first, second = graph.nodes
+    doubled = np.float32(2 * first.step)  # type: ignore[union-attr]
+    value = graph.values[second.output]
+    assert value.grid is not None
+    values = {**graph.values, value.name: replace(value, grid=replace(value.grid, scale=doubled))}
+    tied = replace(graph, nodes=(first, replace(second, step=doubled)), values=values)  # type: ignore[call-arg]
+    path = write(tied, tmp_path)
+    assert "Mul" not in {node.op_type for node in onnx.load(path).graph.node}
 
 
 def test_only_full_grids_behind_full_grids_need_the_clip(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def measure(
     floating: Counter[str] = Counter()
     fallbacks = []
     for node in made.nodes:
-        if not made.carries_data(node):
+        if not made.carries_data(node) or _is_times_one(made, node):
             continue
         if node.op_type in INTEGER_LAYERS or _on_integers(made, node):
             integer[INTEGER_LAYERS.get(node.op_type, node.op_type)] += 1
@@ -120,6 +120,22 @@ def measure(
     unfolded = tuple(_restoring(made)) if fusing else ()
     total = integer + floating
     return Coverage(dict(integer), dict(total), tuple(fallbacks), _packed(file), unfolded)
+
+
+def _is_times_one(made: GraphView, node: NodeProto) -> bool:
+    """Whether it rounds codes anew (:mod:`sqakd_exporters.requantising`): no layer."""
+    if node.op_type == "QLinearMul":
+        factor = node.input[3:6]
+    elif node.op_type == "Mul" and node.input[1] in made.producers:
+        producer = made.producers[node.input[1]]
+        factor = producer.input if producer.op_type == "DequantizeLinear" else ()
+    else:
+        return False
+    constants = [made.constant(name) for name in factor]
+    if len(constants) < 3 or any(value is None or value.size != 1 for value in constants):
+        return False
+    code, scale, zero_point = (float(value.item()) for value in constants if value is not None)
+    return (code - zero_point) * scale == 1.0
 
 
 def _packed(file: GraphView) -> int:

@@ -27,6 +27,7 @@ from sqakd_exporters.joining import with_codes_joined
 from sqakd_exporters.packing import PACKED_BITS
 from sqakd_exporters.pooling import with_padding_apart
 from sqakd_exporters.qdq import EMITTERS, OPSETS, build_model, conv, linear
+from sqakd_exporters.requantising import quantize
 from sqakd_exporters.saving import save_checked
 from sqakd_exporters.unsigned import as_unsigned
 from sqakd_exporters.writer import Emitters
@@ -76,7 +77,12 @@ class OnnxRuntimeExporter:
 
 
 _EMITTERS: Emitters = MappingProxyType(
-    {**EMITTERS, g.Conv: kept_in_float(conv), g.Linear: kept_in_float(linear)}
+    {
+        **EMITTERS,
+        g.Conv: kept_in_float(conv),
+        g.Linear: kept_in_float(linear),
+        g.Quantize: quantize,
+    }
 )
 
 
