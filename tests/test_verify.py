@@ -860,6 +860,34 @@ def test_pixels_that_are_prepared_otherwise_are_not_fed(
         verify(path, reference)
 
 
+@pytest.mark.parametrize(
+    ("part", "wrong"), [(0, np.uint8(2)), (1, np.float32(1.0001)), (2, np.uint8(2))]
+)
+def test_a_factor_of_codes_that_is_not_one_is_named(
+    part: int, wrong: np.generic, tmp_path: Path
+) -> None:
+    """Codes are rounded anew by way of a product by one; 1.0001 moves none of them here."""
+    teacher = network("residual")
+    side = TensorSpec(bits=4)
+    small = quantize(teacher, QuantSpec(weights=side, activations=side), example=SHAPE)
+    calibrate(small, images(32))
+    snap_biases(small)
+    path = export(small, tmp_path / "m.onnx").path
+    reference = reference_of(small, [images(16)])
+    assert verify(path, reference).failures == []
+    model = onnx.load(path)
+    producers = {name: node for node in model.graph.node for name in node.output}
+    (one,) = {
+        node.input[1]
+        for node in model.graph.node
+        if node.op_type == "Mul" and producers.get(node.input[1], node).op_type != "Mul"
+    }
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(wrong), "wrong"))
+    producers[one].input[part] = "wrong"
+    onnx.save(model, path)
+    assert "the student has no such Mul" in verify(path, reference).failures[0]
+
+
 # -- graphs that no student made ------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,13 +58,27 @@ def other_terms(file: QdqFile, expected: Collection[str]) -> Iterator[Difference
     for node in file.model.graph.node:
         if node.op_type not in _WITH_TERM or file.constant(node.output[0]) is not None:
             continue
-        known = [value for value in map(file.constant, node.input) if value is not None]
+        known = [value for name in node.input if (value := _number(file, name)) is not None]
         if not known or _of_student(node, expected) or _prepares(file, node, known[0]):
             continue
-        if node.op_type == "Mul" and np.isin(known[0], (0, 1)).all() and len({*known[0].flat}) == 1:
+        if node.op_type == "Mul" and any((known[0] == idle).all() for idle in (0, 1)):
             continue
         what = f"the student has no such {node.op_type} {_place(file, node)}"
         yield Difference(node.name or node.output[0], "layer", 1, 1, what)
+
+
+def _number(file: QdqFile, name: str) -> NDArray[Any] | None:
+    """What a constant holds, or the reals that constant codes with one scale stand for."""
+    producer = file.producer(name)
+    if producer is None or producer.op_type != "DequantizeLinear":
+        return file.constant(name)
+    parts = [file.constant(part) for part in producer.input]
+    known = [part.astype(np.float64) for part in parts if part is not None]
+    if len(known) < len(parts) or any(part.size != 1 for part in known[1:]):
+        return None
+    code, scale, *zero = known
+    real: NDArray[np.float64] = (code - sum(zero)) * scale
+    return real
 
 
 def _of_student(node: NodeProto, expected: Collection[str]) -> bool:
