@@ -157,7 +157,7 @@ def multiply_adds(model: nn.Module, image: Tensor) -> int:
 def _fast_bf16(device: torch.device) -> bool:
     """Whether the device multiplies in bfloat16 itself.
 
-    oneDNN supports bfloat16 on any CPU with AVX-512, by way of float32: ResNet-20 trained 3.3 times
+    oneDNN supports bfloat16 on any CPU with AVX-512, by way of float32: ResNet-20 trained 3.2 times
     slower so than in float32 on a CPU without the instructions.
     """
     if device.type == "cuda":
