@@ -43,14 +43,9 @@ class Cpu:
 def describe_cpu(cpuinfo: Path = _CPUINFO) -> Cpu:
     """The processor of this machine; its instructions are known on Linux alone."""
     name = platform.processor() or platform.machine()
-    try:
-        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    facts = _facts(cpuinfo)
+    if facts is None:
         return Cpu(name, _cores(), None)
-    facts: dict[str, str] = {}
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        facts.setdefault(key.strip(), value.strip())
     flags = set(facts.get("flags", facts.get("Features", "")).split())
     found = tuple(shown for flag, shown in INTEGER_FEATURES.items() if flag in flags)
     return Cpu(facts.get("model name", name), _cores(), found)
@@ -60,14 +55,23 @@ def this_cpu(cpuinfo: Path = _CPUINFO, machine: str | None = None) -> Vnni:
     """Whether this machine's CPU has VNNI."""
     if (machine or platform.machine()).lower() not in _X86:
         return "not x86"
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return "unknown"
-    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
+    flags = (_facts(cpuinfo) or {}).get("flags", "").split()
     if not flags:
         return "unknown"
     return "vnni" if any(flag in flags for flag in _VNNI) else "no vnni"
+
+
+def _facts(cpuinfo: Path) -> dict[str, str] | None:
+    """What Linux says of the first core; None elsewhere."""
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    facts: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    return facts
 
 
 def _cores() -> int:

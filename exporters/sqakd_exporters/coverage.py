@@ -126,9 +126,8 @@ def _is_times_one(made: GraphView, node: NodeProto) -> bool:
     """Whether it rounds codes anew (:mod:`sqakd_exporters.requantising`): no layer."""
     if node.op_type == "QLinearMul":
         factor = node.input[3:6]
-    elif node.op_type == "Mul" and node.input[1] in made.producers:
-        producer = made.producers[node.input[1]]
-        factor = producer.input if producer.op_type == "DequantizeLinear" else ()
+    elif node.op_type == "Mul" and (producer := made.dequantizer(node.input[1])) is not None:
+        factor = producer.input
     else:
         return False
     constants = [made.constant(name) for name in factor]
