@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from sqakd_exporters.floats import FLOAT_EMITTERS
 from sqakd_exporters.onnxruntime import OnnxRuntime, OnnxRuntimeExporter
 from sqakd_exporters.pooling import with_padding_apart
 from sqakd_exporters.qdq import EMITTERS, OPSETS
+from sqakd_exporters.requantising import with_levels_at_the_top
 from sqakd_exporters.unsigned import as_unsigned
 
 from sqakd_deploy import graph as g
@@ -178,7 +180,7 @@ def test_a_requantisation_is_one_integer_kernel(second: tuple[int, int], tmp_pat
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     made = Counter(n.op_type for n in onnx.load(options.optimized_model_filepath).graph.node)
-    assert (made["QLinearMul"], made["QuantizeLinear"], made["DequantizeLinear"]) == (1, 1, 1)
+    assert (made["QLinearAdd"], made["QuantizeLinear"], made["DequantizeLinear"]) == (1, 1, 1)
     for optimize in (False, True):
         coverage = OnnxRuntime().open(path, optimize=optimize).coverage()
         assert (coverage.total, coverage.fallbacks) == ({}, ())
@@ -187,7 +189,7 @@ def test_a_requantisation_is_one_integer_kernel(second: tuple[int, int], tmp_pat
 @given(
     st.floats(2.0**-7, 1.0, width=32).map(np.float32),
     st.sampled_from([0, 100, 128]),
-    st.sampled_from([0, 8, 128]),
+    st.sampled_from([0, 8, 128, 240, 252]),
     st.integers(3, 120),
     st.integers(1, 60),
     st.floats(-6.5, -3.5),
@@ -205,27 +207,26 @@ def test_the_integer_kernel_rounds_as_the_pair_where_it_takes_its_place(
         return
     codes = np.arange(256, dtype=np.uint8)
     kernel, pair = (
-        rounded_anew(source, target, times_one).run(None, {"x": codes})[0]
-        for times_one in (True, False)
+        rounded_anew(source, target, with_sum).run(None, {"x": codes})[0]
+        for with_sum in (True, False)
     )
     np.testing.assert_array_equal(kernel, pair)
 
 
-def rounded_anew(source: g.Grid, target: g.Grid, times_one: bool) -> ort.InferenceSession:
+def rounded_anew(source: g.Grid, target: g.Grid, with_sum: bool) -> ort.InferenceSession:
     constants = {
         "source": source.scale,
         "source_zero": np.uint8(source.zero_point),
         "target": target.scale,
         "target_zero": np.uint8(target.zero_point),
-        "one": np.uint8(1),
         "whole": np.float32(1.0),
         "none": np.uint8(0),
     }
     nodes = [helper.make_node("DequantizeLinear", ["x", "source", "source_zero"], ["real"])]
-    if times_one:
+    if with_sum:
         nodes += [
-            helper.make_node("DequantizeLinear", ["one", "whole", "none"], ["factor"]),
-            helper.make_node("Mul", ["real", "factor"], ["product"]),
+            helper.make_node("DequantizeLinear", ["none", "whole", "none"], ["nothing"]),
+            helper.make_node("Add", ["real", "nothing"], ["sum"]),
         ]
     nodes.append(
         helper.make_node("QuantizeLinear", [nodes[-1].output[0], "target", "target_zero"], ["y"])
@@ -250,15 +251,60 @@ def test_a_code_on_a_border_keeps_the_pair(tmp_path: Path) -> None:
     values = {**graph.values, value.name: replace(value, grid=replace(value.grid, scale=doubled))}
     tied = replace(graph, nodes=(first, replace(second, step=doubled)), values=values)  # type: ignore[call-arg]
     path = write(tied, tmp_path)
-    assert "Mul" not in {node.op_type for node in onnx.load(path).graph.node}
+    assert "Add" not in {node.op_type for node in onnx.load(path).graph.node}
 
 
-def test_only_full_grids_behind_full_grids_need_the_clip(tmp_path: Path) -> None:
-    counts = {}
-    for bounds in ((UINT8, UINT8), ((0, 200), UINT8)):
-        model = onnx.load(write(requantised(*bounds), tmp_path))
-        counts[bounds] = sum(node.op_type == "Clip" for node in model.graph.node)
-    assert set(counts.values()) == {1}
+def clips_in(path: Path) -> int:
+    return sum(node.op_type == "Clip" for node in onnx.load(path).graph.node)
+
+
+def test_only_full_grids_right_behind_full_grids_need_the_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds = {"right behind": (UINT8, UINT8), "narrow": ((0, 200), UINT8)}
+    assert [clips_in(write(requantised(*b), tmp_path)) for b in bounds.values()] == [0, 1]
+    monkeypatch.setattr(requantising, "rounds_alike", lambda *grids: False)
+    assert [clips_in(write(requantised(*b), tmp_path)) for b in bounds.values()] == [1, 1]
+
+
+def narrowed(read: Callable[[Builder, str], str], zero: int = 0) -> g.IntegerGraph:
+    """Codes of 8 bits rounded to 16 levels, and what reads those."""
+    builder = Builder()
+    codes = builder.layer("stem", builder.quantize("image", "x", UINT8, 128), 8)
+    if zero:
+        codes = builder.quantize("signed", builder.conv("other", codes, 8), UINT8, zero)
+    levels = builder.quantize("narrow", codes, (0, 15), zero // 16)
+    return builder.graph(builder.quantize("out", read(builder, levels), UINT8, 128))
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+def test_what_is_rounded_anew_is_cut_by_saturation(groups: int, tmp_path: Path) -> None:
+    """Levels at the top of the type need no Clip; also behind padding, and in depthwise layers."""
+    graph = narrowed(lambda b, x: b.conv("conv", x, 8, groups=groups))
+    path = write(graph, tmp_path)
+    assert clips_in(path) == 0
+    for optimize in (False, True):
+        assert error_in_steps(graph, path, optimize=optimize) <= SAME_CODE
+    found = with_levels_at_the_top(as_unsigned(graph)).values["narrow_out"].grid
+    assert found is not None
+    assert (found.zero_point, found.qmin, found.qmax) == (240, 0, 255)
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        narrowed(lambda b, x: b.conv("conv", x, 8), zero=128),  # some are negative
+        narrowed(lambda b, x: b.conv("conv", x, 8, bits=8)),  # kernels could saturate
+        narrowed(lambda b, x: b.append(g.Add, "add", x, b.conv("conv", x, 8))),  # a sum reads it
+        narrowed(lambda b, x: b.append(g.Concat, "cat", x, x, axis=1)),  # codes are copied
+        narrowed(lambda b, x: x),
+    ],
+)
+def test_levels_stay_where_saturation_would_not_do(graph: g.IntegerGraph, tmp_path: Path) -> None:
+    unsigned = as_unsigned(graph)
+    assert with_levels_at_the_top(unsigned).values == unsigned.values
+    for optimize in (False, True):
+        assert error_in_steps(graph, write(graph, tmp_path), optimize=optimize) <= SAME_CODE
 
 
 def average(

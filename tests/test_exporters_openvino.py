@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -79,6 +80,13 @@ def error_in_steps(graph: g.IntegerGraph, path: Path, optimize: bool = True) -> 
     step = float(grid.scale) if grid else float(np.ptp(reference)) / 255
     assert got.shape == reference.shape
     return float(np.abs(got - reference).max()) / step
+
+
+def kinds_of(path: Path) -> Counter[str]:
+    """What OpenVINO runs, by its own names."""
+    session = OpenVinoRuntime().open(path, threads=1)
+    run = session._compiled.get_runtime_model().get_ordered_ops()  # type: ignore[attr-defined]
+    return Counter(node.get_rt_info()["layerType"].astype(str) for node in run)
 
 
 def in_other_form(graph: g.IntegerGraph, folder: Path) -> Path:
@@ -237,17 +245,38 @@ def test_a_convolutions_own_output_is_added_in_its_kernel(tmp_path: Path) -> Non
 def test_bounds_are_met_inside_convolutions(tmp_path: Path) -> None:
     """Rule O10: a Clip of reals is part of the convolution's kernel; no layer of its own is run."""
     graph = CASES["joined"]().graph
-    session = OpenVinoRuntime().open(write(graph, tmp_path), threads=1)
-    run = session._compiled.get_runtime_model().get_ordered_ops()  # type: ignore[attr-defined]
-    kinds = [node.get_rt_info()["layerType"].astype(str) for node in run]
-    assert kinds.count("Convolution") == 6
-    assert kinds.count("FakeQuantize") == 1  # the image
-    assert kinds.count("Eltwise") == 1  # the logits dequantised
+    kinds = kinds_of(write(graph, tmp_path))
+    assert kinds["Convolution"] == 6
+    assert kinds["FakeQuantize"] == 1  # the image
+    assert kinds["Eltwise"] == 1  # the logits dequantised
     ends = {(n.low, n.high) for n in with_bounds_apart(graph).nodes if isinstance(n, g.Clip)}
     steps = {n.output: n.step for n in graph.nodes if isinstance(n, g.Quantize)}
     assert (0.0, float(steps["narrow_out"] * np.float32(15))) in ends
     low, high = (float(steps["wide_out"] * np.float32(q - 20)) for q in (0, 63))
     assert (low, high) in ends
+
+
+@pytest.mark.parametrize("levels", [2, 16, 100])
+def test_codes_are_rounded_anew_in_one_kernel(levels: int, tmp_path: Path) -> None:
+    """Rule O20: a FakeQuantize in float with a copy in front and one behind, without the ReLU."""
+    b = Builder()
+    stream = b.layer("stem", b.quantize("image", "x", UINT8, 128), 16)
+    narrow = b.quantize("narrow", stream, (0, levels - 1))
+    both = b.append(g.Concat, "cat", b.conv("one", narrow, 8), b.conv("two", stream, 8), axis=1)
+    graph = b.graph(b.quantize("out", both, UINT8, 128))
+    path = write(graph, tmp_path)
+    assert error_in_steps(graph, path) <= SAME_CODE
+    found = kinds_of(path)
+    assert found["FakeQuantize"] == 1  # the image
+    model = onnx.load(path)
+    (relu,) = [node for node in model.graph.node if node.name == "narrow_out/bounded/positive"]
+    readers = [node for node in model.graph.node if relu.output[0] in node.input]
+    for reader in readers:
+        reader.input[0] = relu.input[0]
+    model.graph.node.remove(relu)
+    onnx.save(model, path)
+    without = kinds_of(path)
+    assert (without["FakeQuantize"], without["Reorder"]) == (2, found["Reorder"] + 2)
 
 
 def test_counted_padding_is_real_zero(tmp_path: Path) -> None:

@@ -38,7 +38,13 @@ from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import QuantSpec, TensorSpec
 from sqakd_deploy.verification import verifying
 from sqakd_deploy.verification.bounds import other_bounds, other_terms
-from sqakd_deploy.verification.constants import compare_constants, constants_of
+from sqakd_deploy.verification.constants import (
+    Constants,
+    Difference,
+    compare_constants,
+    constants_of,
+)
+from sqakd_deploy.verification.equivalents import in_one_form
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolated import IsolatedReport
 from sqakd_deploy.verification.isolating import _compare, _joined, isolate, isolator_of
@@ -122,6 +128,11 @@ def test_a_true_file_passes_whole(
         ] * 2
 
 
+def differences(expected: Constants, path: Path) -> list[Difference]:
+    file = QdqFile(path)
+    return compare_constants(*in_one_form(file, expected, file.constants))
+
+
 @pytest.mark.parametrize("pack", [False, None])
 @pytest.mark.parametrize("name", ["residual", "mixed", "preactivation"])
 def test_nothing_is_said_of_true_constants(name: str, pack: bool | None, tmp_path: Path) -> None:
@@ -130,7 +141,7 @@ def test_nothing_is_said_of_true_constants(name: str, pack: bool | None, tmp_pat
     path = export(made, tmp_path / "model.onnx", options=ExportOptions(pack=pack)).path
     expected = constants_of(lower(made))
     assert len(expected) >= 10
-    assert compare_constants(expected, QdqFile(path).constants) == []
+    assert differences(expected, path) == []
 
 
 # -- six kinds of fault ---------------------------------------------------------------------------
@@ -243,7 +254,7 @@ def test_a_fault_in_packed_weights_is_found(student: torch.fx.GraphModule, tmp_p
     data[7] ^= 0x01
     tensor.CopyFrom(numpy_helper.from_array(data, tensor.name))
     onnx.save(proto, path)
-    (difference,) = compare_constants(constants_of(codes), QdqFile(path).constants)
+    (difference,) = differences(constants_of(codes), path)
     assert (difference.layer, difference.constant) == ("conv2", "weight codes")
     assert difference.count == 1
 
@@ -495,8 +506,14 @@ def test_a_bound_that_the_student_has_not_is_found(op_type: str, tmp_path: Path)
         }.items():
             path.write_bytes(right)
             with_bound(path, reader, op_type)
-            (found,) = compare_with_student(QdqFile(path), expected)
-            assert str(found).startswith(f"bounded: layer: the student has no {op_type} {place}")
+            found = [
+                str(difference) for difference in compare_with_student(QdqFile(path), expected)
+            ]
+            if (reader, op_type) == ("quant_hardsigmoid", "Relu"):  # cuts nothing of what it reads
+                assert found == []
+                continue
+            (said,) = found
+            assert said.startswith(f"bounded: layer: the student has no {op_type} {place}")
 
 
 @pytest.mark.parametrize("op_type", ["Add", "Sub", "Mul", "Div"])
@@ -525,9 +542,9 @@ def test_scales_on_another_axis_are_no_scales_of_channels(
 
 
 def with_difference(path: Path) -> None:
-    """Plant a fault: make the one Add a Sub."""
+    """Plant a fault: make the student's one Add a Sub."""
     proto = onnx.load(path)
-    (found,) = [n for n in proto.graph.node if n.op_type == "Add"]
+    (found,) = [n for n in proto.graph.node if n.name == "add"]
     found.op_type = "Sub"
     onnx.save(proto, path)
 
@@ -861,12 +878,12 @@ def test_pixels_that_are_prepared_otherwise_are_not_fed(
 
 
 @pytest.mark.parametrize(
-    ("part", "wrong"), [(0, np.uint8(2)), (1, np.float32(1.0001)), (2, np.uint8(2))]
+    "wrong", [{0: np.uint8(1), 1: np.float32(1e-4)}, {0: np.uint8(1)}, {2: np.uint8(1)}]
 )
-def test_a_factor_of_codes_that_is_not_one_is_named(
-    part: int, wrong: np.generic, tmp_path: Path
+def test_a_term_of_codes_that_is_not_zero_is_named(
+    wrong: dict[int, np.generic], tmp_path: Path
 ) -> None:
-    """Codes are rounded anew by way of a product by one; 1.0001 moves none of them here."""
+    """Codes are rounded anew by way of a sum with zero; a small term moves none of them here."""
     teacher = network("residual")
     side = TensorSpec(bits=4)
     small = quantize(teacher, QuantSpec(weights=side, activations=side), example=SHAPE)
@@ -877,15 +894,14 @@ def test_a_factor_of_codes_that_is_not_one_is_named(
     assert verify(path, reference).failures == []
     model = onnx.load(path)
     producers = {name: node for node in model.graph.node for name in node.output}
-    (one,) = {
-        node.input[1]
-        for node in model.graph.node
-        if node.op_type == "Mul" and producers.get(node.input[1], node).op_type != "Mul"
-    }
-    model.graph.initializer.append(numpy_helper.from_array(np.asarray(wrong), "wrong"))
-    producers[one].input[part] = "wrong"
+    terms = {n.input[1] for n in model.graph.node if n.op_type == "Add" and not n.name}
+    (nothing,) = (name for name in terms if producers[name].op_type == "DequantizeLinear")
+    for part, value in wrong.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), f"wrong{part}"))
+        producers[nothing].input[part] = f"wrong{part}"
     onnx.save(model, path)
-    assert "the student has no such Mul" in verify(path, reference).failures[0]
+    failures = verify(path, reference).failures
+    assert any("the student has no such Add" in failure for failure in failures)
 
 
 # -- graphs that no student made ------------------------------------------------------------------
@@ -897,7 +913,7 @@ def test_constants_of_every_form_are_read(name: str, pack: bool | None, tmp_path
     graph = CASES[name]().graph
     path = OnnxRuntimeExporter().export(graph, tmp_path / "a.onnx", ExportOptions(pack=pack)).path
     file, expected = QdqFile(path), constants_of(graph)
-    assert compare_constants(expected, file.constants) == []
+    assert differences(expected, path) == []
     assert list(other_bounds(file, expected)) == []
     if name != "normalised":  # which is held to metadata, and a graph made by hand has none
         assert list(other_terms(file, expected)) == []

@@ -109,7 +109,7 @@ def measure(
     floating: Counter[str] = Counter()
     fallbacks = []
     for node in made.nodes:
-        if not made.carries_data(node) or _is_times_one(made, node):
+        if not made.carries_data(node) or _adds_nothing(made, node):
             continue
         if node.op_type in INTEGER_LAYERS or _on_integers(made, node):
             integer[INTEGER_LAYERS.get(node.op_type, node.op_type)] += 1
@@ -122,19 +122,19 @@ def measure(
     return Coverage(dict(integer), dict(total), tuple(fallbacks), _packed(file), unfolded)
 
 
-def _is_times_one(made: GraphView, node: NodeProto) -> bool:
+def _adds_nothing(made: GraphView, node: NodeProto) -> bool:
     """Whether it rounds codes anew (:mod:`sqakd_exporters.requantising`): no layer."""
-    if node.op_type == "QLinearMul":
-        factor = node.input[3:6]
-    elif node.op_type == "Mul" and (producer := made.dequantizer(node.input[1])) is not None:
-        factor = producer.input
+    if node.op_type == "QLinearAdd":
+        term = node.input[3:6]
+    elif node.op_type == "Add" and (producer := made.dequantizer(node.input[1])) is not None:
+        term = producer.input
     else:
         return False
-    constants = [made.constant(name) for name in factor]
+    constants = [made.constant(name) for name in term]
     if len(constants) < 3 or any(value is None or value.size != 1 for value in constants):
         return False
-    code, scale, zero_point = (float(value.item()) for value in constants if value is not None)
-    return (code - zero_point) * scale == 1.0
+    code, _, zero_point = (int(value.item()) for value in constants if value is not None)
+    return code == zero_point
 
 
 def _packed(file: GraphView) -> int:

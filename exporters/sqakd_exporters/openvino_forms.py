@@ -33,7 +33,7 @@ def for_openvino(graph: g.IntegerGraph) -> g.IntegerGraph:
     """
     pooled = with_averages_kept(with_zeros_counted(with_floors(with_padding_apart(graph))))
     kept = with_requantising_kept(with_rounding_kept(pooled))
-    return with_bounds_apart(with_strides_apart(kept))
+    return with_codes_rounded_at_once(with_bounds_apart(with_strides_apart(kept)))
 
 
 def with_rounding_kept(graph: g.IntegerGraph) -> g.IntegerGraph:
@@ -108,6 +108,35 @@ def _rounds_several_grids(
         return False
     grids = {values[name].grid for name in joined.inputs}
     return len(grids) > 1 and any(grid is not None and grid.zero_point for grid in grids)
+
+
+def with_codes_rounded_at_once(graph: g.IntegerGraph) -> g.IntegerGraph:
+    """Round codes to fewer levels in one kernel (rule O20).
+
+    Where nothing is negative, OpenVINO makes bounds and rounding one FakeQuantize, which reads and
+    writes float32 in another layout, with a copy in front and one behind. A ReLU there, which
+    changes nothing, is a kernel of its own on the codes, with bounds and rounding inside.
+
+    Args:
+        graph: not changed; its reals are bounded (:func:`~sqakd_exporters.openvino_bounds.\
+            with_bounds_apart`).
+    """
+    readers = {name: node for node in graph.nodes for name in node.inputs}
+
+    def activated(node: g.Node, values: dict[str, g.Value]) -> Iterable[g.Node]:
+        grid = values[node.inputs[0]].grid if node.inputs else None
+        positive = grid is not None and grid.zero_point == 0 == grid.qmin
+        if not (positive and isinstance(node, g.Clip) and _bounds_a_rounding(node, readers)):
+            return [node]
+        relu = f"{node.name}/positive"
+        values[relu] = g.Value(relu, values[node.output].shape)
+        return g.Clip(relu, node.inputs, relu, 0.0, None), replace(node, inputs=(relu,))
+
+    return graph.rewritten(activated)
+
+
+def _bounds_a_rounding(node: g.Clip, readers: dict[str, g.Node]) -> bool:
+    return node.high is not None and isinstance(readers.get(node.output), g.Quantize)
 
 
 def with_strides_apart(graph: g.IntegerGraph) -> g.IntegerGraph:

@@ -144,16 +144,16 @@ def bias(writer: Writer, node: g.Conv | g.Linear) -> list[ir.Value]:
 
 def quantize(writer: Writer, node: g.Quantize) -> None:
     """QuantizeLinear by the step; readers dequantise by the grid's scale, which may differ."""
-    quantize_real(writer, node, *writer.real(node))
+    quantize_real(writer, node, writer.real(node)[0])
 
 
-def quantize_real(writer: Writer, node: g.Quantize, real: ir.Value) -> None:
-    """As :func:`quantize`, of the reals given."""
+def quantize_real(writer: Writer, node: g.Quantize, real: ir.Value, apart: bool = False) -> None:
+    """As :func:`quantize`, of the reals given, which may stand apart from codes before them."""
     grid = writer.graph.values[node.output].grid
     if grid is None:
         raise ExportError(f"node {node.name!r}: its output {node.output!r} has no grid")
     constants = writer.grid_constants(f"{node.output}/q", node.step, grid)
-    clipped = not grid.fills_dtype or _repeats(grid, writer.grid(node))
+    clipped = not grid.fills_dtype or (not apart and _repeats(grid, writer.grid(node)))
     label = f"{node.output}/wide" if clipped else node.output
     output = writer.op("QuantizeLinear", [real, *constants], label, node.name)
     if clipped:  # rule 14: a Clip on the integers keeps every fusion

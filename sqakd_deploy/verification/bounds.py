@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +18,13 @@ from sqakd_deploy.pixels import PREPROCESSING_KEY
 from sqakd_deploy.verification.constants import Difference
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.onnx_layers import OnnxFile
+from sqakd_deploy.verification.signs import never_negative, number
 
 _BOUNDING = ("Clip", "Max", "Min", "Relu")
 _WITH_TERM = ("Add", "Div", "Mul", "Sub")
+_IDLE_WITH_ZERO = ("Add", "Mul")
+"""ONNX Runtime rounds codes anew by adding nothing; OpenVINO counts images by nothing times one
+(rule O14)."""
 
 
 def other_bounds(file: OnnxFile, expected: Collection[str]) -> Iterator[Difference]:
@@ -38,8 +41,10 @@ def other_bounds(file: OnnxFile, expected: Collection[str]) -> Iterator[Differen
     for node in file.model.graph.node:
         if node.op_type not in _BOUNDING or file.constant(node.output[0]) is not None:
             continue
-        if not _of_student(node, expected) and not _of_neighbour(
-            file, node, readers[node.output[0]]
+        if not (
+            _of_student(node, expected)
+            or _of_neighbour(file, node, readers[node.output[0]])
+            or _cuts_nothing(file, node)
         ):
             what = f"the student has no {node.op_type} {_place(file, node)}"
             yield Difference(node.name or node.output[0], "layer", 1, 1, what)
@@ -48,8 +53,8 @@ def other_bounds(file: OnnxFile, expected: Collection[str]) -> Iterator[Differen
 def other_terms(file: QdqFile, expected: Collection[str]) -> Iterator[Difference]:
     """Sums and products with a constant that the student has not.
 
-    No such product is nothing times a value (rule O14), nor one, by which ONNX Runtime rounds codes
-    anew, nor what the metadata say that raw pixels are prepared by.
+    None is what changes nothing (:data:`_IDLE_WITH_ZERO`), nor what the metadata say that raw
+    pixels are prepared by.
 
     Args:
         file: whose.
@@ -58,27 +63,13 @@ def other_terms(file: QdqFile, expected: Collection[str]) -> Iterator[Difference
     for node in file.model.graph.node:
         if node.op_type not in _WITH_TERM or file.constant(node.output[0]) is not None:
             continue
-        known = [value for name in node.input if (value := _number(file, name)) is not None]
+        known = [value for name in node.input if (value := number(file, name)) is not None]
         if not known or _of_student(node, expected) or _prepares(file, node, known[0]):
             continue
-        if node.op_type == "Mul" and any((known[0] == idle).all() for idle in (0, 1)):
+        if node.op_type in _IDLE_WITH_ZERO and not known[0].any():
             continue
         what = f"the student has no such {node.op_type} {_place(file, node)}"
         yield Difference(node.name or node.output[0], "layer", 1, 1, what)
-
-
-def _number(file: QdqFile, name: str) -> NDArray[Any] | None:
-    """What a constant holds, or the reals that constant codes with one scale stand for."""
-    producer = file.producer(name)
-    if producer is None or producer.op_type != "DequantizeLinear":
-        return file.constant(name)
-    parts = [file.constant(part) for part in producer.input]
-    known = [part.astype(np.float64) for part in parts if part is not None]
-    if len(known) < len(parts) or any(part.size != 1 for part in known[1:]):
-        return None
-    code, scale, *zero = known
-    real: NDArray[np.float64] = (code - sum(zero)) * scale
-    return real
 
 
 def _of_student(node: NodeProto, expected: Collection[str]) -> bool:
@@ -108,6 +99,13 @@ def _of_neighbour(file: OnnxFile, node: NodeProto, readers: Collection[NodeProto
         return bool(readers) and all(reader.op_type == "Div" for reader in readers)
     rounded = bool(readers) and all(reader.name in file.quantizers for reader in readers)
     return rounded and bool(node.name) and node.op_type != "Min"
+
+
+def _cuts_nothing(file: OnnxFile, node: NodeProto) -> bool:
+    """Whether it is a ReLU of what is not negative, by which OpenVINO rounds codes at once."""
+    if not isinstance(file, QdqFile) or node.op_type != "Relu":
+        return False
+    return never_negative(file, node.input[0])
 
 
 def _before(file: OnnxFile, node: NodeProto) -> NodeProto | None:

@@ -1,40 +1,21 @@
 """Constants that a file states in another form than its student, and that mean the same.
 
 Targets differ in what they want bounded and how: codes by an integer Clip, or reals by a float one
-before they are rounded; codes that are not negative as int8 or as uint8; biases as int32 codes, or
-as the floats that these stand for; a constant for each channel or each entry. Here the student's
-and the file's constants are brought into one form, so that only other numbers differ.
+before they are rounded; codes counted from another zero, as int8 or as uint8; biases as int32
+codes, or as the floats that these stand for; a constant for each channel or each entry. Here the
+student's and the file's constants are brought into one form, so that only other numbers differ.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import numpy as np
 
 from sqakd_deploy.verification import constants as c
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.onnx_layers import OnnxFile
+from sqakd_deploy.verification.signs import never_negative
 
-_MOVING = (
-    "Add",
-    "AveragePool",
-    "Concat",
-    "Flatten",
-    "Gather",
-    "GlobalAveragePool",
-    "MaxPool",
-    "Mul",
-    "Pad",
-    "Reshape",
-    "Resize",
-    "Slice",
-    "Transpose",
-)
-"""Operators that make nothing negative of what is not; shapes and amounts are not looked at."""
-
-_SEVERAL = ("Add", "Concat", "Mul")
-_POSITIVE = ("Abs", "Relu", "Sigmoid", "HardSigmoid", "Softmax")
+_COUNTED = (c.ZERO_POINT, c.LOWEST, c.HIGHEST, c.READER_ZERO)
 
 
 def in_one_form(
@@ -68,7 +49,7 @@ def in_one_form(
         before = file.producer(quantizer.input[0])
         clip = before.name if before is not None and before.op_type in ("Clip", "Relu") else ""
         own = _codes(found[part], found.get(clip, {}))
-        if int(facts[c.LOWEST]) == int(facts[c.ZERO_POINT]) and _never_negative(
+        if int(facts[c.LOWEST]) == int(facts[c.ZERO_POINT]) and never_negative(
             file, quantizer.input[0]
         ):
             own = max(own[0], int(found[part][c.ZERO_POINT])), own[1]
@@ -78,9 +59,9 @@ def in_one_form(
             clip, alone = behind.name, True
         stated = clip if clip in expected else clip.rpartition("/")[0]  # one for each part
         right = _codes(facts, expected.get(stated, {}))
-        adjusted[part] = _with_codes(found[part], own)
         wanted[part] = _with_codes(facts, right)
-        if own == right and stated in expected and alone:
+        adjusted[part] = _counted_alike(_with_codes(found[part], own), wanted[part])
+        if _bounds(adjusted[part]) == right and stated in expected and alone:
             adjusted[clip] = expected[stated]
     return wanted, adjusted
 
@@ -116,8 +97,7 @@ def _as_unsigned(facts: c.Facts, found: c.Facts) -> c.Facts:
         return facts
     if int(facts[c.LOWEST]) < middle or int(found[c.ZERO_POINT]) >= middle:
         return facts
-    counted = (c.ZERO_POINT, c.LOWEST, c.HIGHEST, c.READER_ZERO)
-    return {**facts, **{name: facts[name] - middle for name in counted}}
+    return {**facts, **{name: facts[name] - middle for name in _COUNTED}}
 
 
 def _codes(quantizer: c.Facts, clip: c.Facts) -> tuple[int, int]:
@@ -126,7 +106,7 @@ def _codes(quantizer: c.Facts, clip: c.Facts) -> tuple[int, int]:
     Rounding keeps order: what a bound cuts rounds to the code that the bound rounds to.
     """
     step, zero = quantizer[c.STEP], int(quantizer[c.ZERO_POINT])
-    low, high = int(quantizer[c.LOWEST]), int(quantizer[c.HIGHEST])
+    low, high = _bounds(quantizer)
     if c.LOWER in clip:
         low = max(low, int(np.rint(clip[c.LOWER] / step)) + zero)
     if c.UPPER in clip:
@@ -134,32 +114,17 @@ def _codes(quantizer: c.Facts, clip: c.Facts) -> tuple[int, int]:
     return low, high
 
 
+def _bounds(quantizer: c.Facts) -> tuple[int, int]:
+    return int(quantizer[c.LOWEST]), int(quantizer[c.HIGHEST])
+
+
+def _counted_alike(found: c.Facts, wanted: c.Facts) -> c.Facts:
+    """Codes counted from the student's zero, if that makes all of them the student's."""
+    shift = found[c.ZERO_POINT] - wanted[c.ZERO_POINT]
+    moved = {name: found[name] - shift for name in _COUNTED}
+    alike = all(np.array_equal(codes, wanted[name]) for name, codes in moved.items())
+    return {**found, **moved} if alike else found
+
+
 def _with_codes(facts: c.Facts, codes: tuple[int, int]) -> c.Facts:
     return {**facts, c.LOWEST: np.array(codes[0]), c.HIGHEST: np.array(codes[1])}
-
-
-def _never_negative(file: QdqFile, name: str) -> bool:
-    """Whether a value of a file cannot be negative, from the operators that make it."""
-    node = file.producer(name)
-    if node is None:
-        return False
-    if node.op_type == "DequantizeLinear":
-        return _codes_never_negative(file, node.input[0])
-    if node.op_type == "Clip":
-        low = file.constant(node.input[1]) if len(node.input) > 1 else None
-        return low is not None and bool(low >= 0)
-    if node.op_type in _MOVING:
-        sources = node.input if node.op_type in _SEVERAL else node.input[:1]
-        return all(_never_negative(file, source) for source in sources)
-    return node.op_type in _POSITIVE
-
-
-def _codes_never_negative(file: QdqFile, name: str) -> bool:
-    node = file.producer(name)
-    while node is not None and node.op_type in (*_MOVING, "Clip"):
-        node = file.producer(node.input[0])
-    if node is None or node.op_type != "QuantizeLinear":
-        return False
-    facts: Mapping[str, np.ndarray] = file.constants.get(node.name, {})
-    lowest = c.LOWEST in facts and int(facts[c.LOWEST]) >= int(facts[c.ZERO_POINT])
-    return lowest or _never_negative(file, node.input[0])

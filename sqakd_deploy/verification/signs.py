@@ -1,0 +1,75 @@
+"""What a QDQ file's values are known to be: constants, and whether they can be negative."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sqakd_deploy.verification import constants as c
+from sqakd_deploy.verification.file import QdqFile
+
+_MOVING = (
+    "Add",
+    "AveragePool",
+    "Concat",
+    "Flatten",
+    "Gather",
+    "GlobalAveragePool",
+    "MaxPool",
+    "Mul",
+    "Pad",
+    "Reshape",
+    "Resize",
+    "Slice",
+    "Transpose",
+)
+"""Operators that make nothing negative of what is not; shapes and amounts are not looked at."""
+
+_SEVERAL = ("Add", "Concat", "Mul")
+_POSITIVE = ("Abs", "Relu", "Sigmoid", "HardSigmoid", "Softmax")
+
+
+def number(file: QdqFile, name: str) -> NDArray[Any] | None:
+    """What a constant holds, or the reals that constant codes with one scale stand for."""
+    producer = file.producer(name)
+    if producer is None or producer.op_type != "DequantizeLinear":
+        return file.constant(name)
+    parts = [file.constant(part) for part in producer.input]
+    known = [part.astype(np.float64) for part in parts if part is not None]
+    if len(known) < len(parts) or any(part.size != 1 for part in known[1:]):
+        return None
+    code, scale, *zero = known
+    real: NDArray[np.float64] = (code - sum(zero)) * scale
+    return real
+
+
+def never_negative(file: QdqFile, name: str) -> bool:
+    """Whether a value of a file cannot be negative, from the operators that make it."""
+    node, known = file.producer(name), number(file, name)
+    if known is not None:
+        return bool((known >= 0).all())
+    if node is None:
+        return False
+    if node.op_type == "DequantizeLinear":
+        return _codes_never_negative(file, node.input[0])
+    if node.op_type == "Clip":
+        low = file.constant(node.input[1]) if len(node.input) > 1 else None
+        return low is not None and bool(low >= 0)
+    if node.op_type in _MOVING:
+        sources = node.input if node.op_type in _SEVERAL else node.input[:1]
+        return all(never_negative(file, source) for source in sources)
+    return node.op_type in _POSITIVE
+
+
+def _codes_never_negative(file: QdqFile, name: str) -> bool:
+    node = file.producer(name)
+    while node is not None and node.op_type in (*_MOVING, "Clip"):
+        node = file.producer(node.input[0])
+    if node is None or node.op_type != "QuantizeLinear":
+        return False
+    facts: Mapping[str, np.ndarray] = file.constants.get(node.name, {})
+    lowest = c.LOWEST in facts and int(facts[c.LOWEST]) >= int(facts[c.ZERO_POINT])
+    return lowest or never_negative(file, node.input[0])
