@@ -53,7 +53,8 @@ PEERS = {  # tool: (what the table calls it, suffix, runtimes)
     "nncf": ("NNCF, 8 bits", ".xml", ("openvino",)),
 }
 FP32, ORT, NNCF = "fp32", PEERS["ort"][0], PEERS["nncf"][0]
-OURS = {bits: f"sqakd-deploy W{bits}A{bits}" for bits in (8, 4, 2)}
+BITS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W2A2": (2, 2)}  # of weights, activations
+OURS = {name: f"sqakd-deploy {name}" for name in BITS}
 SIZE, SHORT_SIDE, CALIBRATION = 224, 256, 32  # pixels, pixels, images
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's models
 MIB = 2**20
@@ -97,11 +98,11 @@ def ours(name: str, state: Any, images: torch.Tensor, folder: Path) -> list[File
     """Students of every bit-width for every runtime, calibrated and not trained."""
     files = []
     for bits, tool in OURS.items():
+        weights, activations = (TensorSpec(method="lsq", bits=count) for count in BITS[bits])
         for runtime in RUNTIMES:
             model = build_model(name, num_classes=1000, in_channels=3)
             model.load_state_dict(state)
-            side = TensorSpec(method="lsq", bits=bits)
-            spec = QuantSpec(weights=side, activations=side, target=runtime)
+            spec = QuantSpec(weights=weights, activations=activations, target=runtime)
             student = quantize(model.eval(), spec, example=images[:1])
             calibrate(student, images)
             path = folder / f"ours-{bits}-{runtime}.onnx"
@@ -170,10 +171,10 @@ def facts(model: str, tool: str, row: Row, fp32: Row | None) -> dict[str, Any]:
 def ratios(model: str, rows: dict[tuple[str, str], Row], threads: int) -> dict[str, Any]:
     """The comparisons that matter, by name; above 1, ours takes longer (or fp32 does)."""
     pairs = {
-        "ours W4A4 / ORT's own, in ORT": ((OURS[4], "onnxruntime"), (ORT, "onnxruntime")),
-        "ours W4A4 / NNCF, in OpenVINO": ((OURS[4], "openvino"), (NNCF, "openvino")),
-        "fp32 / ours W4A4, in ORT": ((FP32, "onnxruntime"), (OURS[4], "onnxruntime")),
-        "fp32 / ours W4A4, in OpenVINO": ((FP32, "openvino"), (OURS[4], "openvino")),
+        "ours W4A4 / ORT's own, in ORT": ((OURS["W4A4"], "onnxruntime"), (ORT, "onnxruntime")),
+        "ours W4A4 / NNCF, in OpenVINO": ((OURS["W4A4"], "openvino"), (NNCF, "openvino")),
+        "fp32 / ours W4A4, in ORT": ((FP32, "onnxruntime"), (OURS["W4A4"], "onnxruntime")),
+        "fp32 / ours W4A4, in OpenVINO": ((FP32, "openvino"), (OURS["W4A4"], "openvino")),
     }
     found: dict[str, Any] = {"model": model, "threads": threads}
     for name, (top, bottom) in pairs.items():
