@@ -118,8 +118,7 @@ def with_codes_rounded_at_once(graph: g.IntegerGraph) -> g.IntegerGraph:
     changes nothing, is a kernel of its own on the codes, with bounds and rounding inside.
 
     Args:
-        graph: not changed; its reals are bounded (:func:`~sqakd_exporters.openvino_bounds.\
-            with_bounds_apart`).
+        graph: not changed; what it rounds to fewer levels is bounded before.
     """
     readers = {name: node for node in graph.nodes for name in node.inputs}
 

@@ -45,16 +45,9 @@ def with_levels_at_the_top(graph: g.IntegerGraph) -> g.IntegerGraph:
             readers[name].append(node)
     values = dict(graph.values)
     for node in graph.nodes:
-        grids = _grids(graph, node)
-        if grids is not None and isinstance(node, g.Quantize) and graph.output != node.output:
-            source, target = grids
-            shifted = _at_the_top(target)
-            if (
-                _only_cuts_above(source, target)
-                and rounds_alike(source, node.step, shifted)
-                and all(_takes_any_codes(reader) for reader in readers[node.output])
-            ):
-                values[node.output] = replace(values[node.output], grid=shifted)
+        shifted = _shifted(graph, node) if isinstance(node, g.Quantize) else None
+        if shifted is not None and all(_takes_any_codes(r) for r in readers[node.output]):
+            values[node.output] = replace(values[node.output], grid=shifted)
     return replace(graph, values=values)
 
 
@@ -106,23 +99,22 @@ def _rounding(
     return 2.0**-24 * np.sum(np.broadcast_arrays(*sizes), axis=0)
 
 
-def _grids(graph: g.IntegerGraph, node: g.Node) -> tuple[g.Grid, g.Grid] | None:
-    """What codes are rounded from and to, if a node does so."""
-    if not isinstance(node, g.Quantize):
-        return None
+def _grids(graph: g.IntegerGraph, node: g.Quantize) -> tuple[g.Grid, g.Grid] | None:
+    """What codes are rounded from and to, if it is codes that a node rounds."""
     source, target = (graph.values[name].grid for name in (*node.inputs, node.output))
     return None if source is None or target is None else (source, target)
 
 
-def _only_cuts_above(source: g.Grid, target: g.Grid) -> bool:
-    """Whether no code is below the lowest level, which stands for zero."""
-    none_negative = source.qmin >= source.zero_point
-    return none_negative and target.qmin == target.zero_point and not target.fills_dtype
-
-
-def _at_the_top(grid: g.Grid) -> g.Grid:
-    """The same levels, of codes up to the highest of uint8; those below do not come."""
-    return replace(grid, zero_point=grid.zero_point + _HIGHEST - grid.qmax, qmin=0, qmax=_HIGHEST)
+def _shifted(graph: g.IntegerGraph, node: g.Quantize) -> g.Grid | None:
+    """The grid at the top of the type, if nothing is below its lowest level, which is zero."""
+    grids = _grids(graph, node)
+    if grids is None or node.output == graph.output:
+        return None
+    source, target = grids
+    shift = _HIGHEST - target.qmax
+    shifted = replace(target, zero_point=target.zero_point + shift, qmin=0, qmax=_HIGHEST)
+    none_below = source.qmin >= source.zero_point and target.qmin == target.zero_point
+    return shifted if none_below and shift and rounds_alike(source, node.step, shifted) else None
 
 
 def _takes_any_codes(reader: g.Node) -> bool:
