@@ -50,13 +50,8 @@ from sqakd_deploy.training.distillation import distill
 from sqakd_deploy.training.teacher import train_teacher
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolating import isolate
-from sqakd_deploy.verification.stages import (
-    Expected,
-    ParityReport,
-    output_step,
-    report_of,
-    run_stages,
-)
+from sqakd_deploy.verification.running import Expected, run_stages
+from sqakd_deploy.verification.stages import ParityReport, output_step, report_of
 from sqakd_deploy.verification.student import in_float64
 
 SHORT_SIDE, BATCH = 256, 16  # pixels, images

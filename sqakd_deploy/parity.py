@@ -22,6 +22,7 @@ from sqakd_deploy.verification.isolated import IMAGES
 from sqakd_deploy.verification.isolating import isolator_of
 from sqakd_deploy.verification.onnx_layers import OnnxFile
 from sqakd_deploy.verification.reading import read_file
+from sqakd_deploy.verification.running import run_stages
 from sqakd_deploy.verification.saturation import saturation_in, sums_exactly
 from sqakd_deploy.verification.sizes import expected_size, float_size, information_size
 from sqakd_deploy.verification.stages import (
@@ -30,7 +31,6 @@ from sqakd_deploy.verification.stages import (
     Tolerance,
     output_step,
     report_of,
-    run_stages,
 )
 from sqakd_deploy.verification.student import reference_of
 from sqakd_deploy.verification.verifying import differences_of, isolated_stages
@@ -92,17 +92,19 @@ def verify(
     reference = reference_of(student, batches, labels=known)
     expected = reference.expected()
     runs = run_stages(path, reference.batches, expected, runtime)
-    differences, isolated = None, {}
+    differences, isolated, worst = None, {}, None
     file = _file(path)
     if file is not None and reference.constants is not None:
         conversion = conversion_of(file, converter_of(student))
         differences = differences_of(conversion, reference.constants)
-        worst = reference.images(runs.worst_images(expected, IMAGES))
-        isolator = isolator_of(student)
-        isolated = isolated_stages(isolator, conversion.file, runtime, worst, runs.sessions)
+        worst = runs.worst_images(expected, IMAGES)
+        isolator, farthest = isolator_of(student), reference.images(worst)
+        isolated = isolated_stages(isolator, conversion.file, runtime, farthest, runs.sessions)
     saturation = None if sums_exactly(runtime) else saturation_in(lower(student))
     rules = conformance_of(exporter, path)
-    return report_of(path, runs, expected, tolerance, rules, differences, saturation, isolated)
+    return report_of(
+        path, runs, expected, tolerance, rules, differences, saturation, isolated, worst
+    )
 
 
 def _file(path: Path) -> OnnxFile | None:

@@ -37,9 +37,11 @@ from sqakd_deploy.quantization import (
 )
 from sqakd_deploy.spec import QuantSpec
 from sqakd_deploy.verification import isolating
+from sqakd_deploy.verification.isolated import Isolated, IsolatedReport
 from sqakd_deploy.verification.measures import answers
+from sqakd_deploy.verification.running import Expected, Runs
 from sqakd_deploy.verification.sizes import sizes_of
-from sqakd_deploy.verification.stages import Expected, Runs, report_of
+from sqakd_deploy.verification.stages import report_of
 from sqakd_deploy.verification.student import reference_of
 from sqakd_deploy.verification.tables import parity_table
 
@@ -339,6 +341,63 @@ def test_an_answer_that_ties_in_the_student_is_the_students(tmp_path: Path) -> N
     assert report.ties == 3
     caption = str(parity_table(report).caption)
     assert "largest logits tie in 3 images: any of those answers is its own" in caption
+
+
+def one_moved(*numbers: int, count: int = 24) -> tuple[Runs, Expected]:
+    """Answers to so many images, those of the numbers given otherwise in one stage of two."""
+    student = np.tile(np.array([0.3, 0.2, 0.1], np.float32), (count, 1))
+    given = student.copy()
+    given[list(numbers), 1] = 0.4
+    outputs = {"off": student, "on": given}
+    labels = np.zeros(count, np.int64)
+    return Runs(outputs, Coverage({}, {}, ()), {}), Expected("s", student, labels, (0.1, "given"))
+
+
+RIGHT = IsolatedReport(8, (Isolated("quant", 100, 1, 1, 1e-6),), ())
+WRONG = IsolatedReport(8, (Isolated("quant", 100, 1, 1, 0.3),), ())
+
+
+def test_one_image_that_is_right_layer_by_layer_may_be_answered_otherwise(tmp_path: Path) -> None:
+    """Below 200 images it is more than half a percent; what moved it is float32's rounding."""
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"any")
+    runs, expected = one_moved(5)
+    isolated = {"off": RIGHT, "on": RIGHT}
+    report = report_of(file, runs, expected, isolated=isolated, layerwise=np.array([5, 1]))
+    assert (report.explained, report.failures) == (True, [])
+    assert "one image is answered otherwise" in str(parity_table(report).caption)
+    assert report.to_dict()["explained"] is True
+    assert [stage.differing for stage in report.stages] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("moved", "isolated", "layerwise"),
+    [
+        ([5], {"off": RIGHT, "on": RIGHT}, [1, 2]),  # that image was not run layer by layer
+        ([5, 6], {"off": RIGHT, "on": RIGHT}, [5, 6]),
+        ([5], {"off": RIGHT}, [5]),
+        ([5], {"off": RIGHT, "on": replace(RIGHT, unseen=("other",))}, [5]),
+        ([5], {"off": RIGHT, "on": WRONG}, [5]),
+        ([5], {}, [5]),
+    ],
+)
+def test_an_answer_that_nothing_explains_is_a_failure(
+    moved: list[int], isolated: dict[str, IsolatedReport], layerwise: list[int], tmp_path: Path
+) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"any")
+    runs, expected = one_moved(*moved)
+    given = np.array(layerwise)
+    report = report_of(file, runs, expected, isolated=isolated, layerwise=given)
+    assert not report.explained
+    assert any("agreement" in failure for failure in report.failures)
+    assert any("top-1" in failure for failure in report.failures)
+
+
+def test_images_that_are_answered_otherwise_are_the_first_to_be_run_layer_by_layer() -> None:
+    runs, expected = one_moved(7)
+    runs.outputs["off"][3, 2] -= 5.0  # farther off, and the same answer
+    assert runs.worst_images(expected, 2).tolist() == [7, 3]
 
 
 def test_no_images_compare_nothing(student: torch.fx.GraphModule, model: Path) -> None:

@@ -19,8 +19,8 @@ from sqakd_deploy.files import replacing
 from sqakd_deploy.verification.constants import Constants
 from sqakd_deploy.verification.measures import Logits, range_step
 from sqakd_deploy.verification.metadata import KEYS
+from sqakd_deploy.verification.running import Expected
 from sqakd_deploy.verification.sizes import Sizes
-from sqakd_deploy.verification.stages import Expected
 
 BATCH = 64
 """Images that run at a time where a file does not say otherwise."""

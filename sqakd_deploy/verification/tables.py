@@ -46,6 +46,11 @@ def parity_table(report: ParityReport) -> Table:
     if report.ties:
         tie = f"the student's largest logits tie in {report.ties} images"
         table.caption += f"\n{tie}: any of those answers is its own"
+    if report.explained:
+        table.caption += (
+            "\none image is answered otherwise: a value in it lies on the border of two codes, and "
+            "each\nlayer is right on the codes that the runtime computed for it"
+        )
     table.caption_justify = "left"
     return table
 

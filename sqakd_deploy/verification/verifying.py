@@ -45,16 +45,15 @@ from sqakd_deploy.verification.metadata import metadata_differences
 from sqakd_deploy.verification.onnx_layers import OnnxFile
 from sqakd_deploy.verification.reading import read_file
 from sqakd_deploy.verification.reference import Reference, Tensor
+from sqakd_deploy.verification.running import Runs, run_stages
 from sqakd_deploy.verification.saturation import SaturationReport, saturation_of, sums_exactly
 from sqakd_deploy.verification.stages import (
     ParityReport,
-    Runs,
     Tolerance,
     conformance_facts,
     in_one_line,
     isolated_faults,
     report_of,
-    run_stages,
 )
 
 _DEFAULT_RUNTIMES = {".xml": "openvino"}
@@ -182,19 +181,23 @@ def verify_file(
         wrong = {difference.layer for difference in differences or ()}
         layers = _layers(file, reference, layer_samples, runtime, able, wrong)
     isolated: Mapping[str, IsolatedReport] = {}
+    which: NDArray[np.int64] | None = None
     if isolator is not None:
         which = reference.tensor_images if layers else runs.worst_images(expected, IMAGES)
         assert which is not None  # see _with_tensors
-        images = reference.images(which[: layer_samples or IMAGES])
+        which = which[: layer_samples or IMAGES]
+        images = reference.images(which)
         isolated = isolated_stages(isolator, file, runtime, images, runs.sessions)
-    if layers is not None:
-        layers, isolated = replace(layers, isolated=isolated), {}
     saturation = saturation_of(file)
     deciding = [runtime, *(others.values() if named else ())]
     suspect = None if all(map(sums_exactly, deciding)) else saturation
     rules = _conformance(file)
-    parity = report_of(path, runs, expected, tolerance, rules, differences, suspect, isolated)
+    parity = report_of(
+        path, runs, expected, tolerance, rules, differences, suspect, isolated, which
+    )
     parity = replace(parity, metadata=stated)
+    if layers is not None:
+        layers, parity = replace(layers, isolated=isolated), replace(parity, isolated={})
     return Verification(parity, layers, saturation, reference, conversion.unknown)
 
 
