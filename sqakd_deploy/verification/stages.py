@@ -53,6 +53,10 @@ class Stage:
         max_absolute: largest logit error (logits).
         decides: whether it counts for the proof.
         differing: images that are answered otherwise.
+        explained: whether that is but one, and every layer is right on the codes that the runtime
+            computed for it: a value lies on the border of two codes, where sums in another order
+            put it on the other side. Below 200 images one is more than the tolerance; it is not
+            counted.
     """
 
     name: str
@@ -63,6 +67,7 @@ class Stage:
     max_absolute: float
     decides: bool = True
     differing: int = 0
+    explained: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,10 +99,6 @@ class ParityReport:
         isolated: every layer on the runtime's own codes, by the stage; empty where the student is
             not at hand.
         metadata: what the file says of itself and is otherwise.
-        explained: whether but one image is answered otherwise, and every layer is right on the
-            codes that the runtime computed for it: a value lies on the border of two codes, where
-            sums in another order put it on the other side. Below 200 images one is more than the
-            tolerance; it is not counted.
     """
 
     samples: int
@@ -120,7 +121,11 @@ class ParityReport:
     float_layers: int | None = None
     isolated: Mapping[str, IsolatedReport] = field(default_factory=dict)
     metadata: tuple[Difference, ...] = ()
-    explained: bool = False
+
+    @property
+    def explained(self) -> tuple[str, ...]:
+        """Stages that answer one image otherwise, and not by their own fault."""
+        return tuple(stage.name for stage in self.stages if stage.explained)
 
     @property
     def failures(self) -> list[str]:
@@ -141,7 +146,7 @@ class ParityReport:
             f"{stage.name}: agreement {stage.agreement:.2f} % is below "
             f"{self.tolerance.agreement:.2f} %"
             for stage in others
-            if not stage.agreement >= self.tolerance.agreement and not self.explained
+            if not stage.agreement >= self.tolerance.agreement and not stage.explained
         ]
         found += [
             f"{stage.name}: logits are off by {stage.mean_error:.2f} steps in the mean, more than "
@@ -150,7 +155,7 @@ class ParityReport:
             if not stage.mean_error <= self.tolerance.mean_error
         ]
         for stage in others:
-            if first.top1 is None or stage.top1 is None or self.explained:
+            if first.top1 is None or stage.top1 is None or stage.explained:
                 continue
             gap = abs(stage.top1 - first.top1)
             if gap > self.tolerance.accuracy:
@@ -233,7 +238,13 @@ def report_of(
         output_step=expected.step[0],
         output_step_source=expected.step[1],
         stages=tuple(
-            _stage(name, output, expected, decides=name not in runs.undecided)
+            _stage(
+                name,
+                output,
+                expected,
+                decides=name not in runs.undecided,
+                right=layerwise if _right(name, isolated or {}) else None,
+            )
             for name, output in outputs.items()
         ),
         coverage=runs.coverage,
@@ -251,28 +262,23 @@ def report_of(
         byte_layers=sizes.byte_layers if sizes else None,
         float_layers=sizes.float_layers if sizes else None,
         isolated=isolated or {},
-        explained=layerwise is not None and _explained(runs, expected, isolated or {}, layerwise),
     )
 
 
-def _explained(
-    runs: Runs,
+def _right(stage: str, isolated: Mapping[str, IsolatedReport]) -> bool:
+    """Whether every layer was seen to be right on the runtime's own codes."""
+    report = isolated.get(stage)
+    return report is not None and not (report.unseen or report.faults(stage))
+
+
+def _stage(
+    name: str,
+    output: Logits,
     expected: Expected,
-    isolated: Mapping[str, IsolatedReport],
-    layerwise: NDArray[np.int64],
-) -> bool:
-    """See :attr:`ParityReport.explained`."""
-    moved: set[int] = set()
-    for stage in runs.outputs.keys() - runs.undecided:
-        numbers = np.flatnonzero(expected.differs(runs.outputs[stage])).tolist()
-        moved.update(numbers)
-        report = isolated.get(stage)
-        if numbers and (report is None or report.unseen or report.faults(stage)):
-            return False
-    return len(moved) == 1 and moved <= set(layerwise.tolist())
-
-
-def _stage(name: str, output: Logits, expected: Expected, *, decides: bool) -> Stage:
+    *,
+    decides: bool,
+    right: NDArray[np.int64] | None,
+) -> Stage:
     error, (step, _) = np.abs(output.astype(np.float64) - expected.logits), expected.step
     given, differs = expected.answers(output), expected.differs(output)
     return Stage(
@@ -284,6 +290,9 @@ def _stage(name: str, output: Logits, expected: Expected, *, decides: bool) -> S
         max_absolute=float(error.max()),
         decides=decides,
         differing=int(differs.sum()),
+        explained=bool(
+            right is not None and differs.sum() == 1 and np.flatnonzero(differs)[0] in right
+        ),
     )
 
 

@@ -48,8 +48,8 @@ def parity_table(report: ParityReport) -> Table:
         table.caption += f"\n{tie}: any of those answers is its own"
     if report.explained:
         table.caption += (
-            "\none image is answered otherwise: a value in it lies on the border of two codes, and "
-            "each\nlayer is right on the codes that the runtime computed for it"
+            "\nwhere one image is answered otherwise, a value lies on the border of two codes: each"
+            "\nlayer is right on the codes that the runtime computed for it"
         )
     table.caption_justify = "left"
     return table
