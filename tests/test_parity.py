@@ -401,6 +401,8 @@ def test_images_that_are_answered_otherwise_are_the_first_to_be_run_layer_by_lay
     runs, expected = one_moved(7)
     runs.outputs["off"][3, 2] -= 5.0  # farther off, and the same answer
     assert runs.worst_images(expected, 2).tolist() == [7, 3]
+    shown = replace(runs, undecided=frozenset({"on"}))
+    assert shown.worst_images(expected, 2).tolist() == [3, 7]
 
 
 def test_no_images_compare_nothing(student: torch.fx.GraphModule, model: Path) -> None:

@@ -62,11 +62,12 @@ class Runs:
     sessions: Mapping[str, Session] = field(default_factory=dict, repr=False)
 
     def worst_images(self, expected: Expected, count: int) -> NDArray[np.int64]:
-        """Indices of the images that are answered otherwise in any stage, then of those whose
-        logits are farthest off, worst first."""
+        """Indices of the images that a stage which decides answers otherwise, then of those whose
+        logits are farthest off in any, worst first."""
         errors = [np.abs(o.astype(np.float64) - expected.logits) for o in self.outputs.values()]
         largest = np.max([error.max(axis=1) for error in errors], axis=0)
-        kept = ~np.any([expected.differs(output) for output in self.outputs.values()], axis=0)
+        deciding = self.outputs.keys() - self.undecided
+        kept = ~np.any([expected.differs(self.outputs[name]) for name in deciding], axis=0)
         return np.lexsort((-np.nan_to_num(largest, nan=np.inf), kept))[:count]
 
 
