@@ -243,6 +243,7 @@ def test_a_code_on_a_border_keeps_the_pair(tmp_path: Path) -> None:
     grid = g.Grid(np.float32(0.1), 0, 0, 255)
     for step, alike in ((np.float32(0.173), True), (np.float32(0.2), False)):
         assert requantising.rounds_alike(grid, step, replace(grid, scale=step)) is alike
+    assert not requantising.rounds_alike(grid, np.float32(1e-9), replace(grid, scale=np.float32(1)))
     graph = requantised(UINT8, UINT8)
     first, second = graph.nodes
     doubled = np.float32(2 * first.step)  # type: ignore[union-attr]

@@ -30,7 +30,7 @@ from sqakd_deploy.spec import QuantSpec, TensorSpec
 from sqakd_deploy.verification.constants import constants_of, offset
 from sqakd_deploy.verification.isolating import isolate
 from sqakd_deploy.verification.reading import read_file
-from sqakd_deploy.verification.settings import DILATION, ORDER, PADDING
+from sqakd_deploy.verification.settings import DILATION, FILLER, ORDER, PADDING
 from sqakd_deploy.verification.student import record, reference_of
 from sqakd_deploy.verification.tables import constants_lines
 from sqakd_deploy.verification.taps import read_codes
@@ -432,7 +432,7 @@ def test_a_wrong_layer_is_named(
     plant, name = (STRUCTURE | STRUCTURE_OF_MIXED)[fault]
     file = read_file(planted(student, plant, tmp_path))
     differences = compare_with_student(file, constants_of(lower(student)))
-    assert {wrong.constant for wrong in differences} <= {PADDING, DILATION, ORDER}
+    assert {wrong.constant for wrong in differences} <= {PADDING, DILATION, ORDER, FILLER}
     report = isolate(student, file, QonnxRuntime(), photos(2, seed=3).numpy())
     assert report.decides
     assert report.faulty[0].name == name

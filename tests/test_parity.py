@@ -373,6 +373,24 @@ def test_one_image_that_is_right_layer_by_layer_may_be_answered_otherwise(tmp_pa
     ]
 
 
+def test_one_image_is_excused_where_it_alone_is_more_than_is_allowed(tmp_path: Path) -> None:
+    """Who allows none gets none, and many images have room for one."""
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"any")
+    isolated = {"off": RIGHT, "on": RIGHT}
+    for count, tolerance, excused in (
+        (24, Tolerance(agreement=100, accuracy=0), False),
+        (24, Tolerance(agreement=95, accuracy=3), True),
+        (250, Tolerance(agreement=99.7, accuracy=0.3), True),
+        (250, Tolerance(agreement=99.7, accuracy=0), False),
+    ):
+        runs, expected = one_moved(5, count=count)
+        given = np.array([5])
+        report = report_of(file, runs, expected, tolerance, isolated=isolated, layerwise=given)
+        assert report.explained == ("on",)
+        assert (report.failures == []) is excused
+
+
 @pytest.mark.parametrize(
     ("moved", "isolated", "layerwise"),
     [

@@ -16,7 +16,7 @@ import onnx.parser
 import pytest
 import torch
 import torch.nn.functional as F
-from integer_graphs import CASES
+from integer_graphs import CASES, UINT8, Builder
 from integer_graphs import images as arrays
 from networks import SHAPE, exact_here, images, network
 from onnx import numpy_helper
@@ -52,6 +52,7 @@ from sqakd_deploy.verification.layers import LayersReport, compare_layers
 from sqakd_deploy.verification.measures import range_step
 from sqakd_deploy.verification.reading import read_file
 from sqakd_deploy.verification.reference import Reference, Tensor, load_reference, save_reference
+from sqakd_deploy.verification.signs import never_negative
 from sqakd_deploy.verification.stages import Tolerance, isolated_faults
 from sqakd_deploy.verification.student import Rounding, in_float64, record, reference_of, roundings
 from sqakd_deploy.verification.tables import constants_lines, coverage_lines, layers_lines
@@ -878,7 +879,13 @@ def test_pixels_that_are_prepared_otherwise_are_not_fed(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{0: np.uint8(1), 1: np.float32(1e-4)}, {0: np.uint8(1)}, {2: np.uint8(1)}]
+    "wrong",
+    [
+        {0: np.uint8(1), 1: np.float32(1e-4)},
+        {0: np.uint8(1)},
+        {2: np.uint8(1)},
+        {0: np.uint8(200), 1: np.float32(1e6), 2: np.uint8(200)},  # zero, but not to a kernel
+    ],
 )
 def test_a_term_of_codes_that_is_not_zero_is_named(
     wrong: dict[int, np.generic], tmp_path: Path
@@ -902,6 +909,56 @@ def test_a_term_of_codes_that_is_not_zero_is_named(
     onnx.save(model, path)
     failures = verify(path, reference).failures
     assert any("the student has no such Add" in failure for failure in failures)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_all_parts_of_codes_decide_what_cannot_be_negative(signed: bool, tmp_path: Path) -> None:
+    """Then a ReLU behind them cuts nothing."""
+    node = onnx.helper.make_node
+    nodes = [
+        node("Relu", ["x"], ["r"]),
+        node("QuantizeLinear", ["r", "s", "z"], ["left"], name="left"),
+        node("QuantizeLinear", ["x" if signed else "r", "s", "z"], ["right"], name="right"),
+        node("Concat", ["left", "right"], ["both"], axis=1),
+        node("DequantizeLinear", ["both", "s", "z"], ["real"]),
+        node("Relu", ["real"], ["y"], name="planted"),
+    ]
+    ends = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 3]) for n in "xy"]
+    held = [
+        numpy_helper.from_array(np.float32(0.1), "s"),
+        numpy_helper.from_array(np.uint8(100), "z"),
+    ]
+    made = onnx.helper.make_graph(nodes, "parts", ends[:1], ends[1:], held)
+    file = QdqFile(tmp_path / "none.onnx", onnx.helper.make_model(made))
+    assert never_negative(file, "real") is not signed
+    found = [str(difference) for difference in other_bounds(file, ["left", "right"])]
+    assert any("the student has no Relu behind" in line for line in found) is signed
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_another_padding_is_named(shifted: bool, tmp_path: Path) -> None:
+    """Also where codes are counted from another zero everywhere else."""
+    builder = Builder()
+    codes = builder.quantize("image", "x", (0, 15), 7)
+    wide = builder.append(g.Pad, "pad", codes, before=(0, 0, 1, 1), after=(0, 0, 1, 1))
+    conv = builder.conv("conv", wide, 8, padding=(0, 0, 0, 0))
+    graph = builder.graph(builder.quantize("out", conv, UINT8, 128))
+    path = OnnxRuntimeExporter().export(graph, tmp_path / "a.onnx", ExportOptions()).path
+    assert differences(constants_of(graph), path) == []
+    model = onnx.load(path)
+    by_name = {node.name: node for node in model.graph.node}
+    clip = next(n for n in model.graph.node if n.op_type == "Clip")
+    reader = next(n for n in model.graph.node if by_name["pad"].output[0] in n.input)
+    places = [(by_name["image"], 2), (clip, 1), (clip, 2), (reader, 2)]
+    for node, place in places if shifted else [(by_name["pad"], 2)]:
+        (held,) = (t for t in model.graph.initializer if t.name == node.input[place])
+        name = f"{node.output[0]}/{place}"
+        shift = numpy_helper.to_array(held) + np.uint8(100)
+        model.graph.initializer.append(numpy_helper.from_array(shift, name))
+        node.input[place] = name
+    onnx.save(model, path)
+    (difference,) = differences(constants_of(graph), path)
+    assert (difference.layer, difference.constant) == ("pad", "what is padded with")
 
 
 # -- graphs that no student made ------------------------------------------------------------------

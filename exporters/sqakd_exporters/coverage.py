@@ -133,8 +133,8 @@ def _adds_nothing(made: GraphView, node: NodeProto) -> bool:
     constants = [made.constant(name) for name in term]
     if len(constants) < 3 or any(value is None or value.size != 1 for value in constants):
         return False
-    code, _, zero_point = (int(value.item()) for value in constants if value is not None)
-    return code == zero_point
+    code, scale, zero_point = (float(value.item()) for value in constants if value is not None)
+    return (code, scale, zero_point) == (0.0, 1.0, 0.0)
 
 
 def _packed(file: GraphView) -> int:

@@ -25,6 +25,7 @@ from sqakd_exporters.qdq import quantize_real
 from sqakd_exporters.writer import Writer
 
 _NOTHING = "nothing"  # name of the term's constants
+_TOO_FAR = 2.0**30  # steps: kernels round to int32, which does not saturate
 _HIGHEST = 255  # of uint8
 _SATURATES_NOWHERE = 64  # the largest weights that are so, whatever uint8 codes they meet (rule 19)
 
@@ -73,6 +74,8 @@ def rounds_alike(source: g.Grid, step: np.float32, target: g.Grid) -> bool:
     limits, ratio = np.iinfo(source.dtype), float(source.scale) / float(step)
     codes = np.arange(limits.min, limits.max + 1, dtype=np.float64)
     positions = (codes - source.zero_point) * ratio
+    if np.abs(positions).max() > _TOO_FAR:
+        return False
     from_border = np.abs(positions - np.floor(positions) - 0.5)
     lowest, highest = (end - target.zero_point for end in (target.qmin, target.qmax))
     cut = (positions < lowest - 1) | (positions > highest + 1)

@@ -18,7 +18,7 @@ from onnx import NodeProto, helper
 from sqakd_deploy import graph as ir
 
 PADDING, DILATION, ORDER = "padding", "dilation", "order of axes"
-AMOUNTS = "amounts of padding"
+AMOUNTS, KIND, FILLER = "amounts of padding", "kind of padding", "what is padded with"
 EPSILON, SLOPE, OFFSET, TANH = "epsilon", "slope", "value at 0", "computed by tanh"
 FACTORS = {"alpha": "factor of products", "beta": "factor of the bias"}
 
@@ -27,6 +27,9 @@ Setting: TypeAlias = tuple[str, str, NDArray[Any]]
 
 _GATES = {"hard_sigmoid": "", "hard_swish": "/hard_sigmoid"}
 """What follows the name of a function in that of its node, where it has a HardSigmoid."""
+
+
+_KINDS = ("constant", "reflect", "edge")
 
 
 def settings_of(node: ir.Node) -> Iterator[Setting]:
@@ -38,6 +41,9 @@ def settings_of(node: ir.Node) -> Iterator[Setting]:
         yield node.name, ORDER, np.array(node.perm)
     elif isinstance(node, ir.Pad):
         yield node.name, AMOUNTS, np.array([*node.before, *node.after])
+        yield node.name, KIND, np.array(_KINDS.index(node.mode))
+        if node.mode == "constant":
+            yield node.name, FILLER, np.array(0.0)
     elif isinstance(node, (ir.LayerNorm, ir.UnitLength)):
         yield node.name, EPSILON, np.array(node.epsilon, np.float32)
     elif isinstance(node, ir.Activation) and node.function in ("elu", "leaky_relu"):
@@ -85,11 +91,42 @@ def settings_in(
         factors = {name: given.get(attribute, 1.0) for attribute, name in FACTORS.items()}
         yield from ((name, np.array(value)) for name, value in factors.items() if value != 1)
     elif node.op_type == "Pad":
-        amounts = constant(node.input[1])
-        if amounts is not None:
-            yield AMOUNTS, amounts
+        yield from _padding(node, producer, constant)
     elif node.op_type == "Div":
         least = producer(node.input[1])  # of a length: see UnitLength
         if least is not None and least.op_type == "Max":
             known = [constant(name) for name in least.input]
             yield from ((EPSILON, value) for value in known if value is not None)
+
+
+def _padding(
+    node: NodeProto,
+    producer: Callable[[str], NodeProto | None],
+    constant: Callable[[str], NDArray[Any] | None],
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Codes are padded with a code: it counts from the zero-point of the quantizer before it."""
+    amounts = constant(node.input[1])
+    if amounts is not None:
+        yield AMOUNTS, amounts
+    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    kind = given.get("mode", b"constant").decode()
+    yield KIND, np.array(_KINDS.index(kind) if kind in _KINDS else -1)
+    if kind == "constant":
+        filler = constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(())
+        if filler is not None:
+            yield FILLER, np.array(float(filler.item()) - _zero_before(node, producer, constant))
+
+
+def _zero_before(
+    node: NodeProto,
+    producer: Callable[[str], NodeProto | None],
+    constant: Callable[[str], NDArray[Any] | None],
+) -> float:
+    """The zero-point of codes, 0 of reals; of raw pixels, which have no quantizer, 0."""
+    before: NodeProto | None = node
+    while before is not None and before.op_type != "QuantizeLinear":
+        if before.op_type == "DequantizeLinear" or not before.input:
+            return 0.0
+        before = producer(before.input[0])
+    zero = constant(before.input[2]) if before is not None and len(before.input) > 2 else None
+    return 0.0 if zero is None else float(np.ravel(zero)[0])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import NodeProto
 
 from sqakd_deploy.verification import constants as c
 from sqakd_deploy.verification.file import QdqFile
@@ -59,17 +60,23 @@ def never_negative(file: QdqFile, name: str) -> bool:
         low = file.constant(node.input[1]) if len(node.input) > 1 else None
         return low is not None and bool(low >= 0)
     if node.op_type in _MOVING:
-        sources = node.input if node.op_type in _SEVERAL else node.input[:1]
-        return all(never_negative(file, source) for source in sources)
+        return all(never_negative(file, source) for source in _sources(node))
     return node.op_type in _POSITIVE
 
 
 def _codes_never_negative(file: QdqFile, name: str) -> bool:
     node = file.producer(name)
-    while node is not None and node.op_type in (*_MOVING, "Clip"):
-        node = file.producer(node.input[0])
-    if node is None or node.op_type != "QuantizeLinear":
+    if node is None:
+        return False
+    if node.op_type in (*_MOVING, "Clip"):
+        return all(_codes_never_negative(file, source) for source in _sources(node))
+    if node.op_type != "QuantizeLinear":
         return False
     facts: Mapping[str, np.ndarray] = file.constants.get(node.name, {})
     lowest = c.LOWEST in facts and int(facts[c.LOWEST]) >= int(facts[c.ZERO_POINT])
     return lowest or never_negative(file, node.input[0])
+
+
+def _sources(node: NodeProto) -> Sequence[str]:
+    """What a node takes from values, shapes, amounts and bounds left out."""
+    return list(node.input) if node.op_type in _SEVERAL else list(node.input[:1])
