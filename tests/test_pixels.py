@@ -10,8 +10,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import SHAPE, exact_here, network
 from numpy.typing import NDArray
+from torch import nn
 
 from sqakd_deploy.api import export, export_proven
 from sqakd_deploy.data.preprocessing import Preprocessing
@@ -54,6 +56,31 @@ def student(
     made = quantize(network("residual"), exact_here(QuantSpec.parse(spec)), example=SHAPE)
     calibrate(made, [torch.from_numpy(preprocessing(stats).apply(pixels()))])
     return made.eval()
+
+
+class Padded(nn.Module):
+    """Padding in front of the first layer, in a node of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(F.relu(self.conv(F.pad(x, (0, 1, 0, 1)))).mean([2, 3]))
+
+
+@pytest.mark.parametrize("stats", [IMAGENET, CENTRED], ids=["nodes", "folded"])
+def test_pixels_are_padded_with_the_one_that_stands_for_zero(
+    stats: tuple[tuple[float, ...], tuple[float, ...]], tmp_path: Path
+) -> None:
+    made = quantize(Padded().eval(), exact_here(QuantSpec()), example=SHAPE)
+    prepared = torch.from_numpy(preprocessing(stats).apply(pixels()))
+    calibrate(made, [prepared])
+    options = ExportOptions(input_type="uint8")
+    _, report = export_proven(
+        made, tmp_path / "m.onnx", prepared, options=options, metadata=metadata(stats)
+    )
+    assert report.failures == []
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])

@@ -71,6 +71,10 @@ class QdqFile(OnnxFile):
         """What readers make of the codes of the graph's input, where it is codes."""
         return dict(self._read_by(self.model.graph.input[0].name, 0))
 
+    def zero_of_input(self) -> float:
+        """As :meth:`OnnxFile.zero_of_input <.onnx_layers.OnnxFile.zero_of_input>`."""
+        return float(self.input_facts()[c.READER_ZERO][0]) if self.takes_codes else 0.0
+
     def _coded_weight(self, node: NodeProto) -> FoundFacts:
         weight = self._producers.get(node.input[1])
         if weight is None or weight.op_type != "DequantizeLinear":

@@ -185,7 +185,7 @@ class OnnxFile(ABC):
         return {name: facts for name, facts in found.items() if facts}
 
     def _facts(self, node: NodeProto) -> FoundFacts:
-        yield from settings_in(node, self.producer, self.constant)
+        yield from settings_in(node, self.producer, self.constant, self.zero_of_input)
         if node.name in self.quantizers:
             if node.name not in self.unsupported:
                 yield from self._quantizer(node)
@@ -233,6 +233,10 @@ class OnnxFile(ABC):
         floats = self.constant(name)
         if floats is not None:
             yield c.BIAS, floats
+
+    def zero_of_input(self) -> float:
+        """The zero-point of the graph's input, where that is codes; 0 of reals."""
+        return 0.0
 
     # -- quantised tensors -------------------------------------------------------------------
 

@@ -73,6 +73,7 @@ def settings_in(
     node: NodeProto,
     producer: Callable[[str], NodeProto | None],
     constant: Callable[[str], NDArray[Any] | None],
+    zero_of_input: Callable[[], float],
 ) -> Iterator[tuple[str, NDArray[Any]]]:
     """What a node of a file is set to.
 
@@ -80,6 +81,7 @@ def settings_in(
         node: the node.
         producer: gives the node that writes a value.
         constant: gives what a constant holds.
+        zero_of_input: gives the zero-point of the graph's input, where that is codes.
     """
     given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     for attribute, (name, usual) in _ATTRIBUTES.get(node.op_type, {}).items():
@@ -91,7 +93,7 @@ def settings_in(
         factors = {name: given.get(attribute, 1.0) for attribute, name in FACTORS.items()}
         yield from ((name, np.array(value)) for name, value in factors.items() if value != 1)
     elif node.op_type == "Pad":
-        yield from _padding(node, producer, constant)
+        yield from _padding(node, producer, constant, zero_of_input)
     elif node.op_type == "Div":
         least = producer(node.input[1])  # of a length: see UnitLength
         if least is not None and least.op_type == "Max":
@@ -103,6 +105,7 @@ def _padding(
     node: NodeProto,
     producer: Callable[[str], NodeProto | None],
     constant: Callable[[str], NDArray[Any] | None],
+    zero_of_input: Callable[[], float],
 ) -> Iterator[tuple[str, NDArray[Any]]]:
     """Codes are padded with a code: it counts from the zero-point of the quantizer before it."""
     amounts = constant(node.input[1])
@@ -114,19 +117,21 @@ def _padding(
     if kind == "constant":
         filler = constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(())
         if filler is not None:
-            yield FILLER, np.array(float(filler.item()) - _zero_before(node, producer, constant))
+            zero = _zero_before(node, producer, constant, zero_of_input)
+            yield FILLER, np.array(float(filler.item()) - zero)
 
 
 def _zero_before(
     node: NodeProto,
     producer: Callable[[str], NodeProto | None],
     constant: Callable[[str], NDArray[Any] | None],
+    zero_of_input: Callable[[], float],
 ) -> float:
-    """The zero-point of codes, 0 of reals; of raw pixels, which have no quantizer, 0."""
-    before: NodeProto | None = node
-    while before is not None and before.op_type != "QuantizeLinear":
-        if before.op_type == "DequantizeLinear" or not before.input:
-            return 0.0
-        before = producer(before.input[0])
-    zero = constant(before.input[2]) if before is not None and len(before.input) > 2 else None
-    return 0.0 if zero is None else float(np.ravel(zero)[0])
+    """The zero-point of the codes that a node reads; 0 of reals."""
+    before = producer(node.input[0])
+    while before is not None and before.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+        before = producer(before.input[0]) if before.input else None
+    if before is None:
+        return zero_of_input()
+    zero = constant(before.input[2]) if len(before.input) > 2 else None
+    return 0.0 if zero is None or before.op_type == "DequantizeLinear" else float(zero.flat[0])
