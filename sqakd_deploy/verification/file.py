@@ -71,9 +71,16 @@ class QdqFile(OnnxFile):
         """What readers make of the codes of the graph's input, where it is codes."""
         return dict(self._read_by(self.model.graph.input[0].name, 0))
 
-    def zero_of_input(self) -> float:
-        """As :meth:`OnnxFile.zero_of_input <.onnx_layers.OnnxFile.zero_of_input>`."""
-        return float(self.input_facts()[c.READER_ZERO][0]) if self.takes_codes else 0.0
+    def zero_before(self, node: NodeProto) -> float:
+        """The zero-point of the codes that a node reads; 0 of reals."""
+        before = self.producer(node.input[0])
+        while before is not None and before.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            before = self.producer(before.input[0]) if before.input else None
+        if before is None:
+            return float(self.input_facts()[c.READER_ZERO][0]) if self.takes_codes else 0.0
+        codes = before.op_type == "QuantizeLinear" and len(before.input) > 2
+        zero = self.constant(before.input[2]) if codes else None
+        return float(zero.item()) if zero is not None and zero.size == 1 else 0.0
 
     def _coded_weight(self, node: NodeProto) -> FoundFacts:
         weight = self._producers.get(node.input[1])

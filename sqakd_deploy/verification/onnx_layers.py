@@ -185,7 +185,7 @@ class OnnxFile(ABC):
         return {name: facts for name, facts in found.items() if facts}
 
     def _facts(self, node: NodeProto) -> FoundFacts:
-        yield from settings_in(node, self.producer, self.constant, self.zero_of_input)
+        yield from settings_in(node, self.producer, self.constant, self.zero_before)
         if node.name in self.quantizers:
             if node.name not in self.unsupported:
                 yield from self._quantizer(node)
@@ -234,8 +234,8 @@ class OnnxFile(ABC):
         if floats is not None:
             yield c.BIAS, floats
 
-    def zero_of_input(self) -> float:
-        """The zero-point of the graph's input, where that is codes; 0 of reals."""
+    def zero_before(self, node: NodeProto) -> float:
+        """The zero-point of the codes that a node reads; 0 of reals, which other forms hold."""
         return 0.0
 
     # -- quantised tensors -------------------------------------------------------------------

@@ -73,7 +73,7 @@ def settings_in(
     node: NodeProto,
     producer: Callable[[str], NodeProto | None],
     constant: Callable[[str], NDArray[Any] | None],
-    zero_of_input: Callable[[], float],
+    zero_before: Callable[[NodeProto], float],
 ) -> Iterator[tuple[str, NDArray[Any]]]:
     """What a node of a file is set to.
 
@@ -81,7 +81,7 @@ def settings_in(
         node: the node.
         producer: gives the node that writes a value.
         constant: gives what a constant holds.
-        zero_of_input: gives the zero-point of the graph's input, where that is codes.
+        zero_before: gives the zero-point of the codes that a node reads, 0 of reals.
     """
     given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     for attribute, (name, usual) in _ATTRIBUTES.get(node.op_type, {}).items():
@@ -93,45 +93,16 @@ def settings_in(
         factors = {name: given.get(attribute, 1.0) for attribute, name in FACTORS.items()}
         yield from ((name, np.array(value)) for name, value in factors.items() if value != 1)
     elif node.op_type == "Pad":
-        yield from _padding(node, producer, constant, zero_of_input)
+        amounts = constant(node.input[1])
+        if amounts is not None:
+            yield AMOUNTS, amounts
+        kind = given.get("mode", b"constant").decode()
+        yield KIND, np.array(_KINDS.index(kind) if kind in _KINDS else -1)
+        filler = constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(())
+        if kind == "constant" and filler is not None:
+            yield FILLER, filler.astype(float) - zero_before(node)
     elif node.op_type == "Div":
         least = producer(node.input[1])  # of a length: see UnitLength
         if least is not None and least.op_type == "Max":
             known = [constant(name) for name in least.input]
             yield from ((EPSILON, value) for value in known if value is not None)
-
-
-def _padding(
-    node: NodeProto,
-    producer: Callable[[str], NodeProto | None],
-    constant: Callable[[str], NDArray[Any] | None],
-    zero_of_input: Callable[[], float],
-) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Codes are padded with a code: it counts from the zero-point of the quantizer before it."""
-    amounts = constant(node.input[1])
-    if amounts is not None:
-        yield AMOUNTS, amounts
-    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    kind = given.get("mode", b"constant").decode()
-    yield KIND, np.array(_KINDS.index(kind) if kind in _KINDS else -1)
-    if kind == "constant":
-        filler = constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(())
-        if filler is not None:
-            zero = _zero_before(node, producer, constant, zero_of_input)
-            yield FILLER, np.array(float(filler.item()) - zero)
-
-
-def _zero_before(
-    node: NodeProto,
-    producer: Callable[[str], NodeProto | None],
-    constant: Callable[[str], NDArray[Any] | None],
-    zero_of_input: Callable[[], float],
-) -> float:
-    """The zero-point of the codes that a node reads; 0 of reals."""
-    before = producer(node.input[0])
-    while before is not None and before.op_type not in ("QuantizeLinear", "DequantizeLinear"):
-        before = producer(before.input[0]) if before.input else None
-    if before is None:
-        return zero_of_input()
-    zero = constant(before.input[2]) if len(before.input) > 2 else None
-    return 0.0 if zero is None or before.op_type == "DequantizeLinear" else float(zero.flat[0])
