@@ -41,7 +41,9 @@ from sqakd_deploy.data.preprocessing import Preprocessing
 from sqakd_deploy.evaluate import agreement, predict
 from sqakd_deploy.exporting import Runtime, Session
 from sqakd_deploy.files import write_text
-from sqakd_deploy.lowering.integer import lower, snap_biases
+from sqakd_deploy.lowering.borders import settle
+from sqakd_deploy.lowering.exact import in_float64
+from sqakd_deploy.lowering.integer import lower
 from sqakd_deploy.models import build_model
 from sqakd_deploy.plugins import get_runtime
 from sqakd_deploy.quantization import activation_quantizers, quantize, reestimate_batch_norm
@@ -52,7 +54,6 @@ from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolating import isolate
 from sqakd_deploy.verification.running import Expected, run_stages
 from sqakd_deploy.verification.stages import ParityReport, output_step, report_of
-from sqakd_deploy.verification.student import in_float64
 
 SHORT_SIDE, BATCH = 256, 16  # pixels, images
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
@@ -198,7 +199,7 @@ def set_last_layer(student: fx.GraphModule, images: list[Tensor]) -> None:
     predict(student, images)
     for quantizer in quantizers:
         quantizer.observing = False
-    snap_biases(student)
+    settle(student)
 
 
 def last_layer(student: fx.GraphModule) -> tuple[str, set[str]]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sqakd_deploy.data import ImageData, ImageSplit
 from sqakd_deploy.evaluate import Logits, accuracy, agreement, divergence, predict
+from sqakd_deploy.lowering.exact import as_deployed
 from sqakd_deploy.lowering.integer import lower
 from sqakd_deploy.lowering.lowerable import without_form
 from sqakd_deploy.parity import expected_size, float_size, information_size
@@ -69,7 +70,7 @@ def score(student: nn.Module, teacher: nn.Module, data: ImageData) -> dict[str, 
         teacher: its teacher.
         data: the held-out part is used.
     """
-    ours = predict(student, still_batches(data.test, data.preprocessing))
+    ours = predict(as_deployed(student), still_batches(data.test, data.preprocessing))
     theirs = predict(teacher, still_batches(data.test, data.preprocessing))
     spec = spec_of(student)
     methods = dict.fromkeys([spec.weights.method, spec.activations.method])

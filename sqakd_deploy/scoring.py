@@ -20,6 +20,7 @@ from sqakd_deploy.data import ImageData, Preprocessing
 from sqakd_deploy.errors import CheckpointError, DataError, ExportError, SpecError
 from sqakd_deploy.evaluate import Logits, accuracy, predict
 from sqakd_deploy.listening import Listener
+from sqakd_deploy.lowering.exact import as_deployed
 from sqakd_deploy.models import load_any_weights
 from sqakd_deploy.models.outputs import count_logits
 from sqakd_deploy.onnx_file import read_onnx
@@ -116,7 +117,7 @@ def score_run(
         )
     scores = []
     if run.kind == "student":
-        scores.append(_score("student", load_student(run).student, data))
+        scores.append(_score("student", as_deployed(load_student(run).student), data))
     if (run.path / TEACHER).exists() or not scores:
         scores.append(_score("teacher", load_teacher(run)[0], data))
     return scores

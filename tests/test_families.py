@@ -29,6 +29,7 @@ from sqakd_deploy.api import export
 from sqakd_deploy.errors import ExportError, ModelError
 from sqakd_deploy.evaluate import predict
 from sqakd_deploy.exporting import Coverage, ExportOptions, FloatFallback, PlacementRules
+from sqakd_deploy.lowering.exact import in_float64
 from sqakd_deploy.lowering.integer import lower, snap_biases
 from sqakd_deploy.parity import ParityReport, verify
 from sqakd_deploy.placement import place
@@ -43,7 +44,7 @@ from sqakd_deploy.verification.constants import constants_of
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolating import isolate
 from sqakd_deploy.verification.reading import read_file
-from sqakd_deploy.verification.student import in_float64, record, reference_of
+from sqakd_deploy.verification.student import record, reference_of
 from sqakd_deploy.verification.verifying import compare_with_student, verify_file
 
 # As in test_export_contract: float noise of some 1e-7 puts a code of an image in some tens on the

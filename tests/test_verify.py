@@ -32,6 +32,7 @@ from sqakd_deploy import parity
 from sqakd_deploy.api import export
 from sqakd_deploy.errors import DataError, ExportError, ParityError, SpecError
 from sqakd_deploy.exporting import ExportOptions, Session, named_stages
+from sqakd_deploy.lowering.exact import in_float64
 from sqakd_deploy.lowering.integer import lower, snap_biases
 from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
@@ -54,7 +55,7 @@ from sqakd_deploy.verification.reading import read_file
 from sqakd_deploy.verification.reference import Reference, Tensor, load_reference, save_reference
 from sqakd_deploy.verification.signs import never_negative
 from sqakd_deploy.verification.stages import Tolerance, isolated_faults
-from sqakd_deploy.verification.student import Rounding, in_float64, record, reference_of, roundings
+from sqakd_deploy.verification.student import Rounding, record, reference_of, roundings
 from sqakd_deploy.verification.tables import constants_lines, coverage_lines, layers_lines
 from sqakd_deploy.verification.taps import NOISE, read_codes, tapped
 from sqakd_deploy.verification.verifying import Verification, compare_with_student, verify_file

@@ -56,10 +56,11 @@ def lower(student: nn.Module, metadata: Mapping[str, str] | None = None) -> ir.I
         ExportError: if a layer has no integer form, naming it.
         SpecError: if the student was never calibrated.
     """
-    return _lower(student, metadata).graph
+    return lowered(student, metadata).graph
 
 
-def _lower(student: nn.Module, metadata: Mapping[str, str] | None = None) -> Lowered:
+def lowered(student: nn.Module, metadata: Mapping[str, str] | None = None) -> Lowered:
+    """As :func:`lower`, with where each node came from."""
     spec = spec_of(student)
     facts = {"sqakd.spec": spec.model_dump_json(), **(metadata or {})}
     return _Lowering(student).run(facts)  # type: ignore[arg-type]
@@ -75,10 +76,10 @@ def snap_biases(student: nn.Module) -> None:
     """
     if without_form(student) is not None:
         return
-    lowered = _lower(student)
-    for node in lowered.graph.nodes:
+    known = lowered(student)
+    for node in known.graph.nodes:
         if isinstance(node, (ir.Conv, ir.Linear)) and isinstance(node.bias, ir.IntBias):
-            layer, norm = lowered.paths[node.name], lowered.norms.get(node.name)
+            layer, norm = known.paths[node.name], known.norms.get(node.name)
             wanted = node.bias.codes.astype(np.float64) * node.bias.scale
             set_bias(student, layer, norm, wanted)
 
@@ -86,16 +87,16 @@ def snap_biases(student: nn.Module) -> None:
 @torch.no_grad()
 def lower_snapped(student: nn.Module) -> ir.IntegerGraph | None:
     """As :func:`lower`, of a student whose biases int32 holds as they are; None of another."""
-    lowered = _lower(student)
-    for node in lowered.graph.nodes:
+    known = lowered(student)
+    for node in known.graph.nodes:
         if isinstance(node, (ir.Conv, ir.Linear)) and isinstance(node.bias, ir.IntBias):
-            present = bias_of(student, lowered.paths[node.name], lowered.norms.get(node.name))
+            present = bias_of(student, known.paths[node.name], known.norms.get(node.name))
             if present is None:
                 continue
             codes, scale = (once(v, len(present)) for v in (node.bias.codes, node.bias.scale))
             if np.abs(present / scale.astype(np.float64) - codes).max() > _SNAPPED:
                 return None
-    return lowered.graph
+    return known.graph
 
 
 class _Lowering:

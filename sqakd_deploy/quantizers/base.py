@@ -167,6 +167,7 @@ class ActivationQuantizer(nn.Module, ABC):
 
     rule_options: dict[str, Any] = {}  # noqa: RUF012 - constant, extended by methods
     decayed: tuple[str, ...] = ()  # parameters that weight decay pulls on
+    range_names: tuple[str, ...] = ()  # what the step is proportional to, all together
     delta: Tensor
     bit_width: Tensor
     batches_observed: Tensor
@@ -258,6 +259,12 @@ class ActivationQuantizer(nn.Module, ABC):
         self.batches_observed.zero_()
         self._seen = 0
         self._ready = False
+
+    def range_tensors(self) -> dict[str, Tensor]:
+        """The parameters and buffers that give the step, by name: times a factor, so is the step,
+        and the zero-point stays."""
+        tensors = dict([*self.named_parameters(), *self.named_buffers()])
+        return {name: tensors[name] for name in self.range_names if name in tensors}
 
     def zero_like(self, step: Tensor) -> Tensor:
         """The zero-point where it is not learned, as a constant beside ``step``."""

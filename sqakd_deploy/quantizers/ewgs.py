@@ -54,6 +54,7 @@ class EwgsActivation(ActivationQuantizer):
     is learned, and l is its mirror image.
     """
 
+    range_names = ("lower", "upper")
     lower: nn.Parameter
     upper: nn.Parameter
     out_step: Tensor

@@ -42,6 +42,7 @@ class LsqActivation(ActivationQuantizer):
     where the zero-point is fixed, as in LSQ).
     """
 
+    range_names = ("step",)
     step: nn.Parameter
     zero_point: nn.Parameter
 

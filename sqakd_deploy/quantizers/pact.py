@@ -22,6 +22,7 @@ class PactActivation(ActivationQuantizer):
     mirror image, ``−α·z/top``. α decays like a weight (PACT §3.2).
     """
 
+    range_names = ("alpha", "lower")
     rule_options = {"residual": Residual.SKIP}  # noqa: RUF012
     decayed = ("alpha",)
     lower: nn.Parameter

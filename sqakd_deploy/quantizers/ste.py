@@ -27,6 +27,7 @@ class SteWeight(WeightQuantizer):
 class SteActivation(ActivationQuantizer):
     """Uniform activations with fixed bounds l and u."""
 
+    range_names = ("lower", "upper")
     lower: Tensor
     upper: Tensor
 

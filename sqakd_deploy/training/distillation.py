@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.evaluate import batch_agreement
 from sqakd_deploy.given import images_in, network, setting
-from sqakd_deploy.lowering.integer import snap_biases
+from sqakd_deploy.lowering.borders import settle
 from sqakd_deploy.lowering.lowerable import without_form
 from sqakd_deploy.modes import in_plain_mode
 from sqakd_deploy.quantization import (
@@ -121,7 +121,7 @@ def distill(
         records = run.fit(saves, on_step, on_epoch, reestimate)
     if not frozen_epochs(student, config):
         reestimate()
-    snap_biases(student)
+    settle(student)
     student.eval()
     return records
 

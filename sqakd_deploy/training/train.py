@@ -20,7 +20,7 @@ from sqakd_deploy.data import ImageData
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.exporting import ProfileExporter
 from sqakd_deploy.listening import Listener, Watch
-from sqakd_deploy.lowering.integer import snap_biases
+from sqakd_deploy.lowering.borders import settle
 from sqakd_deploy.lowering.lowerable import without_form
 from sqakd_deploy.models import load_any_weights
 from sqakd_deploy.plugins import get_exporter
@@ -114,7 +114,7 @@ class _Distillation(Job):
         def keep() -> None:
             use = "go on"
             if student is not None and is_calibrated(student):
-                snap_biases(student)  # an exact export needs it, however far training came
+                settle(student)  # an exact export needs it, however far training came
                 run.save(student, STUDENT)
                 if without_form(student) is None:
                     use = "export it as it is, or go on"

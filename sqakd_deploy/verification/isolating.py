@@ -15,13 +15,14 @@ from torch import fx, nn
 from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import ParityError
 from sqakd_deploy.exporting import Runtime, Session
+from sqakd_deploy.lowering.exact import in_integers
 from sqakd_deploy.lowering.integer import lower, lower_snapped, snap_biases
 from sqakd_deploy.tracing.trace import first_tensor
 from sqakd_deploy.verification.isolated import Isolated, IsolatedReport, Isolator
 from sqakd_deploy.verification.measures import Logits
 from sqakd_deploy.verification.onnx_layers import OnnxFile
 from sqakd_deploy.verification.stages import output_step
-from sqakd_deploy.verification.student import Rounding, record_lowered, roundings
+from sqakd_deploy.verification.student import Rounding, record_exact, roundings
 from sqakd_deploy.verification.taps import CHUNK, read_codes
 
 
@@ -70,13 +71,13 @@ class _Isolator:
     """What is the student's alone is found once, for all stages of a file."""
 
     def __init__(self, student: nn.Module, graph: ir.IntegerGraph) -> None:
-        self.student, self.graph, self.rules = student, graph, roundings(graph)
+        self.student, self.graph, self.rules = in_integers(student), graph, roundings(graph)
         self._shapes: dict[str, tuple[int, ...]] | None = None
 
     def shapes(self, image: NDArray[np.float32]) -> dict[str, tuple[int, ...]]:
         """Of every quantised tensor of an image ``(1, C, H, W)``, without the batch."""
         if self._shapes is None:
-            own = record_lowered(self.student, self.graph, image)
+            own = record_exact(self.student, self.graph, image)
             self._shapes = {name: tensor.codes.shape[1:] for name, tensor in own.items()}
         return self._shapes
 
@@ -94,21 +95,16 @@ class _Isolator:
         seen = read_codes(file, runtime, images, known, optimize=optimize, session=session)
         parts: dict[str, Isolated] = {}
         answers: list[torch.Tensor] = []
-        training = student.training
-        student.eval()
         device = next(student.parameters()).device
-        try:
-            for start in range(0, len(images), CHUNK):
-                here = slice(start, start + CHUNK)
-                levels = {
-                    name: torch.from_numpy(codes[here].astype(np.int16) - found[name].zero_point)
-                    for name, codes in seen.codes.items()
-                }
-                on_codes = _OnCodes(student, self.rules, levels, parts)
-                batch = torch.from_numpy(images[here]).to(device)
-                answers.append(first_tensor(on_codes.run(batch)).reshape(len(batch), -1))
-        finally:  # the student may be the caller's own
-            student.train(training)
+        for start in range(0, len(images), CHUNK):
+            here = slice(start, start + CHUNK)
+            levels = {
+                name: torch.from_numpy(codes[here].astype(np.int16) - found[name].zero_point)
+                for name, codes in seen.codes.items()
+            }
+            on_codes = _OnCodes(student, self.rules, levels, parts)
+            batch = torch.from_numpy(images[here]).to(device)
+            answers.append(first_tensor(on_codes.run(batch)).reshape(len(batch), -1))
         ordered = tuple(parts[name] for name in shapes if name in parts)
         unseen = tuple(name for name in shapes if name not in parts)
         off = _logits_off(self.graph, torch.cat(answers).float().cpu().numpy(), seen.logits)
@@ -155,10 +151,9 @@ class _OnCodes(fx.Interpreter):
 
 def _compare(rule: Rounding, real: torch.Tensor, level: torch.Tensor) -> Isolated:
     """A batch of a tensor: what the student would round, and the levels that the runtime has."""
-    position = (real.double() / rule.step).clamp(rule.low, rule.high)
-    away = position - level
-    outside = float((away.abs() - 0.5).max())
-    gap = (torch.round(real.float() / rule.step).clamp(rule.low, rule.high) - level).abs()
+    position = (real.double() / rule.step).float().clamp(rule.low, rule.high)  # as it is rounded
+    outside = float(((position.double() - level).abs() - 0.5).max())
+    gap = (position.round() - level).abs()
     return Isolated(
         rule.name,
         level.numel(),

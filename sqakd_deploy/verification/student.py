@@ -1,11 +1,9 @@
-"""A student's own answers, layer by layer, as PyTorch computes them."""
+"""A student's own answers, layer by layer, as PyTorch computes them in integers."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +12,8 @@ from torch import nn
 
 from sqakd_deploy import graph as ir
 from sqakd_deploy.evaluate import predict
+from sqakd_deploy.lowering.exact import in_integers
 from sqakd_deploy.lowering.integer import lower
-from sqakd_deploy.quantization import weight_quantizers
-from sqakd_deploy.quantizers import WeightQuantizer
 from sqakd_deploy.tracing.shapes import Recorder
 from sqakd_deploy.tracing.trace import first_tensor
 from sqakd_deploy.verification.constants import constants_of, offset
@@ -43,7 +40,7 @@ def reference_of(
         metadata: of the student's run, as a file of it carries them.
     """
     batches = [first_tensor(batch) for batch in images]
-    graph, logits = lower(student, metadata), predict(student, batches)
+    graph, logits = lower(student, metadata), predict(in_integers(student), batches)
     return Reference(
         "PyTorch student",
         tuple(batch.detach().float().cpu().numpy() for batch in batches),
@@ -87,41 +84,6 @@ def roundings(graph: ir.IntegerGraph) -> dict[str, Rounding]:
     return found
 
 
-@torch.no_grad()
-def in_float64(student: nn.Module) -> nn.Module:
-    """A copy that computes in float64 what a student computes in float32, but for quantizers.
-
-    Those take and round float32, as the student's do, and weights have the student's codes. What
-    the two answer differently is float32's rounding between quantizers, as the student amplifies
-    it.
-
-    Args:
-        student: made by :func:`~sqakd_deploy.quantization.quantize`; not changed.
-
-    Returns:
-        A module that takes float64 images ``(N, C, H, W)``.
-    """
-    exact = copy.deepcopy(student)
-    for path, quantizer in weight_quantizers(exact).items():
-        parent, _, name = path.rpartition(".")
-        layer: Any = exact.get_submodule(path.partition(".weight_quant")[0])
-        codes, scale = quantizer.encode(layer.weight)
-        layer.weight.data = codes.double() * scale.double()
-        setattr(exact.get_submodule(parent), name, _AsItIs(quantizer))
-    return exact.double().eval()
-
-
-class _AsItIs(nn.Module):
-    """Stands for the quantizer of a weight that is rounded already."""
-
-    def __init__(self, quantizer: WeightQuantizer) -> None:
-        super().__init__()
-        self.zero, self.bit_width = quantizer.zero, quantizer.bit_width
-
-    def forward(self, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return weight, torch.ones_like(self.zero), self.zero, self.bit_width
-
-
 def record(student: nn.Module, images: NDArray[np.float32]) -> dict[str, Tensor]:
     """The codes of every quantised tensor.
 
@@ -133,14 +95,15 @@ def record(student: nn.Module, images: NDArray[np.float32]) -> dict[str, Tensor]
         By the quantizer's name, in topological order; the first axis counts images, also where a
         model parts them into windows.
     """
-    return record_lowered(student, lower(student), images)
+    return record_exact(in_integers(student), lower(student), images)
 
 
 @torch.no_grad()
-def record_lowered(
+def record_exact(
     student: nn.Module, graph: ir.IntegerGraph, images: NDArray[np.float32]
 ) -> dict[str, Tensor]:
-    """:func:`record` of a student whose integers are at hand."""
+    """:func:`record` of what :func:`~sqakd_deploy.lowering.exact.in_integers` made, and the
+    student's integers."""
     quantizers = {node.output: node for node in graph.nodes if isinstance(node, ir.Quantize)}
     recorder = Recorder(student, quantizers)
     training = student.training

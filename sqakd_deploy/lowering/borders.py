@@ -1,0 +1,216 @@
+"""Scales that keep codes off the borders between levels.
+
+A residual sum of two tensors of 8 bits has 65,536 pairs of codes, and some come to lie within
+float32's rounding of the border between two levels of the quantizer behind it. On which side they
+fall depends on the order of a few multiplications and additions, which runtimes choose differently;
+and a pair that is met in every image makes every image differ (``docs/decisions.md``). Products of
+two codes and means of many are alike. What a quantizer can meet there is known before any image is
+seen, and its step can be moved by a few millionths, which no accuracy notices and training would
+not settle, until nothing lies there. All runtimes and PyTorch then round the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from sqakd_deploy import graph as ir
+from sqakd_deploy.lowering.integer import lower, snap_biases
+from sqakd_deploy.lowering.lowerable import without_form
+from sqakd_deploy.quantizers import ActivationQuantizer
+
+_Floats = NDArray[np.float64]
+
+_UNIT = 2.0**-21  # of a step: moves what lies at 255 steps by about what float32 rounds there
+_TRIES = 512  # a step moves by 1/8,000 at most
+_HALF_ULP = 2.0**-24
+_MOST = 2**22  # values of a mean; beyond, they lie too dense
+
+
+@dataclass(frozen=True)
+class Met:
+    """What a quantizer can meet.
+
+    Attributes:
+        values: real numbers ``(K,)``.
+        rounded: sizes of what is rounded on the way to each, added up (reals).
+    """
+
+    values: _Floats
+    rounded: _Floats
+
+    def cut(self, low: float, high: float | None) -> Met:
+        """Without what a Clip turns into one of its bounds."""
+        inside = (self.values >= low) & (self.values <= (np.inf if high is None else high))
+        return Met(self.values[inside], self.rounded[inside])
+
+    def margin(self, step: float, low: int, high: int) -> float:
+        """The least distance from a border of two levels, as a multiple of what float32 may move.
+
+        Args:
+            step: of the quantizer.
+            low: its lowest level.
+            high: its highest level; beyond either, all is cut to it.
+        """
+        positions = self.values / step
+        inside = (positions > low - 1) & (positions < high + 1)
+        positions, rounded = positions[inside], self.rounded[inside] / step
+        nearest = np.floor(positions) + 0.5
+        between = (nearest > low) & (nearest < high)
+        rounding = _HALF_ULP * (rounded + np.abs(positions) + (high - low))
+        margins = np.abs(positions - nearest) / rounding
+        return float(margins[between].min(initial=np.inf))
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """Of a quantizer: ``low … high``, times a scale."""
+
+    low: int
+    high: int
+    scale: float
+
+    @property
+    def met(self) -> Met:
+        """Them all; a kernel multiplies codes, which count from the lowest, and the zero-point."""
+        levels = np.arange(self.low, self.high + 1, dtype=np.float64)
+        return Met(levels * self.scale, (np.abs(levels) + levels - 2 * self.low) * self.scale)
+
+    def mean(self, count: int) -> Met | None:
+        """Of so many of them; None where that can be too many numbers."""
+        if not 0 < count * (self.high - self.low) <= _MOST:
+            return None
+        sums = np.arange(count * self.low, count * self.high + 1, dtype=np.float64)
+        values = sums * (self.scale / count)
+        return Met(values, 2 * np.abs(values) - self.low * self.scale)
+
+
+def settle(student: nn.Module) -> None:
+    """Give a student numbers that its integers have as they are, and that all runtimes round alike.
+
+    Steps first, since the accumulators that biases are rounded to depend on them: see
+    :func:`off_borders` and :func:`~sqakd_deploy.lowering.integer.snap_biases`.
+
+    Args:
+        student: calibrated; changed in place. One without an integer form stays as it is.
+    """
+    off_borders(student)
+    snap_biases(student)
+
+
+@torch.no_grad()
+def off_borders(student: nn.Module) -> tuple[str, ...]:
+    """Move steps of activation quantizers until no code that they can meet lies on a border.
+
+    Those behind sums and products of two quantised tensors, behind pools that average one, and
+    those that round one anew. Where none of the steps tried is free, the best is taken.
+
+    Args:
+        student: calibrated; changed in place. One without an integer form stays as it is.
+
+    Returns:
+        The quantizers that may still meet a code on a border.
+    """
+    if without_form(student) is not None:
+        return ()
+    walk = _Walk(student, lower(student))
+    return tuple(
+        node.name
+        for node in walk.graph.nodes
+        if isinstance(node, ir.Quantize)
+        and (met := walk.met(node.inputs[0])) is not None
+        and _moved(_quantizer(student, node), met) < 1.0
+    )
+
+
+def _moved(quantizer: ActivationQuantizer, met: Met) -> float:
+    """Take the nearest step that is free, or else the best; the margin that it has."""
+    before = {name: tensor.clone() for name, tensor in quantizer.range_tensors().items()}
+    zero, tried = quantizer.grid()[1], {}
+    for units in _alternating(_TRIES if before else 0):
+        _scale(quantizer, before, units)
+        step, zero_point, _ = quantizer.grid()
+        if zero_point == zero:
+            tried[units] = met.margin(step, -zero, quantizer.steps - zero)
+            if tried[units] >= 1.0:
+                return tried[units]
+    best = max(tried, key=lambda units: tried[units])
+    _scale(quantizer, before, best)
+    return tried[best]
+
+
+def _alternating(count: int) -> Iterator[int]:
+    """0, −1, 1, −2, 2 …"""
+    yield 0
+    for distance in range(1, count // 2 + 1):
+        yield from (-distance, distance)
+
+
+def _scale(quantizer: ActivationQuantizer, before: Mapping[str, Any], units: int) -> None:
+    for name, tensor in quantizer.range_tensors().items():
+        tensor.copy_(before[name] * (1.0 + units * _UNIT))
+
+
+def _quantizer(student: nn.Module, node: ir.Quantize) -> ActivationQuantizer:
+    modules = student.get_submodule(node.name).modules()
+    return next(m for m in modules if isinstance(m, ActivationQuantizer))
+
+
+class _Walk:
+    """From a quantizer back to those before it, in topological order: these have moved already."""
+
+    def __init__(self, student: nn.Module, graph: ir.IntegerGraph) -> None:
+        self.student, self.graph = student, graph
+        self.producers = {node.output: node for node in graph.nodes}
+
+    def met(self, name: str) -> Met | None:
+        """All that a value can be; None where that is more than a few numbers."""
+        node = self.producers.get(name)
+        if isinstance(node, ir.Clip):
+            met = self.met(node.inputs[0])
+            return None if met is None else met.cut(node.low, node.high)
+        if isinstance(node, (ir.Add, ir.Mul)):
+            return self._pairs(node)
+        if isinstance(node, ir.GlobalAveragePool):
+            return self._mean(node, self.graph.values[node.inputs[0]].shape[2:])
+        if isinstance(node, ir.AveragePool):
+            whole = not any(node.padding) and not node.ceil_mode
+            return self._mean(node, node.kernel) if whole else None
+        levels = self._levels(name)
+        return None if levels is None else levels.met
+
+    def _pairs(self, node: ir.Node) -> Met | None:
+        first, second = (self._levels(source) for source in node.inputs)
+        if first is None or second is None:
+            return None
+        one, other = first.met, second.met
+        if isinstance(node, ir.Add):
+            values = np.add.outer(one.values, other.values)
+            return Met(values.ravel(), np.add.outer(one.rounded, other.rounded).ravel())
+        values = np.multiply.outer(one.values, other.values).ravel()
+        return Met(values, 4 * np.abs(values))  # zero-points are subtracted as integers
+
+    def _mean(self, node: ir.Node, window: tuple[int | None, ...]) -> Met | None:
+        levels = self._levels(node.inputs[0])
+        count = math.prod(extent or 0 for extent in window)
+        return None if levels is None else levels.mean(count)
+
+    def _levels(self, name: str) -> _Levels | None:
+        """The levels of codes, with the scale that they have now; None of floats."""
+        node = self.producers.get(name)
+        if self.graph.values[name].grid is None or node is None:
+            return None
+        if isinstance(node, (ir.Concat, *ir.DATA_MOVEMENT)):
+            return self._levels(node.inputs[0])
+        if not isinstance(node, ir.Quantize):
+            return None
+        quantizer = _quantizer(self.student, node)
+        _, zero, scale = quantizer.grid()
+        return _Levels(-zero, quantizer.steps - zero, scale)
