@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import CLASSES, NETWORKS, SHAPE, images, network
+from networks import CLASSES, NETWORKS, SHAPE, images, network, randomise_norms
 from sqakd_exporters.onnxruntime import OnnxRuntime
 from torch import Tensor, nn
 
@@ -47,7 +47,39 @@ class Upsampled(nn.Module):
         return self.classifier((x + x.mean([2, 3], keepdim=True)).mean([2, 3]))
 
 
-ALL = {**NETWORKS, "upsampled": Upsampled}
+class Twice(nn.Module):
+    """One convolution called twice, once with a BatchNorm of either sign behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.classifier = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(self.stem(x).relu())).relu()
+        x = torch.cat([torch.cat([self.conv(x), x], 1), x], 1)
+        return self.classifier(x[:, 4:12].mean([2, 3]))
+
+
+class Rows(nn.Module):
+    """A linear layer on the channels of every position, with a BatchNorm behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.rows = nn.Linear(8, 6)
+        self.norm = nn.BatchNorm1d(64)
+        self.classifier = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.rows(self.stem(x).relu().permute(0, 2, 3, 1)).relu()
+        return self.classifier(self.norm(x.flatten(1, 2)).mean(1))
+
+
+OTHERS: dict[str, type[nn.Module]] = {"upsampled": Upsampled, "twice": Twice, "rows": Rows}
+ALL = {**NETWORKS, **OTHERS}
 
 
 def spec(bits: int, method: str = "lsq", per_channel: bool = False) -> QuantSpec:
@@ -57,7 +89,7 @@ def spec(bits: int, method: str = "lsq", per_channel: bool = False) -> QuantSpec
 
 def finished(name: str, how: QuantSpec) -> Any:
     torch.manual_seed(0)
-    model = network(name) if name in NETWORKS else ALL[name]().eval()
+    model = network(name) if name in NETWORKS else randomise_norms(ALL[name]())
     student = quantize(model, how, example=SHAPE)
     calibrate(student, images())
     reestimate_batch_norm(student, images())
@@ -152,7 +184,7 @@ def test_onnxruntime_answers_bit_for_bit(name: str, bits: int, tmp_path: Path) -
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "lsq"])
 @pytest.mark.parametrize("bits", [4, 1])
 def test_whatever_the_method(method: str, bits: int, tmp_path: Path) -> None:
-    for name in ("residual", "mixed"):
+    for name in ("residual", "mixed", "twice"):
         assert_the_same(finished(name, spec(bits, method)), tmp_path, images(256, seed=3))
 
 

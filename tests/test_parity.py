@@ -415,6 +415,58 @@ def test_an_answer_that_nothing_explains_is_a_failure(
     assert any("top-1" in failure for failure in report.failures)
 
 
+def two_stages(off: list[int], on: list[int]) -> tuple[Runs, Expected]:
+    """A runtime without and with optimisations, each of which answers some images otherwise."""
+    student = np.tile(np.array([0.3, 0.2, 0.1], np.float32), (24, 1))
+    outputs = {"off": student.copy(), "on": student.copy()}
+    for name, images_ in (("off", off), ("on", on)):
+        outputs[name][images_, 1] = 0.4
+        outputs[name][images_, 2] = -12.0  # 121 steps: 10 in the mean where six images are so
+    sessions: dict[str, Any] = {"off": None, "on": None}
+    expected = Expected("s", student, np.zeros(24, np.int64), (0.1, "given"))
+    return Runs(outputs, Coverage({}, {}, ()), {}, sessions=sessions), expected
+
+
+def test_rounding_without_optimisations_is_not_counted_if_with_them_all_is_the_same(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"any")
+    runs, expected = two_stages([1, 2, 3, 4, 5, 6], [])
+    isolated, given = {"off": RIGHT, "on": replace(RIGHT, tensors=())}, np.array([1, 2])
+    report = report_of(file, runs, expected, isolated=isolated, layerwise=given)
+    assert report.failures == []
+    assert report.exact == ("on",)
+    assert report.to_dict()["exact"] == ["on"]
+    assert [stage.rounds for stage in report.stages] == [False, True, False]
+    caption = str(parity_table(report).caption)
+    assert "bit for bit the student's logits: on" in caption
+    assert "how far the network carries their rounding is not counted" in caption
+    strict = Tolerance(agreement=100, accuracy=0)
+    report = report_of(file, runs, expected, strict, isolated=isolated, layerwise=given)
+    assert len(report.failures) == 2
+
+
+@pytest.mark.parametrize(
+    ("off", "on", "isolated"),
+    [
+        ([1, 2, 3, 4, 5, 6], [1], {"off": RIGHT, "on": RIGHT}),  # the deployed one is not exact
+        ([], [1, 2, 3, 4, 5, 6], {"off": RIGHT, "on": RIGHT}),  # nor excused by the other
+        ([1, 2, 3, 4, 5, 6], [], {"off": WRONG, "on": RIGHT}),
+        ([1, 2, 3, 4, 5, 6], [], {}),
+    ],
+)
+def test_what_else_is_wrong_without_optimisations_counts(
+    off: list[int], on: list[int], isolated: dict[str, IsolatedReport], tmp_path: Path
+) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"any")
+    runs, expected = two_stages(off, on)
+    report = report_of(file, runs, expected, isolated=isolated, layerwise=np.array([1, 2]))
+    for words in ("agreement", "top-1", "in the mean"):
+        assert any(words in failure for failure in report.failures)
+
+
 def test_images_that_are_answered_otherwise_are_the_first_to_be_run_layer_by_layer() -> None:
     runs, expected = one_moved(7)
     runs.outputs["off"][3, 2] -= 5.0  # farther off, and the same answer

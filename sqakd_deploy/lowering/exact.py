@@ -91,11 +91,14 @@ def in_float64(student: nn.Module) -> nn.Module:
     exact = copy.deepcopy(student)
     if next(exact.parameters()).device.type == "mps":
         exact = exact.cpu()
+    rounded = {}
     for path, quantizer in weight_quantizers(exact).items():
         layer: Any = exact.get_submodule(path.partition(".weight_quant")[0])
         codes, scale = quantizer.encode(layer.weight)
-        layer.weight.data = codes.double() * scale.double()
+        rounded[layer] = codes.double() * scale.double()
         _set(exact, path, _AsItIs(quantizer))
+    for layer, weight in rounded.items():
+        _set_weight(layer, weight)
     return exact.double().eval()
 
 
@@ -157,18 +160,18 @@ class _IntegerLayer(nn.Module):
         product = np.float32(grid.scale) * weight.scale
         ratio = product if step is None else product / step
         codes = np.zeros(len(ratio), np.int32) if bias is None else bias.codes
-        parameter: Tensor = layer.weight
-        device = parameter.device
+        device: torch.device = layer.weight.device
         narrow = _largest_sum(weight, codes, grid) < _EXACT and _float32_sums_as_written(device)
         self.dtype = torch.float32 if narrow else torch.float64
-        parameter.data = torch.from_numpy(weight.codes).to(device, self.dtype)
+        _set_weight(layer, torch.from_numpy(weight.codes).to(device, self.dtype))
         self.register_buffer("ratio", torch.from_numpy(ratio).to(device))
         self.register_buffer("bias", torch.from_numpy(codes).to(device, torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
         codes = (x / self.scale).round().to(self.dtype)
         products = self.layer(codes)
-        by_channel = (-1, 1, 1) if products.dim() == 4 else (-1,)
+        last = isinstance(self.layer, nn.Linear)
+        by_channel = (-1,) if last else (-1, *[1] * (products.dim() - 2))
         accumulator = products.double().round() + self.bias.reshape(by_channel)
         scaled = accumulator.float() * self.ratio.reshape(by_channel)
         return scaled.double() * self.step
@@ -239,6 +242,12 @@ def _float32_sums_as_written(device: torch.device) -> bool:
     libraries transform small kernels (Winograd): exact for real numbers, not for float32."""
     wanted = torch.get_float32_matmul_precision() == "highest"
     return device.type == "cpu" and wanted and torch.backends.mkldnn.is_available()
+
+
+def _set_weight(layer: nn.Module, weight: Tensor) -> None:
+    """Give a layer a weight of its own: others may share the one it has. By way of its dictionary,
+    since a Brevitas layer makes a new quantizer for each weight that it is given."""
+    layer._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
 
 
 def _set(model: nn.Module, path: str, module: nn.Module) -> None:

@@ -51,6 +51,13 @@ def parity_table(report: ParityReport) -> Table:
             "\nwhere one image is answered otherwise, a value lies on the border of two codes: each"
             "\nlayer is right on the codes that the runtime computed for it"
         )
+    if report.exact:
+        table.caption += f"\nbit for bit the student's logits: {', '.join(report.exact)}"
+    if any(stage.rounds and stage.differing > 1 for stage in report.stages):
+        table.caption += (
+            "\nwithout optimisations sums are float32's: each layer is right on the codes before"
+            "\nit, and how far the network carries their rounding is not counted"
+        )
     table.caption_justify = "left"
     return table
 
@@ -177,8 +184,11 @@ def _right_layers(isolated: Mapping[str, IsolatedReport]) -> list[str]:
     unread = f"not all can be read at once ({stages})" if stages else ""
     if not deciding:
         return [f"layers: nothing decided {where}: {unread}"]
-    most = max(part.differing for part in deciding)
-    ties = f"; {most} of {some.codes} codes lay on a border and fell the other way" if most else ""
+    ties = "".join(
+        f"; {part.differing} of {part.codes} codes lay on a border and fell the other way ({stage})"
+        for stage, part in isolated.items()
+        if part.decides and part.differing
+    )
     right = f"layers: all {len(some.tensors)} quantised tensors are the student's {where}{ties}"
     right += _copies(max(part.moved for part in deciding))
     return [f"{right}; elsewhere {unread}" if unread else right]
