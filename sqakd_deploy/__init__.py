@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sqakd_deploy.checkpoint import open_run as open_run
     from sqakd_deploy.config import RunConfig as RunConfig
     from sqakd_deploy.errors import SqakdError as SqakdError
+    from sqakd_deploy.lowering.exact import in_integers as in_integers
     from sqakd_deploy.parity import Tolerance as Tolerance
     from sqakd_deploy.parity import verify as verify
     from sqakd_deploy.quantization import calibrate as calibrate
@@ -41,6 +42,7 @@ _HOMES = {
     "distill": "training.distillation",
     "export": "api",
     "export_proven": "api",
+    "in_integers": "lowering.exact",
     "load_student": "runs",
     "open_run": "checkpoint",
     "quantize": "quantization",

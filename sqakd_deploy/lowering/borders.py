@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,11 @@ from sqakd_deploy.quantizers import ActivationQuantizer
 _Floats = NDArray[np.float64]
 
 _UNIT = 2.0**-21  # of a step: moves what lies at 255 steps by about what float32 rounds there
-_TRIES = 512  # a step moves by 1/8,000 at most
+_TRIES = 1024  # a step moves by 1/4,000 at most
 _HALF_ULP = 2.0**-24
 _MOST = 2**22  # values of a mean; beyond, they lie too dense
+_WIDEST = 255  # the largest zero-point, or code, that a kernel adds on the way
+_ROOM = 4.0  # for codes that are rounded anew: kernels count them from the top of the type as well
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,20 @@ class Met:
     Attributes:
         values: real numbers ``(K,)``.
         rounded: sizes of what is rounded on the way to each, added up (reals).
+        room: how many times float32's rounding they are to be kept from a border.
     """
 
     values: _Floats
     rounded: _Floats
+    room: float = 1.0
 
     def cut(self, low: float, high: float | None) -> Met:
         """Without what a Clip turns into one of its bounds."""
         inside = (self.values >= low) & (self.values <= (np.inf if high is None else high))
-        return Met(self.values[inside], self.rounded[inside])
+        return Met(self.values[inside], self.rounded[inside], self.room)
 
     def margin(self, step: float, low: int, high: int) -> float:
-        """The least distance from a border of two levels, as a multiple of what float32 may move.
+        """The least distance from a border of two levels, as a multiple of what is wanted.
 
         Args:
             step: of the quantizer.
@@ -64,8 +68,8 @@ class Met:
         positions, rounded = positions[inside], self.rounded[inside] / step
         nearest = np.floor(positions) + 0.5
         between = (nearest > low) & (nearest < high)
-        rounding = _HALF_ULP * (rounded + np.abs(positions) + (high - low))
-        margins = np.abs(positions - nearest) / rounding
+        rounding = _HALF_ULP * (rounded + np.abs(positions) + _WIDEST)
+        margins = np.abs(positions - nearest) / (self.room * rounding)
         return float(margins[between].min(initial=np.inf))
 
 
@@ -184,7 +188,7 @@ class _Walk:
             whole = not any(node.padding) and not node.ceil_mode
             return self._mean(node, node.kernel) if whole else None
         levels = self._levels(name)
-        return None if levels is None else levels.met
+        return None if levels is None else replace(levels.met, room=_ROOM)
 
     def _pairs(self, node: ir.Node) -> Met | None:
         first, second = (self._levels(source) for source in node.inputs)
