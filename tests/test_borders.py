@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from networks import CLASSES, SHAPE, images, network
 from torch import Tensor, nn
 
-from sqakd_deploy.lowering.borders import Met, off_borders, settle
+from sqakd_deploy.lowering.borders import Mean, Met, _moved, off_borders, settle
 from sqakd_deploy.quantization import activation_quantizers, calibrate, quantize
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.spec import QuantSpec, TensorSpec
@@ -171,12 +171,96 @@ def test_margins_are_distances(level: int, step: float, beside: float) -> None:
     )
 
 
+@given(
+    low=st.integers(-20, 0),
+    high=st.integers(1, 40),
+    count=st.integers(1, 60),
+    step=st.floats(2**-6, 4),
+    scale=st.floats(2**-6, 4),
+    bound=st.floats(0, 20),
+)
+def test_means_are_looked_at_where_they_lie_next_to_a_border(
+    low: int, high: int, count: int, step: float, scale: float, bound: float
+) -> None:
+    """As if all of them were."""
+    mean = Mean(count * low, count * high, scale / count, -low * scale)
+    sums = np.arange(mean.first, mean.last + 1) * mean.unit
+    every = Met(sums, 2 * np.abs(sums) + mean.rounded)
+    assert mean.margin(step, -8, 7) == every.margin(step, -8, 7)
+    few = every.values[(every.values >= 0) & (every.values <= bound)]
+    assert mean.cut(0.0, bound).margin(step, -8, 7) == Met(few, 2 * few + mean.rounded).margin(
+        step, -8, 7
+    )
+
+
+def test_a_large_image_takes_no_longer() -> None:
+    """Of 112×112 codes there are 3 million sums, and 510 next to a border."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES)
+    )
+    student = quantize(net.eval(), example=(3, 112, 112))
+    calibrate(student, torch.randn(2, 3, 112, 112))
+    off_borders(student)
+    source, pooled = (quantizer_at(student, n) for n in ("quant__0", "quant__1"))
+    sums = np.arange(112 * 112 * levels(source)[0], 112 * 112 * levels(source)[-1] + 1)
+    positions = sums * (source.grid()[2] / 112**2) / pooled.grid()[0]
+    inside = (positions > levels(pooled)[0]) & (positions < levels(pooled)[-1])
+    assert distance(positions[inside]) > 1e-6
+
+
+class SideBySide(nn.Module):
+    """A concatenation of codes of two scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+        self.last = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.one(x).relu(), self.other(x).relu()
+        return self.last(torch.cat([one, one + other], 1)).flatten(1)
+
+
+@pytest.mark.parametrize("part", ["quant_relu", "quant_add"])
+def test_parts_side_by_side_are_rounded_alike(part: str) -> None:
+    torch.manual_seed(0)
+    student = quantize(SideBySide().eval(), example=SHAPE)
+    calibrate(student, images())
+    source, total = quantizer_at(student, part), quantizer_at(student, "quant_cat")
+
+    def nearest() -> float:
+        return distance(levels(source) * source.grid()[2] / total.grid()[0])
+
+    with torch.no_grad():
+        total.step.copy_(torch.tensor(37 * source.grid()[2] / 6.5))
+    before = nearest()
+    off_borders(student)
+    assert before < 1e-6 < nearest()
+
+
+def test_a_limit_that_holds_the_step_is_no_loop() -> None:
+    quantizer = METHODS["lsq"].activation(8, False, limit=6.0)
+    quantizer.observe(torch.rand(4, 3, 8, 8) * 30)
+    with torch.no_grad():
+        quantizer.step.fill_(1.0)
+    (step, _, _) = quantizer.grid()
+    assert step == pytest.approx(6 / 255)
+    met = Met(np.array([20.5 * step]), np.zeros(1))
+    with torch.no_grad():
+        assert _moved(quantizer, met) < 1.0
+    assert quantizer.grid()[0] == step
+    assert quantizer.step.item() == 1.0
+
+
 def test_what_is_cut_has_no_border() -> None:
     met = Met(np.array([-3.5, 14.5, 15.5, 300.5]), np.zeros(4))
     assert met.margin(1.0, 0, 15) == 0.0
     assert Met(met.values[[0, 2, 3]], np.zeros(3)).margin(1.0, 0, 15) == np.inf
-    assert met.cut(0.0, 6.0).values.tolist() == []
+    assert met.cut(0.0, 6.0).values.tolist() == [0.0, 6.0]  # what is cut is a bound
+    assert met.cut(0.0, None).values.tolist() == [14.5, 15.5, 300.5, 0.0]
     assert met.cut(-float("inf"), None).values.tolist() == met.values.tolist()
+    assert met.cut(0.0, 6.5).margin(1.0, 0, 15) == 0.0
 
 
 def test_students_without_integers_stay_as_they_are() -> None:

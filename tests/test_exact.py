@@ -78,7 +78,28 @@ class Rows(nn.Module):
         return self.classifier(self.norm(x.flatten(1, 2)).mean(1))
 
 
-OTHERS: dict[str, type[nn.Module]] = {"upsampled": Upsampled, "twice": Twice, "rows": Rows}
+class Scaled(nn.Module):
+    """A factor for each channel of codes, which lowering makes a layer of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.gamma = nn.Parameter(torch.randn(8, 1, 1))
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.classifier = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = x + self.gamma * self.conv(x)
+        return self.classifier((self.gamma * x).mean([2, 3]))
+
+
+OTHERS: dict[str, type[nn.Module]] = {
+    "upsampled": Upsampled,
+    "twice": Twice,
+    "rows": Rows,
+    "scaled": Scaled,
+}
 ALL = {**NETWORKS, **OTHERS}
 
 

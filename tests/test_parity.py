@@ -438,7 +438,7 @@ def test_rounding_without_optimisations_is_not_counted_if_with_them_all_is_the_s
     assert report.failures == []
     assert report.exact == ("on",)
     assert report.to_dict()["exact"] == ["on"]
-    assert [stage.rounds for stage in report.stages] == [False, True, False]
+    assert [stage.only_rounding for stage in report.stages] == [False, True, False]
     caption = str(parity_table(report).caption)
     assert "bit for bit the student's logits: on" in caption
     assert "how far the network carries their rounding is not counted" in caption

@@ -32,7 +32,6 @@ from sqakd_deploy import parity
 from sqakd_deploy.api import export
 from sqakd_deploy.errors import DataError, ExportError, ParityError, SpecError
 from sqakd_deploy.exporting import ExportOptions, Session, named_stages
-from sqakd_deploy.lowering.exact import in_float64
 from sqakd_deploy.lowering.integer import lower, snap_biases
 from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
@@ -1143,17 +1142,6 @@ def test_a_tensor_that_cannot_be_read_decides_nothing_beside_another(tmp_path: P
     layers = LayersReport(8, (), {}, (), {"here": moved})
     assert any(f"for {last.layer}, of the student" in line for line in layers_lines(layers))
     assert isolate(made, file, Shy("none"), images(8).numpy()).decides
-
-
-def test_float64_moves_nothing_but_sums(student: torch.fx.GraphModule) -> None:
-    sample = images(32)
-    before = {name: value.clone() for name, value in student.state_dict().items()}
-    exact = in_float64(student)
-    with torch.no_grad():
-        answers, wanted = exact(sample.double()), student(sample)
-    assert answers.dtype == torch.float64
-    torch.testing.assert_close(answers.float(), wanted, rtol=1e-6, atol=0)
-    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 
 
 def test_the_figures_of_a_tensor_are_what_they_say(student: torch.fx.GraphModule,

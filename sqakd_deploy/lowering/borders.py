@@ -31,7 +31,6 @@ _Floats = NDArray[np.float64]
 _UNIT = 2.0**-21  # of a step: moves what lies at 255 steps by about what float32 rounds there
 _TRIES = 1024  # a step moves by 1/4,000 at most
 _HALF_ULP = 2.0**-24
-_MOST = 2**22  # values of a mean; beyond, they lie too dense
 _WIDEST = 255  # the largest zero-point, or code, that a kernel adds on the way
 _ROOM = 4.0  # for codes that are rounded anew: kernels count them from the top of the type as well
 
@@ -42,7 +41,8 @@ class Met:
 
     Attributes:
         values: real numbers ``(K,)``.
-        rounded: sizes of what is rounded on the way to each, added up (reals).
+        rounded: sizes of what is rounded on the way to each, added up (reals). Partial sums with
+            zero-points are not all counted: that all are off by half a unit at once is not met.
         room: how many times float32's rounding they are to be kept from a border.
     """
 
@@ -51,9 +51,12 @@ class Met:
     room: float = 1.0
 
     def cut(self, low: float, high: float | None) -> Met:
-        """Without what a Clip turns into one of its bounds."""
-        inside = (self.values >= low) & (self.values <= (np.inf if high is None else high))
-        return Met(self.values[inside], self.rounded[inside], self.room)
+        """What a Clip leaves of it, and its bounds, to which it takes the rest."""
+        top = np.inf if high is None else high
+        inside = (self.values >= low) & (self.values <= top)
+        bounds = [bound for bound in (low, top) if np.isfinite(bound)]
+        values = np.concatenate([self.values[inside], bounds])
+        return Met(values, np.append(self.rounded[inside], np.zeros(len(bounds))), self.room)
 
     def margin(self, step: float, low: int, high: int) -> float:
         """The least distance from a border of two levels, as a multiple of what is wanted.
@@ -74,6 +77,53 @@ class Met:
 
 
 @dataclass(frozen=True)
+class Mean:
+    """What a quantizer can meet of a mean of codes: ``first … last``, times a step.
+
+    There are millions of them in a large image, but few lie next to a border.
+
+    Attributes:
+        first: the least sum of levels.
+        last: the greatest.
+        unit: what one of the sum is worth (reals).
+        rounded: as :class:`Met` has it, beside the value itself (reals).
+    """
+
+    first: int
+    last: int
+    unit: float
+    rounded: float
+
+    def cut(self, low: float, high: float | None) -> Mean:
+        """What a Clip leaves of it."""
+        first = max(self.first, math.ceil(low / self.unit)) if math.isfinite(low) else self.first
+        last = self.last if high is None else min(self.last, math.floor(high / self.unit))
+        return replace(self, first=first, last=max(first, last))
+
+    def margin(self, step: float, low: int, high: int) -> float:
+        """As :meth:`Met.margin`."""
+        borders = (np.arange(low, high) + 0.5) * (step / self.unit)
+        sums = np.concatenate([np.floor(borders), np.ceil(borders)])
+        values = np.unique(sums.clip(self.first, self.last)) * self.unit
+        return Met(values, 2 * np.abs(values) + self.rounded).margin(step, low, high)
+
+
+@dataclass(frozen=True)
+class Several:
+    """What a quantizer can meet of tensors side by side."""
+
+    parts: tuple[Met | Mean | Several, ...]
+
+    def cut(self, low: float, high: float | None) -> Several:
+        """What a Clip leaves of them."""
+        return Several(tuple(part.cut(low, high) for part in self.parts))
+
+    def margin(self, step: float, low: int, high: int) -> float:
+        """As :meth:`Met.margin`."""
+        return min((part.margin(step, low, high) for part in self.parts), default=math.inf)
+
+
+@dataclass(frozen=True)
 class _Levels:
     """Of a quantizer: ``low … high``, times a scale."""
 
@@ -87,13 +137,10 @@ class _Levels:
         levels = np.arange(self.low, self.high + 1, dtype=np.float64)
         return Met(levels * self.scale, (np.abs(levels) + levels - 2 * self.low) * self.scale)
 
-    def mean(self, count: int) -> Met | None:
-        """Of so many of them; None where that can be too many numbers."""
-        if not 0 < count * (self.high - self.low) <= _MOST:
-            return None
-        sums = np.arange(count * self.low, count * self.high + 1, dtype=np.float64)
-        values = sums * (self.scale / count)
-        return Met(values, 2 * np.abs(values) - self.low * self.scale)
+    def mean(self, count: int) -> Mean:
+        """Of so many of them."""
+        first, last = count * self.low, count * self.high
+        return Mean(first, last, self.scale / count, -self.low * self.scale)
 
 
 def settle(student: nn.Module) -> None:
@@ -134,20 +181,22 @@ def off_borders(student: nn.Module) -> tuple[str, ...]:
     )
 
 
-def _moved(quantizer: ActivationQuantizer, met: Met) -> float:
+def _moved(quantizer: ActivationQuantizer, met: Met | Mean | Several) -> float:
     """Take the nearest step that is free, or else the best; the margin that it has."""
     before = {name: tensor.clone() for name, tensor in quantizer.range_tensors().items()}
-    zero, tried = quantizer.grid()[1], {}
+    zero, margins, units_of = quantizer.grid()[1], dict[float, float](), dict[float, int]()
     for units in _alternating(_TRIES if before else 0):
         _scale(quantizer, before, units)
         step, zero_point, _ = quantizer.grid()
-        if zero_point == zero:
-            tried[units] = met.margin(step, -zero, quantizer.steps - zero)
-            if tried[units] >= 1.0:
-                return tried[units]
-    best = max(tried, key=lambda units: tried[units])
-    _scale(quantizer, before, best)
-    return tried[best]
+        if zero_point != zero or step in margins:  # a limit can keep it where it is
+            continue
+        units_of[step] = units
+        margins[step] = met.margin(step, -zero, quantizer.steps - zero)
+        if margins[step] >= 1.0:
+            return margins[step]
+    best = max(margins, key=margins.__getitem__)
+    _scale(quantizer, before, units_of[best])
+    return margins[best]
 
 
 def _alternating(count: int) -> Iterator[int]:
@@ -174,7 +223,7 @@ class _Walk:
         self.student, self.graph = student, graph
         self.producers = {node.output: node for node in graph.nodes}
 
-    def met(self, name: str) -> Met | None:
+    def met(self, name: str) -> Met | Mean | Several | None:
         """All that a value can be; None where that is more than a few numbers."""
         node = self.producers.get(name)
         if isinstance(node, ir.Clip):
@@ -187,6 +236,9 @@ class _Walk:
         if isinstance(node, ir.AveragePool):
             whole = not any(node.padding) and not node.ceil_mode
             return self._mean(node, node.kernel) if whole else None
+        if isinstance(node, ir.Concat):  # what is not known of it leaves the rest as it is
+            parts = [self.met(source) for source in node.inputs]
+            return Several(tuple(part for part in parts if part is not None))
         levels = self._levels(name)
         return None if levels is None else replace(levels.met, room=_ROOM)
 
@@ -201,17 +253,17 @@ class _Walk:
         values = np.multiply.outer(one.values, other.values).ravel()
         return Met(values, 4 * np.abs(values))  # zero-points are subtracted as integers
 
-    def _mean(self, node: ir.Node, window: tuple[int | None, ...]) -> Met | None:
+    def _mean(self, node: ir.Node, window: tuple[int | None, ...]) -> Mean | None:
         levels = self._levels(node.inputs[0])
         count = math.prod(extent or 0 for extent in window)
-        return None if levels is None else levels.mean(count)
+        return None if levels is None or not count else levels.mean(count)
 
     def _levels(self, name: str) -> _Levels | None:
         """The levels of codes, with the scale that they have now; None of floats."""
         node = self.producers.get(name)
         if self.graph.values[name].grid is None or node is None:
             return None
-        if isinstance(node, (ir.Concat, *ir.DATA_MOVEMENT)):
+        if isinstance(node, ir.DATA_MOVEMENT):
             return self._levels(node.inputs[0])
         if not isinstance(node, ir.Quantize):
             return None

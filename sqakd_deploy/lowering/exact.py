@@ -10,17 +10,17 @@ QLinearConv and QGemm compute in float32
 
     ``r = (s_x · s_w) / s_y``,  ``q = round_half_even(float32(a) · r) + zero_point``
 
-and cut ``q`` to the type. :func:`in_integers` computes the same. What lies between layers is
-computed in float64 and rounded to float32 once, before it becomes a code: codes of sums, products
-and pools are the runtime's, whatever the order of its operations, where none lies beside a border
-(:mod:`~sqakd_deploy.lowering.borders` sees to that); of functions that stay in float (a softmax,
-LayerNorm), rounding may still decide.
+and cut ``q`` to the type. :func:`in_integers` computes the same. Means of codes are exact as well.
+Everything else is float32's as in the student, operation by operation as runtimes have it. For sums
+and products of codes kernels use other operations in another order, which is the same where no code
+lies beside a border (:mod:`~sqakd_deploy.lowering.borders` sees to that); in functions that stay in
+float (a softmax, LayerNorm), rounding may still decide.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,11 +31,15 @@ from sqakd_deploy import graph as ir
 from sqakd_deploy.lowering.folding import affine_of, weight_and_bias
 from sqakd_deploy.lowering.integer import lowered
 from sqakd_deploy.lowering.lowerable import Lowered, without_form
-from sqakd_deploy.quantization import BATCH_NORMS, weight_quantizers
+from sqakd_deploy.quantization import BATCH_NORMS
 from sqakd_deploy.quantizers import WeightQuantizer
+from sqakd_deploy.tracing.lifting import free_name
+from sqakd_deploy.tracing.trace import tensor_inputs
 
 _ORDER_KEPT = (ir.Clip, ir.Concat, *ir.DATA_MOVEMENT)
 """Nodes that give a number on as it is, or cut: steps of the quantizer behind them are no other."""
+
+_MEANS = (ir.AveragePool, ir.GlobalAveragePool)
 
 _EXACT = 2**24  # float32 holds all integers up to it
 
@@ -48,9 +52,9 @@ def in_integers(student: nn.Module) -> fx.GraphModule:
         student: made by :func:`~sqakd_deploy.quantization.quantize` and calibrated; not changed.
 
     Returns:
-        A module in evaluation mode that takes float32 images ``(N, C, H, W)`` and gives float32
-        logits. Its nodes have the student's names. It is on the student's device, or on the CPU
-        where that knows no float64.
+        A module in evaluation mode, of float32 images ``(N, C, H, W)`` and logits, whose nodes have
+        the student's names. It is on the student's device, or the CPU where that has no float64;
+        accelerators sum in float64, on the CPU most layers need not.
 
     Raises:
         ModelError: if the module is no student.
@@ -58,48 +62,24 @@ def in_integers(student: nn.Module) -> fx.GraphModule:
         SpecError: if the student was never calibrated.
     """
     known = lowered(student)
-    exact: Any = in_float64(student)
+    exact: Any = copy.deepcopy(student)
+    if next(exact.parameters()).device.type == "mps":
+        exact = exact.cpu()
     for node in known.graph.nodes:
-        if isinstance(node, (ir.Conv, ir.Linear)) and node.name in known.paths:
-            _replace_layer(exact, student, known, node)
+        if isinstance(node, (ir.Conv, ir.Linear)):
+            if node.name in known.paths:
+                _replace_layer(exact, student, known, node)
+            else:
+                _replace_factor(exact, known.graph, node)
         elif isinstance(node, ir.Quantize):
             _set(exact, node.name, _Rounded(known.graph, node))
-    _take_float32(exact)
+    _widen(exact, _means_of_codes(known.graph))
     return exact.eval()
 
 
 def as_deployed(student: nn.Module) -> nn.Module:
     """:func:`in_integers`, or a student that has no integers as it is."""
     return student if without_form(student) is not None else in_integers(student)
-
-
-@torch.no_grad()
-def in_float64(student: nn.Module) -> nn.Module:
-    """A copy that computes in float64 what a student computes in float32, but for quantizers.
-
-    Those take and round float32, as the student's do, and weights have the student's codes. What
-    the two answer differently is float32's rounding between quantizers, as the student amplifies
-    it.
-
-    Args:
-        student: made by :func:`~sqakd_deploy.quantization.quantize`; not changed.
-
-    Returns:
-        A module that takes float64 images ``(N, C, H, W)``. It is on the student's device, or on
-        the CPU where that knows no float64.
-    """
-    exact = copy.deepcopy(student)
-    if next(exact.parameters()).device.type == "mps":
-        exact = exact.cpu()
-    rounded = {}
-    for path, quantizer in weight_quantizers(exact).items():
-        layer: Any = exact.get_submodule(path.partition(".weight_quant")[0])
-        codes, scale = quantizer.encode(layer.weight)
-        rounded[layer] = codes.double() * scale.double()
-        _set(exact, path, _AsItIs(quantizer))
-    for layer, weight in rounded.items():
-        _set_weight(layer, weight)
-    return exact.double().eval()
 
 
 class _AsItIs(nn.Module):
@@ -116,8 +96,8 @@ class _AsItIs(nn.Module):
 class _Rounded(nn.Module):
     """Stands for an activation quantizer: real numbers to the ones that their codes stand for.
 
-    A number was rounded to float32 once (see :class:`_IntegerLayer`) or is rounded here; dividing
-    in float64 what was multiplied there gives it back, since the rest is far below float32.
+    A layer's number was rounded to float32 in steps (see :class:`_IntegerLayer`): dividing in
+    float64 what was multiplied there gives it back. A quotient of float32 is what float32 has.
     """
 
     def __init__(self, graph: ir.IntegerGraph, node: ir.Quantize) -> None:
@@ -129,11 +109,13 @@ class _Rounded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         position = (x.double() / self.step).float()
-        return position.round().clamp(self.low, self.high).double() * self.scale
+        return position.round().clamp(self.low, self.high) * self.scale
 
 
 class _IntegerLayer(nn.Module):
     """A layer on codes: exact sums, then float32 as the kernels have it.
+
+    It gives float64 to quantizers, float32 to others.
 
     Args:
         layer: that sums, without a bias; its weight is set to the codes.
@@ -156,7 +138,7 @@ class _IntegerLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.layer = layer
-        self.scale, self.step = float(grid.scale), 1.0 if step is None else float(step)
+        self.scale, self.step = float(grid.scale), None if step is None else float(step)
         product = np.float32(grid.scale) * weight.scale
         ratio = product if step is None else product / step
         codes = np.zeros(len(ratio), np.int32) if bias is None else bias.codes
@@ -174,7 +156,7 @@ class _IntegerLayer(nn.Module):
         by_channel = (-1,) if last else (-1, *[1] * (products.dim() - 2))
         accumulator = products.double().round() + self.bias.reshape(by_channel)
         scaled = accumulator.float() * self.ratio.reshape(by_channel)
-        return scaled.double() * self.step
+        return scaled if self.step is None else scaled.double() * self.step
 
 
 class _EachChannel(nn.Module):
@@ -198,19 +180,39 @@ def _replace_layer(exact: Any, student: Any, known: Lowered, node: ir.Conv | ir.
     step = step_behind(known.graph, node.output)
     bias = node.bias if isinstance(node.bias, ir.IntBias) else None
     if isinstance(layer, BATCH_NORMS):
-        weight = ir.IntWeight(
-            node.weight.codes.reshape(-1), node.weight.scale, node.weight.bits, False
-        )
-        summed: nn.Module = _EachChannel(len(weight.scale), next(exact.parameters()).device)
+        summed, weight = _each_channel(exact, node.weight)
     else:  # a transposed convolution's node has another layout than the layer
         affine = affine_of(student.get_submodule(norm)) if norm else None
         own, own_bias = weight_and_bias(student.get_submodule(path), affine, grid)
         assert isinstance(own, ir.IntWeight)
         weight, bias = own, own_bias if isinstance(own_bias, ir.IntBias) else None
+        layer.weight_quant.tensor_quant = _AsItIs(layer.weight_quant.tensor_quant)
         layer.bias, summed = None, layer
         if norm is not None:
             _set(exact, norm, nn.Identity())
     _set(exact, path, _IntegerLayer(summed, weight, bias, grid, step))
+
+
+def _replace_factor(exact: Any, graph: ir.IntegerGraph, node: ir.Conv | ir.Linear) -> None:
+    """Put an integer layer in the place of a product of codes and a factor for each channel."""
+    grid = graph.values[node.inputs[0]].grid
+    assert grid is not None  # else it were no layer
+    assert isinstance(node.weight, ir.IntWeight)
+    summed, weight = _each_channel(exact, node.weight)
+    layer = _IntegerLayer(summed, weight, None, grid, step_behind(graph, node.output))
+    product = next(n for n in exact.graph.nodes if n.name == node.output)
+    path = free_name(exact, f"{node.output}_factor")
+    exact.add_submodule(path, layer)
+    with exact.graph.inserting_after(product):
+        made = exact.graph.call_module(path, (tensor_inputs(product)[0],))
+    product.replace_all_uses_with(made)
+
+
+def _each_channel(exact: nn.Module, weight: ir.IntWeight) -> tuple[nn.Module, ir.IntWeight]:
+    """What multiplies each channel, and its codes ``(C,)``."""
+    codes = weight.codes.reshape(-1)
+    layer = _EachChannel(len(codes), next(exact.parameters()).device)
+    return layer, ir.IntWeight(codes, weight.scale, weight.bits, weight.mid_rise)
 
 
 def step_behind(graph: ir.IntegerGraph, name: str) -> np.float32 | None:
@@ -241,7 +243,7 @@ def _float32_sums_as_written(device: torch.device) -> bool:
     """Whether convolutions add products of float32 as they are. Accelerators may sum in TF32, and
     libraries transform small kernels (Winograd): exact for real numbers, not for float32."""
     wanted = torch.get_float32_matmul_precision() == "highest"
-    return device.type == "cpu" and wanted and torch.backends.mkldnn.is_available()
+    return device.type == "cpu" and wanted and bool(torch.backends.mkldnn.enabled)
 
 
 def _set_weight(layer: nn.Module, weight: Tensor) -> None:
@@ -255,30 +257,23 @@ def _set(model: nn.Module, path: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), name, module)
 
 
-def _take_float32(exact: fx.GraphModule) -> None:
-    """Let it read and write float32, as the student does, with all between in float64."""
+def _means_of_codes(graph: ir.IntegerGraph) -> list[str]:
+    """Names of what averages codes, which integer kernels sum exactly."""
+    return [
+        node.output
+        for node in graph.nodes
+        if isinstance(node, _MEANS) and graph.values[node.inputs[0]].grid is not None
+    ]
+
+
+def _widen(exact: fx.GraphModule, names: Collection[str]) -> None:
+    """Let nodes sum in float64."""
     graph = exact.graph
-    for node in list(graph.nodes):
-        if node.op == "placeholder" and node.users:
-            with graph.inserting_after(node):
-                wide = graph.call_method("double", (node,))
-            node.replace_all_uses_with(wide, lambda user, wide=wide: user is not wide)
-        elif node.op == "output":
-            for result in node.all_input_nodes:
-                with graph.inserting_before(node):
-                    node.replace_input_with(result, graph.call_method("float", (result,)))
-        else:
-            _widen(node)
+    for node in [node for node in graph.nodes if node.name in names]:
+        with graph.inserting_before(node):
+            wide = graph.call_method("double", (node.all_input_nodes[0],))
+        node.replace_input_with(node.all_input_nodes[0], wide)
+        with graph.inserting_after(node):
+            narrow = graph.call_method("float", (node,))
+        node.replace_all_uses_with(narrow, lambda user, narrow=narrow: user is not narrow)
     exact.recompile()
-
-
-def _widen(node: fx.Node) -> None:
-    """What a model turns into float32 itself stays as wide as its constants."""
-
-    def wide(given: Any) -> Any:
-        return torch.float64 if given is torch.float32 else given
-
-    if node.op == "call_method" and node.target == "float":
-        node.target = "double"
-    node.args = tuple(map(wide, node.args))
-    node.kwargs = {name: wide(given) for name, given in node.kwargs.items()}

@@ -167,7 +167,7 @@ class ActivationQuantizer(nn.Module, ABC):
 
     rule_options: dict[str, Any] = {}  # noqa: RUF012 - constant, extended by methods
     decayed: tuple[str, ...] = ()  # parameters that weight decay pulls on
-    range_names: tuple[str, ...] = ()  # what the step is proportional to, all together
+    range_names: tuple[str, ...] = ()  # what gives the step, in proportion to all at once
     delta: Tensor
     bit_width: Tensor
     batches_observed: Tensor
@@ -261,8 +261,8 @@ class ActivationQuantizer(nn.Module, ABC):
         self._ready = False
 
     def range_tensors(self) -> dict[str, Tensor]:
-        """The parameters and buffers that give the step, by name: times a factor, so is the step,
-        and the zero-point stays."""
+        """The parameters and buffers that give the step, by name: all times a factor, so is the
+        step (unless a limit holds it), and the zero-point stays."""
         tensors = dict([*self.named_parameters(), *self.named_buffers()])
         return {name: tensors[name] for name in self.range_names if name in tensors}
 

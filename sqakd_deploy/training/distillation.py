@@ -71,7 +71,8 @@ def distill(
         student: from :func:`~sqakd_deploy.quantization.quantize`; **changed in place**: calibrated
             (unless it is: a student that was trained or calibrated before goes on with its ranges),
             BatchNorm re-estimated (from 128 images on, unless ``bn_images`` are fewer), trained,
-            biases moved onto the integer grid (where it has one).
+            and, where it has integers, its steps moved off borders and biases onto int32's grid
+            (:func:`~sqakd_deploy.lowering.borders.settle`).
         images: preprocessed images ``(N, C, H, W)``, or batches of them, gone through once an
             epoch. Of a batch that is a tuple only the first element is used.
         teacher: the float model, in float32; used in evaluation mode, not changed.

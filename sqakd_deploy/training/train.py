@@ -114,6 +114,7 @@ class _Distillation(Job):
         def keep() -> None:
             use = "go on"
             if student is not None and is_calibrated(student):
+                run.save(student, STUDENT)
                 settle(student)  # an exact export needs it, however far training came
                 run.save(student, STUDENT)
                 if without_form(student) is None:

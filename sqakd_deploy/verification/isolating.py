@@ -146,7 +146,7 @@ class _OnCodes(fx.Interpreter):
         found = _compare(rule, real, level)
         before = self.parts.get(rule.name)
         self.parts[rule.name] = found if before is None else _joined(before, found)
-        return (level.to(real.dtype) * rule.out_step).to(real.dtype)
+        return level.float() * rule.out_step
 
 
 def _compare(rule: Rounding, real: torch.Tensor, level: torch.Tensor) -> Isolated:

@@ -57,10 +57,10 @@ class Stage:
             computed for it: a value lies on the border of two codes, where sums in another order
             put it on the other side. It is not counted where one image alone is more than is
             allowed, unless nothing is.
-        rounds: whether it is all rounding: every layer is right on the codes that the runtime
-            computed, and the file as it is deployed, optimised, gives the student's logits bit for
-            bit. Sums of float32 then stand for the integers' here, and how far a network carries
-            their rounding is not the file's fault.
+        only_rounding: whether what differs is all rounding: every layer is right on the codes that
+            the runtime computed, and the file as it is deployed, optimised, gives the student's
+            logits bit for bit. Sums of float32 then stand for the integers' here, and how far a
+            network carries their rounding is not the file's fault.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Stage:
     decides: bool = True
     differing: int = 0
     explained: bool = False
-    rounds: bool = False
+    only_rounding: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class ParityReport:
             f"{stage.name}: logits are off by {stage.mean_error:.2f} steps in the mean, more than "
             f"{self.tolerance.mean_error:.2f}"
             for stage in others
-            if not stage.mean_error <= self.tolerance.mean_error and not stage.rounds
+            if not stage.mean_error <= self.tolerance.mean_error and not stage.only_rounding
         ]
         for stage in others:
             if first.top1 is None or stage.top1 is None:
@@ -175,7 +175,7 @@ class ParityReport:
         """Whether what exceeds so many percent is one image's rounding, or all is; see
         :class:`Stage`."""
         return allowed > 0 and (
-            stage.rounds or (stage.explained and allowed < 100.0 / self.samples)
+            stage.only_rounding or (stage.explained and allowed < 100.0 / self.samples)
         )
 
     @property
@@ -265,7 +265,7 @@ def report_of(
                 expected,
                 decides=name not in runs.undecided,
                 right=layerwise if _right(name, isolated or {}) else None,
-                rounds=exact and name in before,
+                rounding=exact and name in before,
             )
             for name, output in outputs.items()
         ),
@@ -303,7 +303,7 @@ def _stage(
     *,
     decides: bool,
     right: NDArray[np.int64] | None,
-    rounds: bool,
+    rounding: bool,
 ) -> Stage:
     error, (step, _) = np.abs(output.astype(np.float64) - expected.logits), expected.step
     given, differs = expected.answers(output), expected.differs(output)
@@ -319,7 +319,9 @@ def _stage(
         explained=bool(
             right is not None and differs.sum() == 1 and np.flatnonzero(differs)[0] in right
         ),
-        rounds=rounds and right is not None,
+        only_rounding=rounding
+        and right is not None
+        and (not differs.any() or bool(np.isin(np.flatnonzero(differs), right).any())),
     )
 
 

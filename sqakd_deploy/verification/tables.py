@@ -53,7 +53,7 @@ def parity_table(report: ParityReport) -> Table:
         )
     if report.exact:
         table.caption += f"\nbit for bit the student's logits: {', '.join(report.exact)}"
-    if any(stage.rounds and stage.differing > 1 for stage in report.stages):
+    if any(stage.only_rounding and stage.differing > 1 for stage in report.stages):
         table.caption += (
             "\nwithout optimisations sums are float32's: each layer is right on the codes before"
             "\nit, and how far the network carries their rounding is not counted"
