@@ -7,6 +7,19 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from sqakd_deploy.errors import ModelError
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuse a model of spoilt weights, of which neither ranges nor answers could be made.
+
+    Raises:
+        ModelError: with the first such parameter's name.
+    """
+    for name, value in model.named_parameters():
+        if not bool(value.isfinite().all()):
+            raise ModelError(f"the model's weights hold values that are not finite: {name}")
+
 
 def non_finite_tensor(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
     """The first tensor that would not be finite in a model.

@@ -1,3 +1,4 @@
+import copy
 import operator
 from collections.abc import Callable
 
@@ -173,3 +174,26 @@ def test_a_model_of_spoilt_weights_is_refused() -> None:
 
 def test_an_answer_that_is_not_finite_for_noise_is_no_fault() -> None:
     trace(Through(torch.sqrt), SHAPE)
+
+
+class Remembers(nn.Module):
+    """Makes a table for the size that it is called with, and keeps it (as timm's ConViT does)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.register_buffer("table", torch.zeros(1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if self.table.shape[-1] != x.shape[-1]:
+            self.table = torch.arange(x.shape[-1], dtype=x.dtype, device=x.device)[None] / 10
+        return (x + self.table).mean([2, 3])
+
+
+def test_a_table_kept_from_the_first_call_is_a_constant() -> None:
+    torch.manual_seed(0)
+    model = Remembers().eval()
+    traced = trace(copy.deepcopy(model), (3, 8, 8))
+    images = torch.randn(4, 3, 8, 8)
+    torch.testing.assert_close(traced(images), model(images))

@@ -31,6 +31,7 @@ from sqakd_deploy import graph as ir
 from sqakd_deploy.lowering.folding import affine_of, weight_and_bias
 from sqakd_deploy.lowering.integer import lowered
 from sqakd_deploy.lowering.lowerable import Lowered, without_form
+from sqakd_deploy.modes import in_plain_mode
 from sqakd_deploy.quantization import BATCH_NORMS
 from sqakd_deploy.quantizers import WeightQuantizer
 from sqakd_deploy.tracing.lifting import free_name
@@ -44,6 +45,7 @@ _MEANS = (ir.AveragePool, ir.GlobalAveragePool)
 _EXACT = 2**24  # float32 holds all integers up to it
 
 
+@in_plain_mode
 @torch.no_grad()
 def in_integers(student: nn.Module) -> fx.GraphModule:
     """A copy that answers as the exported file does, where the runtime computes in integers.
@@ -160,7 +162,7 @@ class _IntegerLayer(nn.Module):
 
 
 class _EachChannel(nn.Module):
-    """A BatchNorm on its own: a factor for each channel of ``(N, C, …)``, here its code."""
+    """A BatchNorm on its own, or a factor: a code for each channel of ``(N, C, …)``."""
 
     def __init__(self, channels: int, device: torch.device) -> None:
         super().__init__()

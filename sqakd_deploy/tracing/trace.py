@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from sqakd_deploy.errors import ModelError
+from sqakd_deploy.nonfinite import check_finite
 from sqakd_deploy.tracing import sized_tracer
 from sqakd_deploy.tracing.calls import with_input_first
 from sqakd_deploy.tracing.inplace import write_out_of_place
@@ -49,6 +51,8 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
     model.eval()
     images = _example(model, input_shape)
     tracer = sized_tracer.SizedTracer(images)
+    with suppress(ModelError):  # said below
+        _answer(model, images)  # tables that a model keeps from its first call are not traced then
     try:
         graph = tracer.trace(model)
     except Exception as error:  # whatever the model's own code raises under tracing
@@ -142,8 +146,7 @@ def _separate_parameters(traced: fx.GraphModule) -> None:
 def _example(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
     weight = next(iter(model.parameters()), torch.zeros(()))
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(BATCH, *input_shape, generator=generator)
-    return noise.to(weight.device, weight.dtype)
+    return torch.randn(BATCH, *input_shape, generator=generator).to(weight.device, weight.dtype)
 
 
 @torch.no_grad()
@@ -162,15 +165,8 @@ def _answer(model: nn.Module, images: Tensor) -> Tensor:
             "wrap it in a module that returns its logits alone"
         )
     if not (logits.is_meta or bool(logits.isfinite().all())):
-        _check_finite(model)
+        check_finite(model)
     return logits
-
-
-def _check_finite(model: nn.Module) -> None:
-    """Refuse a model of spoilt weights, of which neither ranges nor answers could be made."""
-    for name, value in model.named_parameters():
-        if not bool(value.isfinite().all()):
-            raise ModelError(f"the model's weights hold values that are not finite: {name}")
 
 
 def _check_inputs(traced: fx.GraphModule) -> None:
