@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from sqakd_deploy.tracing.trace import trace
 from sqakd_deploy.training.distillation import distill
 from sqakd_deploy.verification.constants import constants_of
 from sqakd_deploy.verification.file import QdqFile
-from sqakd_deploy.verification.isolating import isolate
+from sqakd_deploy.verification.isolating import isolate, isolator_of
 from sqakd_deploy.verification.reading import read_file
 from sqakd_deploy.verification.student import record, reference_of
 from sqakd_deploy.verification.verifying import compare_with_student, verify_file
@@ -348,7 +348,7 @@ def test_a_wrong_gain_that_no_constant_tells_of_fails(tmp_path: Path) -> None:
     path = plant_in_float(student, tmp_path, "LayerNormalization", 1)
     options = {"layer_samples": 8, "recorder": lambda i: record(student, i), "others": {}}
     reference = replace(reference_of(student, [images(16)]), constants=None)
-    report = verify_file(path, reference, isolator=partial(isolate, student), **options)
+    report = verify_file(path, reference, isolator=isolator_of(student), **options)
     assert report.constants is None
     assert any("wrong on its own" in failure for failure in report.failures)
 

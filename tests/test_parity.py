@@ -20,6 +20,7 @@ from sqakd_deploy.api import export, export_proven
 from sqakd_deploy.errors import DataError, ExportError, ParityError, SpecError
 from sqakd_deploy.evaluate import accuracy, agreement, divergence, predict
 from sqakd_deploy.exporting import Coverage, ExportOptions
+from sqakd_deploy.lowering import folding, integer
 from sqakd_deploy.lowering.integer import lower, snap_biases
 from sqakd_deploy.parity import (
     Tolerance,
@@ -37,7 +38,7 @@ from sqakd_deploy.quantization import (
 )
 from sqakd_deploy.spec import QuantSpec
 from sqakd_deploy.verification import isolating
-from sqakd_deploy.verification.isolated import Isolated, IsolatedReport
+from sqakd_deploy.verification.isolated import SIMULATED, Isolated, IsolatedReport
 from sqakd_deploy.verification.measures import answers
 from sqakd_deploy.verification.running import Expected, Runs
 from sqakd_deploy.verification.sizes import sizes_of
@@ -129,6 +130,58 @@ def test_a_stage_opens_the_file_once(
     assert opened == [(True, False), (True, True), (False, False), (False, True)]
     assert len(run) == 1
     assert run[0] is student  # its biases are snapped: it needs no copy
+
+
+def lowered_wrongly(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a mistake where trained numbers become integers: files have it, and what they are
+    compared with."""
+    fold, with_bias = folding.fold, folding.with_bias
+
+    def wrong_fold(*arguments: Any, **options: Any) -> Any:
+        weight = fold(*arguments, **options)
+        codes, scale = weight.codes.copy(), weight.scale.copy()
+        if kind == "sign":
+            codes[1] = -codes[1]
+        if kind == "scale":
+            scale[1] *= 1.05
+        return replace(weight, codes=codes, scale=scale)
+
+    def wrong_bias(weight: Any, bias: Any, scale: Any) -> Any:
+        found, codes = with_bias(weight, bias, scale)
+        return found, replace(codes, codes=codes.codes + np.int32(0.05 / codes.scale))
+
+    monkeypatch.setattr(folding, "fold", wrong_fold)
+    if kind == "bias":
+        monkeypatch.setattr(integer, "with_bias", wrong_bias)
+        monkeypatch.setattr(folding, "with_bias", wrong_bias)
+
+
+@pytest.mark.parametrize("kind", ["sign", "scale", "bias"])
+def test_wrong_integers_are_told_by_the_student_as_it_was_trained(
+    kind: str, student: torch.fx.GraphModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lowered_wrongly(kind, monkeypatch)
+    report = verify(export(student, tmp_path / "model.onnx"), student, images(64))
+    # the file is what lowering made; what lowering made is not the student
+    assert report.stages[-1].max_error == 0 or kind == "bias"
+    assert report.failures
+    wrong = [failure for failure in report.failures if f"({SIMULATED})" in failure]
+    assert any("quant_relu" in failure for failure in wrong)
+    with pytest.raises(ParityError, match="wrong on its own"):
+        report.raise_for_failures()
+
+
+def test_a_student_is_its_integers(student: torch.fx.GraphModule, model: Path) -> None:
+    student.train()
+    report = verify(model, student, images(64))
+    assert student.training
+    student.eval()
+    simulated = report.isolated[SIMULATED]
+    assert simulated.images == 8
+    assert {part.name for part in simulated.tensors} >= {"quant_x", "quant_relu"}
+    assert simulated.worst is not None
+    assert simulated.worst.outside < 1e-4
+    assert simulated.logits < 1e-2
 
 
 def flip(codes: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ from sqakd_deploy.verification.constants import (
 )
 from sqakd_deploy.verification.equivalents import in_one_form
 from sqakd_deploy.verification.file import QdqFile
-from sqakd_deploy.verification.isolated import IsolatedReport
+from sqakd_deploy.verification.isolated import SIMULATED, IsolatedReport
 from sqakd_deploy.verification.isolating import _compare, _joined, isolate, isolator_of
 from sqakd_deploy.verification.layers import LayersReport, compare_layers
 from sqakd_deploy.verification.measures import range_step
@@ -615,8 +614,8 @@ def test_a_fault_of_structure_fails_every_proof(
     plant_it(model)
     loose = Tolerance(agreement=0, mean_error=1e3)
     proof = parity.verify(model, student, images(40), tolerance=loose)
-    found = verify(model, reference, tolerance=loose, isolator=partial(isolate, student))
-    layers = verify(model, reference, student, tolerance=loose, isolator=partial(isolate, student))
+    found = verify(model, reference, tolerance=loose, isolator=isolator_of(student))
+    layers = verify(model, reference, student, tolerance=loose, isolator=isolator_of(student))
     for report in (proof, found, layers):
         new = map(str, report.constants or ())
         assert all("the student has no such" in difference for difference in new)
@@ -635,6 +634,7 @@ def test_a_student_whose_biases_were_never_rounded_is_proven(tmp_path: Path) -> 
     report = parity.verify(path, made, images(32), tolerance=Tolerance(0, mean_error=1e3))
     assert report.failures == []
     assert {name: stage.images for name, stage in report.isolated.items()} == {
+        SIMULATED: 8,
         "onnxruntime, optimisations off": 8,
         "onnxruntime, optimisations on": 8,
     }
@@ -1081,7 +1081,7 @@ def test_a_fault_behind_another_is_found_where_it_is(
 ) -> None:
     plant(model, "conv1/weight", at(NEGATIVE, lambda codes: -codes))
     plant(model, "conv2/bias", at(4, lambda code: code + np.int32(4000)))
-    run = partial(isolate, student)
+    run = isolator_of(student)
     report = verify(model, reference, student, isolator=run).layers
     assert report is not None
     assert [tensor.name for tensor in report.begun] == ["quant_relu_1"]  # hides the other
@@ -1374,7 +1374,7 @@ def test_codes_of_several_programs_are_shown_and_decide_nothing(
 ) -> None:
     """Two copies of a file may round a code at a border each its own way."""
     plant(model, "conv2/bias", at(4, lambda code: code + np.int32(4000)))
-    report = verify(model, reference, student, isolator=partial(isolate, student))
+    report = verify(model, reference, student, isolator=isolator_of(student))
     assert any("wrong on its own" in line for line in report.failures)
     assert report.layers is not None
     of_several = {s: replace(r, programs=2) for s, r in report.layers.isolated.items()}

@@ -19,9 +19,8 @@ does to its own rounding, lets a shifted padding or exchanged colours through.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,8 +140,34 @@ class IsolatedReport:
         return max(self.tensors, key=lambda tensor: tensor.outside, default=None)
 
 
-Isolator: TypeAlias = Callable[
-    [OnnxFile, Runtime, NDArray[np.float32], bool, Session], IsolatedReport
-]
-"""Isolates the tensors of a file for images ``(M, C, H, W)``; the last two say whether to optimise,
-and are the file opened so."""
+SIMULATED = "PyTorch, as trained"
+"""The stage that the student itself is, simulating its integers in float32."""
+
+
+class Isolator(Protocol):
+    """Runs a student layer by layer on codes that were computed elsewhere."""
+
+    def __call__(
+        self,
+        file: OnnxFile,
+        runtime: Runtime,
+        images: NDArray[np.float32],
+        optimize: bool = True,
+        session: Session | None = None,
+    ) -> IsolatedReport:
+        """On a runtime's codes.
+
+        Args:
+            file: that it runs.
+            runtime: which.
+            images: ``(M, C, H, W)``.
+            optimize: let the runtime rewrite the graph.
+            session: the file opened so; None opens it.
+        """
+
+    def simulated(self, images: NDArray[np.float32]) -> IsolatedReport:
+        """The student as it was trained, on the codes of its integers.
+
+        Args:
+            images: ``(M, C, H, W)``.
+        """

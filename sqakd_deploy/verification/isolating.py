@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import ParityError
+from sqakd_deploy.evaluate import predict
 from sqakd_deploy.exporting import Runtime, Session
 from sqakd_deploy.lowering.exact import in_integers
 from sqakd_deploy.lowering.integer import lower, lower_snapped, snap_biases
@@ -71,17 +72,17 @@ class _Isolator:
     """What is the student's alone is found once, for all stages of a file."""
 
     def __init__(self, student: nn.Module, graph: ir.IntegerGraph) -> None:
-        self.student, self.graph, self.rules = in_integers(student), graph, roundings(graph)
+        self.trained, self.exact = student, in_integers(student)
+        self.graph, self.rules = graph, roundings(graph)
         self._shapes: dict[str, tuple[int, ...]] | None = None
 
     def shapes(self, image: NDArray[np.float32]) -> dict[str, tuple[int, ...]]:
         """Of every quantised tensor of an image ``(1, C, H, W)``, without the batch."""
         if self._shapes is None:
-            own = record_exact(self.student, self.graph, image)
+            own = record_exact(self.exact, self.graph, image)
             self._shapes = {name: tensor.codes.shape[1:] for name, tensor in own.items()}
         return self._shapes
 
-    @torch.no_grad()
     def __call__(
         self,
         file: OnnxFile,
@@ -90,26 +91,50 @@ class _Isolator:
         optimize: bool = True,
         session: Session | None = None,
     ) -> IsolatedReport:
-        student, found, shapes = self.student, file.quantized, self.shapes(images[:1])
+        found, shapes = file.quantized, self.shapes(images[:1])
         known = {name: size for name, size in shapes.items() if name in found}
         seen = read_codes(file, runtime, images, known, optimize=optimize, session=session)
+        levels = {
+            name: codes.astype(np.int16) - found[name].zero_point
+            for name, codes in seen.codes.items()
+        }
+        parts, answers = self._run(self.exact, images, levels)
+        unseen = tuple(name for name in shapes if name not in {part.name for part in parts})
+        off = _logits_off(self.graph, answers, seen.logits)
+        copies = seen.programs, seen.unseen, seen.moved
+        return IsolatedReport(len(images), parts, unseen, off, *copies)
+
+    def simulated(self, images: NDArray[np.float32]) -> IsolatedReport:
+        """Compare the student as it was trained with its integers, which files are compared with:
+        they are made of what lowering folds, as the file is."""
+        own = record_exact(self.exact, self.graph, images)
+        levels = {name: t.codes.astype(np.int16) - t.zero_point for name, t in own.items()}
+        training = self.trained.training
+        try:
+            parts, answers = self._run(self.trained.eval(), images, levels)
+        finally:  # the student may be the caller's own
+            self.trained.train(training)
+        logits = predict(self.exact, torch.from_numpy(images).split(CHUNK))
+        return IsolatedReport(
+            len(images), parts, (), _logits_off(self.graph, answers, logits.reshape(answers.shape))
+        )
+
+    @torch.no_grad()
+    def _run(
+        self, student: nn.Module, images: NDArray[np.float32], levels: Mapping[str, NDArray[Any]]
+    ) -> tuple[tuple[Isolated, ...], Logits]:
+        """Every tensor on the codes before it, in topological order, and the answers to those."""
         parts: dict[str, Isolated] = {}
         answers: list[torch.Tensor] = []
         device = next(student.parameters()).device
         for start in range(0, len(images), CHUNK):
             here = slice(start, start + CHUNK)
-            levels = {
-                name: torch.from_numpy(codes[here].astype(np.int16) - found[name].zero_point)
-                for name, codes in seen.codes.items()
-            }
-            on_codes = _OnCodes(student, self.rules, levels, parts)
+            of_batch = {name: torch.from_numpy(codes[here]) for name, codes in levels.items()}
+            on_codes = _OnCodes(student, self.rules, of_batch, parts)
             batch = torch.from_numpy(images[here]).to(device)
             answers.append(first_tensor(on_codes.run(batch)).reshape(len(batch), -1))
-        ordered = tuple(parts[name] for name in shapes if name in parts)
-        unseen = tuple(name for name in shapes if name not in parts)
-        off = _logits_off(self.graph, torch.cat(answers).float().cpu().numpy(), seen.logits)
-        copies = seen.programs, seen.unseen, seen.moved
-        return IsolatedReport(len(images), ordered, unseen, off, *copies)
+        ordered = tuple(parts[rule.name] for rule in self.rules.values() if rule.name in parts)
+        return ordered, torch.cat(answers).float().cpu().numpy()
 
 
 def _logits_off(graph: ir.IntegerGraph, expected: Logits, found: Logits) -> float:

@@ -178,7 +178,7 @@ def _right_layers(isolated: Mapping[str, IsolatedReport]) -> list[str]:
     if not isolated:
         return []
     deciding = [part for part in isolated.values() if part.decides]
-    some = next(iter(deciding or isolated.values()))
+    *_, some = deciding or isolated.values()
     where = f"on the runtime's own codes ({_images(some.images)})"
     stages = ", ".join(stage for stage, part in isolated.items() if not part.decides)
     unread = f"not all can be read at once ({stages})" if stages else ""

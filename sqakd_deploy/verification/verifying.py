@@ -39,7 +39,12 @@ from sqakd_deploy.verification.constants import (
 from sqakd_deploy.verification.equivalents import in_one_form
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.ir_file import Conversion, Converter, IrFile, conversion_of
-from sqakd_deploy.verification.isolated import IMAGES, IsolatedReport, Isolator
+from sqakd_deploy.verification.isolated import (
+    IMAGES,
+    SIMULATED,
+    IsolatedReport,
+    Isolator,
+)
 from sqakd_deploy.verification.layers import LayersReport, compare_layers
 from sqakd_deploy.verification.metadata import metadata_differences
 from sqakd_deploy.verification.onnx_layers import OnnxFile
@@ -338,11 +343,11 @@ def isolated_stages(
     images: NDArray[np.float32],
     sessions: Mapping[str, Session],
 ) -> dict[str, IsolatedReport]:
-    """Every tensor on the runtime's own codes, by the stage; nothing of files in no form
-    known here."""
+    """Every tensor on the runtime's own codes, by the stage, and the student's simulation on its
+    integers' codes; nothing of files in no form known here."""
     if not file.known_form:
         return {}
-    return {
+    return {SIMULATED: isolator.simulated(images)} | {
         name: isolator(file, runtime, images, optimize, sessions[name])
         for name, optimize in named_stages(runtime).items()
     }
