@@ -1138,7 +1138,10 @@ def test_a_tensor_that_cannot_be_read_decides_nothing_beside_another(tmp_path: P
     assert partly.endswith("; elsewhere not all can be read at once (here)")
     tied = isolate(made, file, Shy("none"), images(8).numpy())
     tied = replace(tied, tensors=(replace(tied.tensors[0], differing=3), *tied.tensors[1:]))
-    assert "; 3 of " in constants_lines(replace(proof, isolated={"here": tied}))[1]
+    said = constants_lines(replace(proof, isolated={SIMULATED: tied, "here": tied}))[1]
+    assert said.endswith(f"and fell the other way: 3 ({SIMULATED}), 3 (here)")
+    none = constants_lines(replace(proof, isolated={SIMULATED: tied, "here": moved}))[1]
+    assert none.startswith("layers: nothing decided on the runtime's own codes")
     layers = LayersReport(8, (), {}, (), {"here": moved})
     assert any(f"for {last.layer}, of the student" in line for line in layers_lines(layers))
     assert isolate(made, file, Shy("none"), images(8).numpy()).decides

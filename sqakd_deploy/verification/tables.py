@@ -8,7 +8,7 @@ from rich.console import JustifyMethod
 from rich.table import Table
 
 from sqakd_deploy.exporting import Conformance, FloatFallback
-from sqakd_deploy.verification.isolated import IsolatedReport
+from sqakd_deploy.verification.isolated import SIMULATED, IsolatedReport
 from sqakd_deploy.verification.layers import KINDS, Begin, Kind, LayersReport, TensorReport
 from sqakd_deploy.verification.saturation import SaturationReport
 from sqakd_deploy.verification.stages import ParityReport, isolated_faults
@@ -175,20 +175,19 @@ def constants_lines(
 
 def _right_layers(isolated: Mapping[str, IsolatedReport]) -> list[str]:
     """What layers without a fault come to, in a line; none where they were not compared."""
-    if not isolated:
+    of_runtimes = {stage: part for stage, part in isolated.items() if stage != SIMULATED}
+    if not of_runtimes:
         return []
-    deciding = [part for part in isolated.values() if part.decides]
-    *_, some = deciding or isolated.values()
+    deciding = [part for part in of_runtimes.values() if part.decides]
+    some = next(iter(deciding or of_runtimes.values()))
     where = f"on the runtime's own codes ({_images(some.images)})"
     stages = ", ".join(stage for stage, part in isolated.items() if not part.decides)
     unread = f"not all can be read at once ({stages})" if stages else ""
     if not deciding:
         return [f"layers: nothing decided {where}: {unread}"]
-    ties = "".join(
-        f"; {part.differing} of {part.codes} codes lay on a border and fell the other way ({stage})"
-        for stage, part in isolated.items()
-        if part.decides and part.differing
-    )
+    moved = [f"{p.differing} ({s})" for s, p in isolated.items() if p.decides and p.differing]
+    border = f"; of {some.codes} codes so many lay on a border and fell the other way: "
+    ties = border + ", ".join(moved) if moved else ""
     right = f"layers: all {len(some.tensors)} quantised tensors are the student's {where}{ties}"
     right += _copies(max(part.moved for part in deciding))
     return [f"{right}; elsewhere {unread}" if unread else right]
@@ -264,10 +263,11 @@ def layers_lines(report: LayersReport) -> list[str]:
 
 
 def _isolated_lines(stage: str, report: IsolatedReport) -> list[str]:
-    """Every layer on the runtime's own codes."""
+    """Every layer on the codes before it."""
+    whose = "its integers'" if stage == SIMULATED else "the runtime's own"
     by = f", by up to {report.largest} steps" if report.differing else ""
     lines = [
-        f"each layer on the runtime's own codes ({stage}): {report.differing} of {report.codes} "
+        f"each layer on {whose} codes ({stage}): {report.differing} of {report.codes} "
         f"codes differ{by}"
     ]
     if report.worst is not None and report.differing:
