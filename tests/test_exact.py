@@ -94,7 +94,24 @@ class Scaled(nn.Module):
         return self.classifier((self.gamma * x).mean([2, 3]))
 
 
+class Products(nn.Module):
+    """Matrix products of codes: of two tensors, of one and itself, through a factor and a ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.queries, self.keys = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.classifier = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu().flatten(2).transpose(1, 2)
+        weights = (self.queries(x) @ self.keys(x).transpose(-2, -1) * 0.25).relu()
+        x = torch.matmul(weights, x) / 64
+        return self.classifier((x.transpose(-2, -1) @ x).mean(1))
+
+
 OTHERS: dict[str, type[nn.Module]] = {
+    "products": Products,
     "upsampled": Upsampled,
     "twice": Twice,
     "rows": Rows,

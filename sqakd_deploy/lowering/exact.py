@@ -6,7 +6,7 @@ decides on which side. Deep students carry that on, so that a simulation is not 
 another order of its sums. Integer kernels have no such choice. Their sums are exact, and each is
 rounded by few operations, all known: with the accumulator ``a`` (an integer), the input's scale
 ``s_x``, a channel's ``s_w`` and the step ``s_y`` of the quantizer behind the layer, ONNX Runtime's
-QLinearConv and QGemm compute in float32
+QLinearConv, QGemm and QLinearMatMul compute in float32
 
     ``r = (s_x · s_w) / s_y``,  ``q = round_half_even(float32(a) · r) + zero_point``
 
@@ -73,6 +73,8 @@ def in_integers(student: nn.Module) -> fx.GraphModule:
                 _replace_layer(exact, student, known, node)
             else:
                 _replace_factor(exact, known.graph, node)
+        elif isinstance(node, ir.MatMul):
+            _replace_product(exact, known.graph, node)
         elif isinstance(node, ir.Quantize):
             _set(exact, node.name, _Rounded(known.graph, node))
     _widen(exact, _means_of_codes(known.graph))
@@ -157,8 +159,38 @@ class _IntegerLayer(nn.Module):
         last = isinstance(self.layer, nn.Linear)
         by_channel = (-1,) if last else (-1, *[1] * (products.dim() - 2))
         accumulator = products.double().round() + self.bias.reshape(by_channel)
-        scaled = accumulator.float() * self.ratio.reshape(by_channel)
-        return scaled if self.step is None else scaled.double() * self.step
+        return _real(accumulator, self.ratio.reshape(by_channel), self.step)
+
+
+class _IntegerProduct(nn.Module):
+    """A matrix product of codes ``(…, A, B) · (…, B, C)``, as :class:`_IntegerLayer`.
+
+    Args:
+        first: grid of the one.
+        second: grid of the other.
+        step: of the quantizers behind it; None where they differ or there is none.
+    """
+
+    def __init__(self, first: ir.Grid, second: ir.Grid, step: np.float32 | None) -> None:
+        super().__init__()
+        self.scales = float(first.scale), float(second.scale)
+        product = np.float32(first.scale) * np.float32(second.scale)
+        self.ratio = float(product if step is None else product / step)
+        self.step = None if step is None else float(step)
+        self.largest = _largest_level(first) * _largest_level(second)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        one, other = ((t / s).round() for t, s in zip((x, y), self.scales, strict=True))
+        narrow = x.shape[-1] * self.largest < _EXACT and _float32_sums_as_written(x.device)
+        dtype = torch.float32 if narrow else torch.float64
+        accumulator = torch.matmul(one.to(dtype), other.to(dtype)).double().round()
+        return _real(accumulator, self.ratio, self.step)
+
+
+def _real(accumulator: Tensor, ratio: Tensor | float, step: float | None) -> Tensor:
+    """What an exact sum stands for; in float64 for a quantizer, which divides by the step again."""
+    scaled = accumulator.float() * ratio
+    return scaled if step is None else scaled.double() * step
 
 
 class _EachChannel(nn.Module):
@@ -203,11 +235,27 @@ def _replace_factor(exact: Any, graph: ir.IntegerGraph, node: ir.Conv | ir.Linea
     summed, weight = _each_channel(exact, node.weight)
     layer = _IntegerLayer(summed, weight, None, grid, step_behind(graph, node.output))
     product = next(n for n in exact.graph.nodes if n.name == node.output)
-    path = free_name(exact, f"{node.output}_factor")
-    exact.add_submodule(path, layer)
-    with exact.graph.inserting_after(product):
-        made = exact.graph.call_module(path, (tensor_inputs(product)[0],))
-    product.replace_all_uses_with(made)
+    _replace_node(exact, product, layer, (tensor_inputs(product)[0],))
+
+
+def _replace_product(exact: Any, graph: ir.IntegerGraph, node: ir.MatMul) -> None:
+    """Put an integer product in the place of one of two tensors of codes."""
+    first, second = (graph.values[name].grid for name in node.inputs)
+    product = next(n for n in exact.graph.nodes if n.name == node.output)
+    operands = product.args[:2]
+    if first is None or second is None or not all(isinstance(a, fx.Node) for a in operands):
+        return
+    layer = _IntegerProduct(first, second, step_behind(graph, node.output))
+    _replace_node(exact, product, layer, operands)
+
+
+def _replace_node(exact: Any, node: fx.Node, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    path = free_name(exact, f"{node.name}_integers")
+    exact.add_submodule(path, module)
+    with exact.graph.inserting_after(node):
+        made = exact.graph.call_module(path, inputs)
+    node.replace_all_uses_with(made)
+    exact.graph.erase_node(node)
 
 
 def _each_channel(exact: nn.Module, weight: ir.IntWeight) -> tuple[nn.Module, ir.IntWeight]:
@@ -236,9 +284,12 @@ def _steps(graph: ir.IntegerGraph, name: str) -> Iterator[np.float32 | None]:
 
 def _largest_sum(weight: ir.IntWeight, bias: Any, grid: ir.Grid) -> int:
     """The largest that an accumulator, or a part of its sum, can be."""
-    level = max(grid.qmax - grid.zero_point, grid.zero_point - grid.qmin)
     by_channel = np.abs(weight.codes.astype(np.int64)).reshape(len(weight.scale), -1).sum(axis=1)
-    return int((by_channel * level + np.abs(bias.astype(np.int64))).max())
+    return int((by_channel * _largest_level(grid) + np.abs(bias.astype(np.int64))).max())
+
+
+def _largest_level(grid: ir.Grid) -> int:
+    return max(grid.qmax - grid.zero_point, grid.zero_point - grid.qmin)
 
 
 def _float32_sums_as_written(device: torch.device) -> bool:
