@@ -80,7 +80,8 @@ def page(result: dict[str, Any], order: list[str]) -> str:
         f"ImageNet photographs, placed for ONNX Runtime ({result['versions']}, one thread): "
         "`python benchmarks/families.py --images photos/ --teach cifar10-jpeg/ --fit 64 "
         "--json docs/families.json`, then "
-        "`--report docs/families.md`.",
+        "`--report docs/families.md`; without `--teach`, and with `--samples`, where steps taught "
+        "and images say so.",
         "",
         TEXT_STUDENTS,
         "",

@@ -28,7 +28,8 @@ from sqakd_deploy.quantization import calibrate, quantize
 from sqakd_deploy.report import coverage_lines
 from sqakd_deploy.spec import QuantSpec, TensorSpec
 from sqakd_deploy.verification.constants import constants_of, offset
-from sqakd_deploy.verification.isolating import isolate
+from sqakd_deploy.verification.isolated import SIMULATED
+from sqakd_deploy.verification.isolating import isolate, isolator_of
 from sqakd_deploy.verification.reading import read_file
 from sqakd_deploy.verification.settings import DILATION, FILLER, ORDER, PADDING
 from sqakd_deploy.verification.student import record, reference_of
@@ -96,7 +97,8 @@ def test_students_are_proven_and_keep_their_bits(
     artifact, report = export_proven(student, tmp_path / "m.onnx", photos(24))
     assert report.failures == []
     assert report.constants == ()
-    (layers,) = report.isolated.values()
+    assert report.isolated.keys() == {SIMULATED, "qonnx, executor"}
+    layers = report.isolated["qonnx, executor"]
     assert (layers.unseen, layers.decides) == ((), True)
     assert report.saturation is None
     assert [stage.name for stage in report.stages] == ["PyTorch student", "qonnx, executor"]
@@ -453,7 +455,7 @@ def test_verify_compares_constants_layers_and_tensors(
         reference_of(residual, [photos(5)]),
         layer_samples=4,
         recorder=lambda array: record(residual, array),
-        isolator=lambda *given: isolate(residual, *given),
+        isolator=isolator_of(residual),
     )
     assert report.failures == []
     assert report.layers is not None
