@@ -29,6 +29,7 @@ from sqakd_exporters.pooling import with_padding_apart
 from sqakd_exporters.qdq import EMITTERS, OPSETS, build_model, conv, linear
 from sqakd_exporters.requantising import quantize, with_levels_at_the_top
 from sqakd_exporters.saving import save_checked
+from sqakd_exporters.stems import with_fast_stems
 from sqakd_exporters.unsigned import as_unsigned
 from sqakd_exporters.writer import Emitters
 
@@ -72,7 +73,7 @@ class OnnxRuntimeExporter:
                 checker; if the file cannot be written.
         """
         graph = with_padding_apart(with_codes_joined(as_unsigned(graph)))
-        graph = with_levels_at_the_top(graph)
+        graph = with_fast_stems(with_levels_at_the_top(graph))
         size = save_checked(build_model(graph, options, packs=self.packs, emitters=_EMITTERS), path)
         return Artifact(path, self.name, size)
 

@@ -2,7 +2,8 @@
 
 Targets differ in what they want bounded and how: codes by an integer Clip, or reals by a float one
 before they are rounded; codes counted from another zero, as int8 or as uint8; biases as int32
-codes, or as the floats that these stand for; a constant for each channel or each entry. Here the
+codes, or as the floats that these stand for; a constant for each channel or each entry; weights of
+an image that is laid out otherwise. Here the
 student's and the file's constants are brought into one form, so that only other numbers differ.
 """
 
@@ -13,6 +14,7 @@ import numpy as np
 from sqakd_deploy.verification import constants as c
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.onnx_layers import OnnxFile
+from sqakd_deploy.verification.rearranged import as_in_the_student
 from sqakd_deploy.verification.signs import never_negative
 
 _COUNTED = (c.ZERO_POINT, c.LOWEST, c.HIGHEST, c.READER_ZERO)
@@ -29,7 +31,8 @@ def in_one_form(
         found: of the file.
 
     Returns:
-        ``expected`` and ``found``; only bounds, biases and shapes of constants may have changed.
+        ``expected`` and ``found``; only bounds, biases, shapes of constants and of kernels may have
+        changed.
     """
     wanted = {
         name: _spread(_float_bias(facts, found.get(name, {})), found.get(name, {}))
@@ -37,7 +40,10 @@ def in_one_form(
     }
     if not isinstance(file, QdqFile):  # a width that is stated is no way of bounding reals
         return {name: _as_unsigned(f, _first(name, found)) for name, f in wanted.items()}, found
-    adjusted = dict(found)
+    adjusted = {
+        name: as_in_the_student(file, name, facts, expected.get(name, {}))
+        for name, facts in found.items()
+    }
     for part, quantizer in file.quantizers.items():
         name = part if part in expected else part.rpartition("/")[0]
         facts = expected.get(name, {})

@@ -167,6 +167,10 @@ class OnnxFile(ABC):
         found = {name: self._unsupported(node) for name, node in self.quantizers.items()}
         return {name: reason for name, reason in found.items() if reason is not None}
 
+    def node(self, name: str) -> NodeProto:
+        """The node of a name that is in :attr:`constants`."""
+        return self._by_name[name]
+
     def producer(self, name: str) -> NodeProto | None:
         """The node that writes a value."""
         return self._producers.get(name)
