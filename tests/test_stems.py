@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,7 @@ from sqakd_deploy.data.preprocessing import Preprocessing
 from sqakd_deploy.exporting import ExportOptions
 from sqakd_deploy.lowering.integer import lower
 from sqakd_deploy.quantization import calibrate, quantize
+from sqakd_deploy.verification import rearranged
 from sqakd_deploy.verification.constants import constants_of
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.saturation import saturation_in, saturation_of
@@ -65,6 +67,8 @@ FILLED: list[dict[str, object]] = [
     {"bits": 2, "mid_rise": True},
     {"bits": 1, "mid_rise": True},
     {"kernel": 5, "stride": (2, 2), "size": 64, "bits": 4, "mid_rise": True},
+    {"kernel": 5, "stride": (5, 5), "size": 140},
+    {"channels": 1, "stride": (6, 5), "size": 168, "width": 140},
 ]
 BLOCKS: list[dict[str, object]] = [
     {"kernel": 7, "padding": (3, 3, 3, 3)},
@@ -186,13 +190,18 @@ def test_convolutions_that_gain_nothing_stay(options: dict[str, object]) -> None
 
 
 def test_weights_of_nothing_are_codes_of_the_grid() -> None:
-    for options, code in (({"bits": 4}, 0), ({"bits": 2, "mid_rise": True}, 1)):
+    """Those of a channel that is switched off are zero with all others of it."""
+    for options in ({"bits": 4}, {"bits": 2, "mid_rise": True}):
         graph = stem(**options)  # type: ignore[arg-type]
-        before, after = (conv_in(made).weight for made in (graph, with_fast_stems(graph)))
-        assert isinstance(before, g.IntWeight)
-        assert isinstance(after, g.IntWeight)
-        np.testing.assert_array_equal(after.codes[:, :3], before.codes)
-        assert (after.codes[:, 3:] == code).all()
+        weight = conv_in(graph).weight
+        assert isinstance(weight, g.IntWeight)
+        weight.codes[5] = 0
+        made = conv_in(with_fast_stems(graph)).weight
+        assert isinstance(made, g.IntWeight)
+        np.testing.assert_array_equal(made.codes[:, :3], weight.codes)
+        alive = np.abs(made.codes[np.arange(8) != 5, 3:])
+        assert (alive == ("mid_rise" in options)).all()
+        assert not made.codes[5].any()
 
 
 def test_each_convolution_of_an_image_has_a_form_of_its_own(tmp_path: Path) -> None:
@@ -326,17 +335,137 @@ def test_faults_in_what_is_filled_are_found(
     assert [line.startswith(wanted or "") for line in found] == [True] * (wanted is not None)
 
 
-def test_another_filler_is_found(filled: torch.fx.GraphModule, tmp_path: Path) -> None:
-    path = export(filled, tmp_path / "m.onnx", options=ExportOptions(pack=False)).path
-    proto = onnx.load(path)
-    pad = next(node for node in proto.graph.node if node.name == "0/fill")
-    (zero,) = [t for t in proto.graph.initializer if t.name == pad.input[2]]
-    other = numpy_helper.from_array(numpy_helper.to_array(zero) + np.uint8(1), "other")
-    proto.graph.initializer.append(other)
-    pad.input[2] = "other"
+def proto_of(student: torch.fx.GraphModule, folder: Path) -> tuple[onnx.ModelProto, Path]:
+    path = export(student, folder / "m.onnx", options=ExportOptions(pack=False)).path
+    return onnx.load(path), path
+
+
+def named(proto: onnx.ModelProto, name: str) -> onnx.NodeProto:
+    return next(node for node in proto.graph.node if node.name == name)
+
+
+def held(proto: onnx.ModelProto, name: str) -> np.ndarray:
+    return numpy_helper.to_array(next(t for t in proto.graph.initializer if t.name == name))
+
+
+def add(proto: onnx.ModelProto, name: str, value: np.ndarray) -> str:
+    proto.graph.initializer.append(numpy_helper.from_array(value, name))
+    return name
+
+
+def differences(
+    student: torch.fx.GraphModule, proto: onnx.ModelProto, path: Path, **without: str
+) -> list[str]:
     onnx.save(proto, path)
-    (difference,) = compare_with_student(QdqFile(path), constants_of(lower(filled)))
-    assert str(difference).startswith("0: arrangement of what it reads")
+    expected = {
+        name: {k: v for k, v in facts.items() if k not in without.values()}
+        for name, facts in constants_of(lower(student)).items()
+    }
+    return [str(difference) for difference in compare_with_student(QdqFile(path), expected)]
+
+
+def test_another_filler_is_found(filled: torch.fx.GraphModule, tmp_path: Path) -> None:
+    proto, path = proto_of(filled, tmp_path)
+    pad = named(proto, "0/fill")
+    pad.input[2] = add(proto, "other", held(proto, pad.input[2]) + np.uint8(1))
+    assert differences(filled, proto, path)[0].startswith("0: arrangement of what it reads")
+
+
+@pytest.mark.parametrize("kind", ["blocks", "filled"])
+def test_weights_of_another_type_do_not_wrap(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    made = request.getfixturevalue(kind)
+    proto, path = proto_of(made, tmp_path)
+    reader = next(n for n in proto.graph.node if n.output[0] == named(proto, "0").input[1])
+    for place, name in ((0, "codes"), (2, "zero")):
+        reader.input[place] = add(proto, name, held(proto, reader.input[place]).view(np.uint8))
+    (found,) = differences(made, proto, path)
+    assert found.startswith("0: weight codes: ")
+    assert found.endswith(" in the student")
+
+
+@pytest.mark.parametrize("kind", ["blocks", "filled"])
+def test_a_file_of_another_width_is_named_so(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    proto, path = proto_of(request.getfixturevalue(kind), tmp_path)
+    onnx.save(proto, path)
+    file, layer = QdqFile(path), constants_of(lower(request.getfixturevalue(kind)))["0"]
+    wide = np.repeat(layer["weight codes"], 2, axis=0)
+    found = compare_with_student(file, {"0": {**layer, "weight codes": wide}})
+    assert any("wanted shape (16, 3, " in str(difference) for difference in found)
+
+
+def test_references_that_state_no_padding_are_compared(
+    filled: torch.fx.GraphModule, tmp_path: Path
+) -> None:
+    proto, path = proto_of(filled, tmp_path)
+    found = differences(filled, proto, path, older="padding", too="dilation")
+    assert any("wanted shape (8, 3, 3, 3), the file has (8, 4, 3, 3)" in line for line in found)
+
+
+def test_another_operator_is_no_convolution(filled: torch.fx.GraphModule, tmp_path: Path) -> None:
+    """Its kernel is turned, and its answers have the same shape."""
+    proto, path = proto_of(filled, tmp_path)
+    conv = named(proto, "0")
+    reader = next(n for n in proto.graph.node if n.output[0] == conv.input[1])
+    conv.op_type = "ConvTranspose"
+    reader.input[0] = add(proto, "turned", held(proto, reader.input[0]).swapaxes(0, 1))
+    next(a for a in reader.attribute if a.name == "axis").i = 1
+    assert any(line.startswith("0: ") for line in differences(filled, proto, path))
+
+
+def test_a_node_behind_the_moves_is_not_passed_over(
+    filled: torch.fx.GraphModule, tmp_path: Path
+) -> None:
+    proto, path = proto_of(filled, tmp_path)
+    conv = named(proto, "0")
+    turn = onnx.helper.make_node("Transpose", [conv.input[0]], ["t"], "turn", perm=[0, 1, 3, 2])
+    proto.graph.node.insert(list(proto.graph.node).index(conv), turn)
+    conv.input[0] = "t"
+    assert any("wanted shape" in line for line in differences(filled, proto, path))
+
+
+def test_pads_may_state_their_axes(filled: torch.fx.GraphModule, tmp_path: Path) -> None:
+    proto, path = proto_of(filled, tmp_path)
+    pad = named(proto, "0/fill")
+    pad.input[1] = add(proto, "amounts", np.array([0, 1]))
+    pad.input.append(add(proto, "axes", np.array([1])))
+    proto.opset_import[0].version = 18
+    assert differences(filled, proto, path) == []
+    pad.input[2] = ""  # zero, which is not the zero-point
+    assert differences(filled, proto, path)[0].startswith("0: arrangement of what it reads")
+
+
+@pytest.mark.parametrize("fault", ["no shape", "negative padding", "no stride", "lost constant"])
+def test_files_that_cannot_be_followed_are_named(
+    fault: str, filled: torch.fx.GraphModule, tmp_path: Path
+) -> None:
+    proto, path = proto_of(filled, tmp_path)
+    conv, pad = named(proto, "0"), named(proto, "0/fill")
+    if fault == "no shape":
+        proto.graph.input[0].type.tensor_type.ClearField("shape")
+    elif fault == "lost constant":
+        pad.input[1] = proto.graph.input[0].name
+    else:
+        name, value = ("pads", [-1, 1, 3, 1]) if "pad" in fault else ("strides", [0, 1])
+        left = [a for a in conv.attribute if a.name != name]
+        del conv.attribute[:]
+        conv.attribute.extend([*left, onnx.helper.make_attribute(name, value)])
+    assert any("0: arrangement" in line for line in differences(filled, proto, path))
+
+
+def test_large_images_are_followed_row_by_row() -> None:
+    """A row of digests for each weight; the rows themselves would be 100 MB."""
+    image = np.arange(1, 1 + 512 * 512, dtype=np.int32).reshape(1, 1, 512, 512)
+    window = rearranged._Window((5, 5), (2, 2, 2, 2), (1, 1))
+    read = window.outputs(image, (1, 1))
+    assert read is not None
+    tracemalloc.start()
+    assert len(set(rearranged._rows(read))) == 25
+    assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
+    tracemalloc.stop()
 
 
 def test_saturation_is_decided_by_the_weights_that_there_are(

@@ -59,13 +59,20 @@ def _pixels(value: g.Value) -> int:
 
 
 def _filled(node: g.Conv, weight: g.IntWeight, values: dict[str, g.Value]) -> tuple[g.Pad, g.Conv]:
-    """Real zeros behind the channels, and weights for them: any code that the grid has."""
+    """Real zeros behind the channels, and weights for them.
+
+    They multiply nothing. A grid without zero has other codes for them; the least of its own leaves
+    a channel as narrow as it is: all are zero in one that BatchNorm switches off.
+    """
     source, output = values[node.inputs[0]], f"{node.output}/filled"
     more = _CHANNELS - weight.codes.shape[1]
     values[output] = g.Value(output, (source.shape[0], _CHANNELS, *source.shape[2:]), source.grid)
     pad = g.Pad(f"{node.name}/fill", node.inputs, output, (0, 0, 0, 0), (0, more, 0, 0))
-    widths, code = [(0, 0), (0, more), (0, 0), (0, 0)], int(weight.mid_rise)
-    codes = np.pad(weight.codes, widths, constant_values=code)
+    flat = weight.codes.reshape(len(weight.codes), -1)
+    least = np.abs(flat.astype(np.int16)).argmin(axis=1)
+    code = flat[np.arange(len(flat)), least] if weight.mid_rise else np.zeros(len(flat), np.int8)
+    zeros = np.broadcast_to(code.reshape(-1, 1, 1, 1), (len(flat), more, *weight.codes.shape[2:]))
+    codes = np.concatenate([weight.codes, zeros], axis=1)
     return pad, replace(node, inputs=(output,), weight=replace(weight, codes=codes))
 
 

@@ -7,10 +7,15 @@ followed number by number: every code of the image gets a number of its own, the
 the numbers, and each weight of the file then has those that it multiplies, for all outputs. A
 weight of the student has the same in one place of the file's kernel, and any other weight is zero
 or multiplies none.
+
+Strides are no constants of a student: one that gives as many outputs is taken for its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import product
 from typing import Any, TypeAlias
 
@@ -25,10 +30,9 @@ from sqakd_deploy.verification import constants as c
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.settings import DILATION, PADDING
 
-ARRANGEMENT = "arrangement of what it reads, which is not the student's"
+ARRANGEMENT = "arrangement of what it reads, in which the student's was not found"
 
 _MOVES = ("Pad", "Reshape", "Slice", "Transpose")
-_STRIDES = tuple(product(range(1, 5), repeat=2))  # a student's, which its constants do not state
 
 _Ids: TypeAlias = NDArray[np.int32]
 """Numbers of an image's codes, from 1 on; 0 stands for real zero."""
@@ -44,14 +48,15 @@ def as_in_the_student(file: QdqFile, layer: str, found: c.Facts, expected: c.Fac
         expected: those of the student.
 
     Returns:
-        ``found`` where nothing is moved; with :data:`ARRANGEMENT` where it is, and is not what the
-        student reads.
+        ``found`` where nothing is moved; with :data:`ARRANGEMENT` where it is, and cannot be
+        followed to what the student reads.
     """
     codes, wanted = (facts.get(c.WEIGHT_CODES, np.zeros(0)) for facts in (found, expected))
-    if codes.ndim != 4 or wanted.ndim != 4 or codes.shape == wanted.shape:
+    stated = all(name in facts for facts in (found, expected) for name in (PADDING, DILATION))
+    if codes.ndim != 4 or wanted.ndim != 4 or codes.shape == wanted.shape or not stated:
         return found
     source, moves = _moves(file, layer)
-    if not moves:
+    if not moves or file.node(layer).op_type != "Conv" or len(codes) != len(wanted):
         return found
     kept = {name: expected[name] for name in (PADDING, DILATION)}
     same = _weights(file, layer, source, moves, expected)
@@ -63,8 +68,10 @@ def as_in_the_student(file: QdqFile, layer: str, found: c.Facts, expected: c.Fac
 def _moves(file: QdqFile, layer: str) -> tuple[str, list[NodeProto]]:
     """The value that is moved for a layer, and the nodes that do so, in order."""
     reader = file.producer(file.node(layer).input[0])
-    value = "" if reader is None else str(reader.input[0])
     moves: list[NodeProto] = []
+    if reader is None or reader.op_type != "DequantizeLinear":
+        return "", moves
+    value = str(reader.input[0])
     while (node := file.producer(value)) is not None and node.name.startswith(f"{layer}/"):
         if node.op_type not in _MOVES:
             break
@@ -77,36 +84,38 @@ def _weights(
     file: QdqFile, layer: str, source: str, moves: list[NodeProto], expected: c.Facts
 ) -> NDArray[Any] | None:
     """The file's weights where the student has them; None if the two are not one convolution."""
-    conv, wanted = file.node(layer), expected[c.WEIGHT_CODES]
-    given = {a.name: helper.get_attribute_value(a) for a in conv.attribute}
-    shape = _shape(file.model, source)
+    found, wanted = file.constants[layer], expected[c.WEIGHT_CODES]
+    given = {a.name: helper.get_attribute_value(a) for a in file.node(layer).attribute}
+    shape, codes = _shape(file.model, source), found[c.WEIGHT_CODES]
     if shape is None or shape[0] != wanted.shape[1] or given.get("group", 1) != 1:
         return None
     image = np.arange(1, int(np.prod(shape)) + 1, dtype=np.int32).reshape(1, *shape)
     moved = _moved(file, source, moves, image)
-    codes = file.constants[layer][c.WEIGHT_CODES]
     if moved is None or moved.shape[1] != codes.shape[1]:
         return None
-    dilation, padding = given.get("dilations", [1, 1]), given.get("pads", [0] * 4)
-    read = _read(moved, codes.shape[2:], given.get("strides", [1, 1]), padding, dilation)
+    own = _Window.of(codes, found)
+    read = own.outputs(moved, given.get("strides", [1, 1]))
     if read is None:
         return None
-    for stride in _STRIDES:
-        wants = _read(image, wanted.shape[2:], stride, expected[PADDING], expected[DILATION])
-        if wants is not None and wants.shape[3:] == read.shape[3:]:
-            same = _matched(_rows(read), codes, _rows(wants), wanted)
-            if same is not None:
-                return same
+    students = _Window.of(wanted, expected)
+    for stride in students.strides(image, read.shape[3:]):
+        wants = students.outputs(image, stride)
+        same = None if wants is None else _matched(read, codes, wants, wanted)
+        if same is not None:
+            return same
     return None
 
 
 def _shape(model: ModelProto, name: str) -> tuple[int, int, int] | None:
     """Channels, rows and columns of a value, where the file fixes them."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model).graph
+    except Exception:  # whatever it raises of strangers' nodes, or of 2 GB
+        return None
     known = {value.name: value for value in (*inferred.input, *inferred.value_info)}
     if name not in known:
         return None
-    _, *extents = (dim.dim_value for dim in known[name].type.tensor_type.shape.dim)
+    extents = [dim.dim_value for dim in known[name].type.tensor_type.shape.dim][1:]
     fixed = len(extents) == 3 and all(extents)
     return (extents[0], extents[1], extents[2]) if fixed else None
 
@@ -119,11 +128,10 @@ def _moved(file: QdqFile, source: str, moves: list[NodeProto], image: _Ids) -> _
     for node in moves:
         copy = NodeProto()
         copy.CopyFrom(node)
-        if node.op_type == "Pad":
-            filler = file.constant(node.input[2]) if len(node.input) > 2 else None
-            if filler is None or filler.item() != file.zero_before(node):
-                return None
-            del copy.input[2]  # numbers are filled with 0
+        if node.op_type == "Pad" and len(node.input) > 2:
+            copy.input[2] = ""  # numbers are filled with 0
+        if node.op_type == "Pad" and not _fills_with_zeros(file, node):
+            return None
         nodes.append(copy)
         constants |= {name: file.constant(name) for name in copy.input[1:] if name}
     if any(value is None for value in constants.values()):
@@ -143,39 +151,94 @@ def _moved(file: QdqFile, source: str, moves: list[NodeProto], image: _Ids) -> _
     return moved if moved.ndim == 4 else None
 
 
-def _read(image: _Ids, kernel: Any, stride: Any, padding: Any, dilation: Any) -> _Ids | None:
-    """What each weight of a kernel reads, ``(C, kH, kW, oH, oW)``; None if it does not fit."""
-    top, left, bottom, right = (int(count) for count in padding)
-    padded = np.pad(image[0], ((0, 0), (top, bottom), (left, right)))
-    spread = [(size - 1) * apart + 1 for size, apart in zip(kernel, dilation, strict=True)]
-    if any(size > extent for size, extent in zip(spread, padded.shape[1:], strict=True)):
-        return None
-    windows = sliding_window_view(padded, spread, axis=(1, 2))
-    chosen = windows[:, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
-    read: _Ids = chosen.transpose(0, 3, 4, 1, 2)
-    return read
+def _fills_with_zeros(file: QdqFile, pad: NodeProto) -> bool:
+    """Whether a Pad fills with what stands for zero, or with codes of the image."""
+    modes = [a.s for a in pad.attribute if a.name == "mode"]
+    if modes and modes != [b"constant"]:
+        return True
+    named = len(pad.input) > 2 and bool(pad.input[2])
+    filler = file.constant(pad.input[2]) if named else np.zeros(1)
+    zero = file.zero_before(pad)
+    return filler is not None and filler.size == 1 and float(filler.item()) == zero
 
 
-def _rows(read: _Ids) -> _Ids:
-    """What each weight reads in a row."""
-    channels, high, wide, down, across = read.shape
-    return np.ascontiguousarray(read.reshape(channels * high * wide, down * across))
+@dataclass(frozen=True)
+class _Window:
+    """What a convolution reads at a time.
+
+    Attributes:
+        kernel: rows and columns of it.
+        padding: above, left, below, right.
+        dilation: of rows and columns.
+    """
+
+    kernel: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    @classmethod
+    def of(cls, codes: NDArray[Any], facts: c.Facts) -> _Window:
+        """Of a convolution's weights and settings."""
+        padding, dilation = (tuple(map(int, facts[name])) for name in (PADDING, DILATION))
+        return cls(codes.shape[2:], padding, dilation)
+
+    def _left(self, image: _Ids) -> list[int]:
+        """Rows and columns that the window can move by."""
+        top, left, bottom, right = self.padding
+        extents = zip(image.shape[2:], (top + bottom, left + right), strict=True)
+        spans = zip(self.kernel, self.dilation, strict=True)
+        return [
+            extent + more - (size - 1) * apart - 1
+            for (extent, more), (size, apart) in zip(extents, spans, strict=True)
+        ]
+
+    def strides(self, image: _Ids, outputs: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+        """All strides that give so many outputs."""
+        axes = zip(self._left(image), outputs, strict=True)
+        fitting = [
+            [step for step in range(1, left + 2) if left // step + 1 == count]
+            for left, count in axes
+        ]
+        yield from product(*fitting)
+
+    def outputs(self, image: _Ids, stride: Any) -> _Ids | None:
+        """A view of what each weight reads, ``(C, kH, kW, oH, oW)``; None if it does not fit."""
+        least = (min(self.padding), min(self._left(image)), min(self.dilation) - 1, min(stride) - 1)
+        if min(least) < 0:
+            return None
+        top, left, bottom, right = self.padding
+        padded = np.pad(image[0], ((0, 0), (top, bottom), (left, right)))
+        spread = [(s - 1) * d + 1 for s, d in zip(self.kernel, self.dilation, strict=True)]
+        windows = sliding_window_view(padded, spread, axis=(1, 2))
+        down, across = self.dilation
+        chosen = windows[:, :: stride[0], :: stride[1], ::down, ::across]
+        found: _Ids = chosen.transpose(0, 3, 4, 1, 2)
+        return found
 
 
 def _matched(
     read: _Ids, codes: NDArray[Any], wants: _Ids, wanted: NDArray[Any]
 ) -> NDArray[Any] | None:
     """The file's codes in the student's order; None where they multiply other numbers."""
-    places = {row.tobytes(): place for place, row in enumerate(read)}
-    flat, left = codes.reshape(len(codes), -1), np.ones(len(read), bool)
-    same = wanted.reshape(len(wanted), -1).copy()
-    for weight, row in enumerate(wants):
-        if not row.any():
+    rows = list(_rows(read))
+    places = {row: place for place, row in enumerate(rows) if row}
+    flat, left = codes.reshape(len(codes), -1), np.array([bool(row) for row in rows])
+    same = wanted.reshape(len(wanted), -1).astype(np.int64)
+    for weight, row in enumerate(_rows(wants)):
+        if not row:
             continue  # it multiplies padding alone, whatever it is
-        place = places.get(row.tobytes())
-        if place is None:
+        if row not in places:
             return None
-        same[:, weight] = flat[:, place]
-        left[place] = False
-    multiplying = left & read.any(axis=1)
-    return None if flat[:, multiplying].any() else same.reshape(wanted.shape)
+        same[:, weight] = flat[:, places[row]]
+        left[places[row]] = False
+    return None if flat[:, left].any() else same.reshape(wanted.shape)
+
+
+def _rows(read: _Ids) -> Iterator[bytes]:
+    """What each weight reads, in a digest; nothing for zeros alone.
+
+    Of a large image that is a hundred million numbers, so that one row is held at a time.
+    """
+    for place in np.ndindex(*read.shape[:3]):
+        row = read[place]
+        yield blake2b(np.ascontiguousarray(row).data).digest() if row.any() else b""
