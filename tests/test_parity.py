@@ -361,6 +361,30 @@ def test_a_layer_that_is_called_twice_is_counted_once() -> None:
     assert sizes_of(graph).narrow_layers == 2
 
 
+def test_layers_of_the_same_codes_are_counted_each() -> None:
+    """BatchNorms on their own have but one code, and scales and biases of their own."""
+
+    class Norms(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+            self.last = nn.Conv2d(3, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = F.avg_pool2d(self.first(x), 2)
+            return self.last(F.max_pool2d(self.second(x), 2)).mean((2, 3))
+
+    model = Norms()
+    for norm, factor in ((model.first, 1.0), (model.second, 2.0)):
+        norm.weight.data = factor * torch.tensor([0.5, 0.7, 0.9])
+    made = quantize(model.eval(), example=SHAPE)
+    calibrate(made, images(16))
+    graph = lower(made)
+    first, second = (n for n in graph.nodes if n.name in ("first", "second"))
+    np.testing.assert_array_equal(first.weight.codes, second.weight.codes)  # type: ignore[attr-defined]
+    assert float_size(graph) == 4 * (2 * (3 + 3) + 3 * 2 + 2)
+
+
 def test_the_output_step_is_that_of_the_output(student: torch.fx.GraphModule) -> None:
     graph = lower(student)
     grid = graph.values[graph.output].grid

@@ -62,12 +62,17 @@ def _beside(graph: IntegerGraph) -> int:
 
 
 def _layers(graph: IntegerGraph) -> list[Conv | Linear]:
-    """Layers with weights; one that is called several times counts once."""
+    """Layers with weights; one that is called several times counts once.
+
+    Codes alone do not tell layers apart: those of a BatchNorm on its own are all the same, as those
+    of another.
+    """
     found: dict[object, Conv | Linear] = {}
     for node in graph.nodes:
         if isinstance(node, (Conv, Linear)):
-            numbers = node.weight.codes if isinstance(node.weight, IntWeight) else node.weight
-            found.setdefault((numbers.shape, numbers.tobytes()), node)
+            held = node.weight
+            numbers = (held.codes, held.scale) if isinstance(held, IntWeight) else (held,)
+            found.setdefault(tuple((part.shape, part.tobytes()) for part in numbers), node)
     return list(found.values())
 
 
