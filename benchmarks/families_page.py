@@ -72,6 +72,8 @@ def float_lines(rows: list[dict[str, Any]]) -> list[str]:
 def page(result: dict[str, Any], order: list[str]) -> str:
     """The page."""
     rows = sorted(result["rows"].values(), key=lambda r: (-r["bits"], order.index(r["model"])))
+    other = len({(bool(row["taught"]), row["images"]) for row in rows}) > 1
+    exceptions = "; without `--teach`, and with `--samples`, where steps and images say so"
     narrow = [row for row in rows if row["bits"] == min(r["bits"] for r in rows)]
     lines = [
         "# Every family at full size",
@@ -80,8 +82,7 @@ def page(result: dict[str, Any], order: list[str]) -> str:
         f"ImageNet photographs, placed for ONNX Runtime ({result['versions']}, one thread): "
         "`python benchmarks/families.py --images photos/ --teach cifar10-jpeg/ --fit 64 "
         "--json docs/families.json`, then "
-        "`--report docs/families.md`; without `--teach`, and with `--samples`, where steps taught "
-        "and images say so.",
+        f"`--report docs/families.md`{exceptions if other else ''}.",
         "",
         TEXT_STUDENTS,
         "",
