@@ -3,8 +3,8 @@
 Targets differ in what they want bounded and how: codes by an integer Clip, or reals by a float one
 before they are rounded; codes counted from another zero, as int8 or as uint8; biases as int32
 codes, or as the floats that these stand for; a constant for each channel or each entry; weights of
-an image that is laid out otherwise. Here the
-student's and the file's constants are brought into one form, so that only other numbers differ.
+an image that is laid out otherwise. Here the student's and the file's constants are brought into
+one form, so that only other numbers differ.
 """
 
 from __future__ import annotations
