@@ -49,7 +49,7 @@ def cell(method: str, bits: int, weights: Path, folder: Path, epochs: int) -> di
         "divergence": result.divergence,
         "onnxruntime": optimised.top1,
         "parity": optimised.agreement,
-        "max_error_steps": max(stage.max_error for stage in report.stages),
+        "error_steps": {stage.name: stage.max_error for stage in report.stages[1:]},
         "integer_layers": f"{integer}/{total}",
         "passed": not report.failures,
         "seconds": round(time.perf_counter() - start, 1),
@@ -58,10 +58,11 @@ def cell(method: str, bits: int, weights: Path, folder: Path, epochs: int) -> di
 
 def row(values: dict[str, Any]) -> str:
     """A line of the Markdown table."""
+    errors = ", ".join(f"{error:.2f}" for error in values["error_steps"].values())
     return (
         f"| {values['method']} | {values['bits']} | {values['student']:.2f} | "
         f"{values['agreement']:.2f} | {values['divergence']:.4f} | {values['onnxruntime']:.2f} | "
-        f"{values['max_error_steps']:.2f} | {values['integer_layers']} | {values['seconds']} |"
+        f"{errors} | {values['integer_layers']} | {values['seconds']} |"
     )
 
 
@@ -77,7 +78,10 @@ def main() -> None:
         root = Path(scratch)
         teacher = train(RunConfig.parse({"distillation": {"epochs": 0}}), output=root / "teacher")
         print(f"teacher: {teacher.teacher_top1:.2f} % on {teacher.test_images} images\n")
-        print("| method | bits | student % | agreement % | KL | in ORT % | error | integer | s |")
+        print(
+            "| method | bits | student % | agreement % | KL | in ORT % | error off, on | integer "
+            "| s |"
+        )
         print("|---|---|---|---|---|---|---|---|---|")
         cells = []
         for method in arguments.methods:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import CLASSES, SHAPE, images, network
@@ -237,6 +238,50 @@ def test_parts_side_by_side_are_rounded_alike(part: str) -> None:
     before = nearest()
     off_borders(student)
     assert before < 1e-6 < nearest()
+
+
+class Resized(nn.Module):
+    """Codes between which others are interpolated."""
+
+    def __init__(self, factor: float, align_corners: bool) -> None:
+        super().__init__()
+        self.one, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.factor, self.align_corners = factor, align_corners
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.between(self.one(x).relu())).flatten(1)
+
+    def between(self, x: Tensor) -> Tensor:
+        return F.interpolate(
+            x, scale_factor=self.factor, mode="bilinear", align_corners=self.align_corners
+        )
+
+
+@pytest.mark.parametrize(("factor", "steps"), [(2, 1.0), (4, 1.0), (3, 2 / 3)])
+def test_interpolated_codes_are_off(factor: float, steps: float) -> None:
+    """Where both sides have one step, every sixteenth lies on a border."""
+    torch.manual_seed(0)
+    model = Resized(factor, False).eval()
+    student = quantize(model, example=SHAPE)
+    calibrate(student, images())
+    source, total = (quantizer_at(student, n) for n in ("quant_relu", "quant_interpolate"))
+    random = np.random.default_rng(0)
+    codes = torch.from_numpy(random.choice(levels(source), (64, 4, 8, 8)).astype(np.float64))
+    reals = model.between(codes).numpy() * source.grid()[2]
+    with torch.no_grad():
+        total.step.copy_(torch.tensor(steps * source.grid()[2]))
+    before = distance(reals / total.grid()[0])
+    assert off_borders(student) == ()
+    assert before < 1e-6 < distance(reals / total.grid()[0])
+
+
+@pytest.mark.parametrize(("factor", "align_corners"), [(2.0, True), (1.7, False)])
+def test_codes_of_many_parts_are_left(factor: float, align_corners: bool) -> None:
+    student = quantize(Resized(factor, align_corners).eval(), example=SHAPE)
+    calibrate(student, images())
+    before = grids(student)
+    off_borders(student)
+    assert grids(student)["quant_interpolate"] == before["quant_interpolate"]
 
 
 def test_a_limit_that_holds_the_step_is_no_loop() -> None:

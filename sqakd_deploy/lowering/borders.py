@@ -4,9 +4,10 @@ A residual sum of two tensors of 8 bits has 65,536 pairs of codes, and some come
 float32's rounding of the border between two levels of the quantizer behind it. On which side they
 fall depends on the order of a few multiplications and additions, which runtimes choose differently;
 and a pair that is met in every image makes every image differ (``docs/decisions.md``). Products of
-two codes and means of many are alike. What a quantizer can meet there is known before any image is
-seen, and its step can be moved by a few millionths, which no accuracy notices and training would
-not settle, until nothing lies there. All runtimes and PyTorch then round the same.
+two codes, means of many and interpolated ones are alike. What a quantizer can meet there is known
+before any image is seen, and its step can be moved by a few millionths, which no accuracy notices
+and training would not settle, until nothing lies there. All runtimes and PyTorch then round the
+same.
 """
 
 from __future__ import annotations
@@ -160,8 +161,9 @@ def settle(student: nn.Module) -> None:
 def off_borders(student: nn.Module) -> tuple[str, ...]:
     """Move steps of activation quantizers until no code that they can meet lies on a border.
 
-    Those behind sums and products of two quantised tensors, behind pools that average one, and
-    those that round one anew. Where none of the steps tried is free, the best is taken.
+    Those behind sums and products of two quantised tensors, behind pools that average one and
+    interpolation of one, and those that round one anew. Where none of the steps tried is free, the
+    best is taken.
 
     Args:
         student: calibrated; changed in place. One without an integer form stays as it is.
@@ -216,6 +218,14 @@ def _quantizer(student: nn.Module, node: ir.Quantize) -> ActivationQuantizer:
     return next(m for m in modules if isinstance(m, ActivationQuantizer))
 
 
+def _parts(scale: float) -> int:
+    """Into how many the way between two entries is divided by those of an enlarged axis; 0: many.
+
+    Entry ``i`` lies at ``(i + 1/2)/scale − 1/2``.
+    """
+    return int(scale) * (1 if scale % 2 else 2) if scale.is_integer() else 0
+
+
 class _Walk:
     """From a quantizer back to those before it, in topological order: these have moved already."""
 
@@ -236,6 +246,8 @@ class _Walk:
         if isinstance(node, ir.AveragePool):
             whole = not any(node.padding) and not node.ceil_mode
             return self._mean(node, node.kernel) if whole else None
+        if isinstance(node, ir.Resize):
+            return self._between(node)
         if isinstance(node, ir.Concat):  # what is not known of it leaves the rest as it is
             parts = [self.met(source) for source in node.inputs]
             return Several(tuple(part for part in parts if part is not None))
@@ -257,6 +269,12 @@ class _Walk:
         levels = self._levels(node.inputs[0])
         count = math.prod(extent or 0 for extent in window)
         return None if levels is None or not count else levels.mean(count)
+
+    def _between(self, node: ir.Resize) -> Mean | None:
+        """Of four neighbours, each counted in parts of the way to it."""
+        levels, parts = self._levels(node.inputs[0]), [_parts(float(s)) for s in node.scale]
+        known = levels is not None and all(parts) and not node.align_corners
+        return levels.mean(math.prod(parts)) if known and levels is not None else None
 
     def _levels(self, name: str) -> _Levels | None:
         """The levels of codes, with the scale that they have now; None of floats."""
