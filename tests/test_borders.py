@@ -275,6 +275,44 @@ def test_interpolated_codes_are_off(factor: float, steps: float) -> None:
     assert before < 1e-6 < distance(reals / total.grid()[0])
 
 
+class Pooled(nn.Module):
+    """Codes that windows average."""
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.one, self.pool, self.last = nn.Conv2d(3, 4, 1), pool, nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.pool(self.one(x).relu())).flatten(1)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.AvgPool2d(2),
+        nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False),
+        nn.AvgPool2d(3, stride=2, ceil_mode=True),
+        nn.AvgPool2d(2, stride=1, padding=1),
+        nn.AvgPool2d((2, 3), stride=1, padding=1, count_include_pad=False),
+    ],
+    ids=str,
+)
+def test_means_of_windows_are_off(pool: nn.Module) -> None:
+    """Those that are cut short at the edge as well, which divide by what is left."""
+    torch.manual_seed(0)
+    student = quantize(Pooled(pool).eval(), example=SHAPE)
+    calibrate(student, images())
+    source, total = (quantizer_at(student, n) for n in ("quant_relu", "quant_pool"))
+    random = np.random.default_rng(0)
+    codes = torch.from_numpy(random.choice(levels(source), (64, 4, 8, 8)).astype(np.float64))
+    reals = pool(codes).numpy() * source.grid()[2]
+    with torch.no_grad():
+        total.step.copy_(torch.tensor(source.grid()[2]))
+    before = distance(reals / total.grid()[0])
+    assert off_borders(student) == ()
+    assert before < 1e-6 < distance(reals / total.grid()[0])
+
+
 @pytest.mark.parametrize(("factor", "align_corners"), [(2.0, True), (1.7, False)])
 def test_codes_of_many_parts_are_left(factor: float, align_corners: bool) -> None:
     student = quantize(Resized(factor, align_corners).eval(), example=SHAPE)

@@ -159,6 +159,11 @@ UNITS: dict[str, Callable[[], nn.Module]] = {
         lambda net, x: net.pad(F.pad(x, (2, 0, 1, 1), "constant", -0.5)),
         pad=nn.ConstantPad2d((0, 1, 0, 2), 0.3),
     ),
+    "filled_with_zeros": lambda: written(
+        lambda net, x: net.zeros(net.pad(x)),
+        pad=nn.ConstantPad2d((0, 1, 2, 1), 0.0),
+        zeros=nn.ZeroPad2d((1, 0, 0, 1)),
+    ),
     "area": lambda: written(lambda net, x: F.interpolate(x, size=(2, 4), mode="area")),
     "linear_attention": lambda: tokens(_linear_attention),
     # entries that are chosen

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -244,8 +245,7 @@ class _Walk:
         if isinstance(node, ir.GlobalAveragePool):
             return self._mean(node, self.graph.values[node.inputs[0]].shape[2:])
         if isinstance(node, ir.AveragePool):
-            whole = not any(node.padding) and not node.ceil_mode
-            return self._mean(node, node.kernel) if whole else None
+            return self._windows(node)
         if isinstance(node, ir.Resize):
             return self._between(node)
         if isinstance(node, ir.Concat):  # what is not known of it leaves the rest as it is
@@ -269,6 +269,15 @@ class _Walk:
         levels = self._levels(node.inputs[0])
         count = math.prod(extent or 0 for extent in window)
         return None if levels is None or not count else levels.mean(count)
+
+    def _windows(self, node: ir.AveragePool) -> Mean | Several | None:
+        """Of a window; where some are cut short and divide by what is left, of such as well."""
+        padded = any(node.padding) and not node.count_include_pad
+        if not padded and not node.ceil_mode:
+            return self._mean(node, node.kernel)
+        sizes = product(*(range(1, size + 1) for size in node.kernel))
+        cut = {math.prod(size): self._mean(node, size) for size in sizes}
+        return Several(tuple(mean for mean in cut.values() if mean is not None))
 
     def _between(self, node: ir.Resize) -> Mean | None:
         """Of four neighbours, each counted in parts of the way to it."""

@@ -53,7 +53,9 @@ def _padded(node: fx.Node) -> fx.Node | None:
     """Circular padding, and that with a value other than zero."""
     layer: Any = module_of(node) if node.op == "call_module" else None
     value = argument(node, 3, "value", None) if layer is None else layer.value
-    return padded_with(node, value) if value else _padded_around(node)
+    if value:
+        return padded_with(node, value)
+    return _padded_around(node) if layer is None else None
 
 
 def _shuffled(node: fx.Node) -> fx.Node | None:
