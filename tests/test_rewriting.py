@@ -5,6 +5,7 @@ Every form is run in the student, in numpy, and in the runtimes with optimisatio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,12 @@ def _positions_by_index(net: Any, x: Tensor) -> Tensor:
     return x.view(-1, 2, 16, 4).transpose(1, 2).flatten(2)
 
 
+def _padded_maxima(net: Any, x: Tensor) -> Tensor:
+    """Padding as TensorFlow has it."""
+    x = F.max_pool2d(F.pad(x, (0, 1, 1, 0), value=-math.inf), 3, 1)
+    return net.pool(F.pad(x, (1, 0, 1, 1), "constant", -math.inf))
+
+
 UNITS: dict[str, Callable[[], nn.Module]] = {
     # entries that are put elsewhere
     "flipped": lambda: written(lambda net, x: x.flip(-1) + torch.flip(x, [1, 2])),
@@ -164,6 +171,7 @@ UNITS: dict[str, Callable[[], nn.Module]] = {
         pad=nn.ConstantPad2d((0, 1, 2, 1), 0.0),
         zeros=nn.ZeroPad2d((1, 0, 0, 1)),
     ),
+    "padded_maxima": lambda: written(_padded_maxima, pool=nn.MaxPool2d((3, 2), 1)),
     "area": lambda: written(lambda net, x: F.interpolate(x, size=(2, 4), mode="area")),
     "linear_attention": lambda: tokens(_linear_attention),
     # entries that are chosen

@@ -5,6 +5,7 @@ Flips, sub-pixels and circular padding: a runtime then moves codes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -53,9 +54,44 @@ def _padded(node: fx.Node) -> fx.Node | None:
     """Circular padding, and that with a value other than zero."""
     layer: Any = module_of(node) if node.op == "call_module" else None
     value = argument(node, 3, "value", None) if layer is None else layer.value
+    if value == -math.inf and (edges := _edges_for_maxima(node, layer)) is not None:
+        return edges
     if value:
         return padded_with(node, value)
     return _padded_around(node) if layer is None else None
+
+
+def _edges_for_maxima(node: fx.Node, layer: Any) -> fx.Node | None:
+    """What only maxima read behind a border, as the entries at the border.
+
+    They change no maximum: each window that reaches beyond has those as well. Minus infinity has no
+    code.
+    """
+    amounts = argument(node, 1, "pad", ()) if layer is None else layer.padding
+    if len(amounts) != 4 or not all(type(amount) is int and amount >= 0 for amount in amounts):
+        return None
+    wide, high = max(amounts[:2]), max(amounts[2:])
+    for user in node.users:
+        pool: Any = module_of(user) if user.op == "call_module" else None
+        if pool is None and user.target is not F.max_pool2d:
+            return None
+        if pool is not None and not isinstance(pool, nn.MaxPool2d):
+            return None
+        kernel, padding, dilation = (
+            _pair(argument(user, at, name, usual) if pool is None else getattr(pool, name))
+            for at, name, usual in (
+                (1, "kernel_size", 0),
+                (3, "padding", 0),
+                (4, "dilation", 1),
+            )
+        )
+        if padding != (0, 0) or dilation != (1, 1) or kernel[0] <= high or kernel[1] <= wide:
+            return None
+    return call(node, F.pad, node.args[0], list(amounts), mode="replicate")
+
+
+def _pair(value: Any) -> tuple[int, ...]:
+    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def _shuffled(node: fx.Node) -> fx.Node | None:
