@@ -190,9 +190,12 @@ def page(found: dict[str, Any]) -> list[str]:
     if smaller:
         lines += [f"Made smaller by their own arguments: {', '.join(smaller)}.", ""]
     if compared:
+        exact = sum(facts["errors"]["on"][0] == 0 for facts in compared.values())
         lines += [
-            "Logits against the student's, in steps of the 8-bit output. Networks without trained "
-            "weights amplify each difference.",
+            f"Logits of {COMPARED} images against the student's in its integers' arithmetic, in "
+            "steps of the 8-bit output, without the runtime's optimisations (*off*), which sums in "
+            f"float32, and as deployed (*on*): {exact} of {len(compared)} are the same bit for "
+            "bit. Networks without trained weights amplify each difference.",
             "",
             "| model | pixels | in integers | off: max, mean | on: max, mean |",
             "|---|---:|---|---:|---:|",
