@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from networks import CLASSES, SHAPE, images, network
 from torch import Tensor, nn
 
-from sqakd_deploy.lowering.borders import Mean, Met, _moved, off_borders, settle
+from sqakd_deploy.lowering.borders import (
+    Mean,
+    Met,
+    Several,
+    _moved,
+    _Walk,
+    off_borders,
+    settle,
+)
+from sqakd_deploy.lowering.integer import lower
 from sqakd_deploy.quantization import activation_quantizers, calibrate, quantize
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.spec import QuantSpec, TensorSpec
@@ -311,6 +320,17 @@ def test_means_of_windows_are_off(pool: nn.Module) -> None:
     before = distance(reals / total.grid()[0])
     assert off_borders(student) == ()
     assert before < 1e-6 < distance(reals / total.grid()[0])
+
+
+def test_of_large_windows_whole_ones_are_looked_at() -> None:
+    """Those cut short have dozens of sizes: no step is free of all, and each is tried for long."""
+    pools = {size: nn.AvgPool2d(size, stride=2, ceil_mode=True) for size in (4, 5)}
+    kinds = {}
+    for size, pool in pools.items():
+        student = quantize(Pooled(pool).eval(), example=SHAPE)
+        calibrate(student, images())
+        kinds[size] = type(_Walk(student, lower(student)).met("pool"))
+    assert kinds == {4: Several, 5: Mean}
 
 
 @pytest.mark.parametrize(("factor", "align_corners"), [(2.0, True), (1.7, False)])

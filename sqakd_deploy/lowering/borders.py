@@ -34,6 +34,7 @@ _UNIT = 2.0**-21  # of a step: moves what lies at 255 steps by about what float3
 _TRIES = 1024  # a step moves by 1/4,000 at most
 _HALF_ULP = 2.0**-24
 _WIDEST = 255  # the largest zero-point, or code, that a kernel adds on the way
+_CUT = 16  # positions of a window: more have too many sizes at the edge for one step to be free
 _ROOM = 4.0  # for codes that are rounded anew: kernels count them from the top of the type as well
 
 
@@ -271,19 +272,20 @@ class _Walk:
         return None if levels is None or not count else levels.mean(count)
 
     def _windows(self, node: ir.AveragePool) -> Mean | Several | None:
-        """Of a window; where some are cut short and divide by what is left, of such as well."""
-        padded = any(node.padding) and not node.count_include_pad
-        if not padded and not node.ceil_mode:
-            return self._mean(node, node.kernel)
+        """Of a window; of small ones that may be cut short, and divide by what is left, as well."""
+        whole = self._mean(node, node.kernel)
+        cut = node.ceil_mode or (any(node.padding) and not node.count_include_pad)
+        if whole is None or not cut or math.prod(node.kernel) > _CUT:
+            return whole
         sizes = product(*(range(1, size + 1) for size in node.kernel))
-        cut = {math.prod(size): self._mean(node, size) for size in sizes}
-        return Several(tuple(mean for mean in cut.values() if mean is not None))
+        means = {math.prod(size): self._mean(node, size) for size in sizes}
+        return Several(tuple(mean for mean in means.values() if mean is not None))
 
     def _between(self, node: ir.Resize) -> Mean | None:
         """Of four neighbours, each counted in parts of the way to it."""
-        levels, parts = self._levels(node.inputs[0]), [_parts(float(s)) for s in node.scale]
-        known = levels is not None and all(parts) and not node.align_corners
-        return levels.mean(math.prod(parts)) if known and levels is not None else None
+        parts = math.prod(_parts(float(scale)) for scale in node.scale)
+        levels = None if node.align_corners or not parts else self._levels(node.inputs[0])
+        return None if levels is None else levels.mean(parts)
 
     def _levels(self, name: str) -> _Levels | None:
         """The levels of codes, with the scale that they have now; None of floats."""

@@ -9,28 +9,24 @@ from torch import fx, nn
 from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.lowering.meaning import Identity, Op, setting
+from sqakd_deploy.tracing.calls import pair
 from sqakd_deploy.tracing.trace import describe, shape
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    first, second = value if isinstance(value, (tuple, list)) else (value, value)
-    return int(first), int(second)
-
-
 def _window(node: fx.Node, module: nn.Module | None) -> dict[str, Any]:
-    kernel = _pair(setting(node, module, "kernel_size", 1, None))
+    kernel = pair(setting(node, module, "kernel_size", 1, None))
     stride = setting(node, module, "stride", 2, None)
-    rows, columns = _pair(setting(node, module, "padding", 3, 0))
+    rows, columns = pair(setting(node, module, "padding", 3, 0))
     return {
         "kernel": kernel,
-        "stride": _pair(stride) if stride else kernel,
+        "stride": pair(stride) if stride else kernel,
         "padding": (rows, columns, rows, columns),
     }
 
 
 def max_pool(node: fx.Node, module: nn.Module | None) -> Op:
     """MaxPool."""
-    dilation = _pair(setting(node, module, "dilation", 4, 1))
+    dilation = pair(setting(node, module, "dilation", 4, 1))
     ceil_mode = bool(setting(node, module, "ceil_mode", 5, False))
     return Op(ir.MaxPool, _window(node, module) | {"dilation": dilation, "ceil_mode": ceil_mode})
 

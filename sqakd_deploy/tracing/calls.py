@@ -41,6 +41,12 @@ def argument(node: fx.Node, at: int, name: str, default: Any) -> Any:
     return node.args[at] if len(node.args) > at else node.kwargs.get(name, default)
 
 
+def pair(value: Any) -> tuple[int, int]:
+    """Rows and columns, of which torch takes one number for both."""
+    first, second = value if isinstance(value, (tuple, list)) else (value, value)
+    return int(first), int(second)
+
+
 def permuted(like: fx.Node, source: fx.Node, order: Iterable[int]) -> fx.Node:
     """The tensor with its axes in this order; itself, if they are."""
     axes = list(order)

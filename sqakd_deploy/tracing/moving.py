@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from sqakd_deploy.tracing.calls import Rewriter, argument, call, module_of, permuted
+from sqakd_deploy.tracing.calls import Rewriter, argument, call, module_of, pair, permuted
 from sqakd_deploy.tracing.filling import padded_with
 from sqakd_deploy.tracing.resizing import taken
 from sqakd_deploy.tracing.shapes import is_size, noted_shape
@@ -78,20 +78,12 @@ def _edges_for_maxima(node: fx.Node, layer: Any) -> fx.Node | None:
         if pool is not None and not isinstance(pool, nn.MaxPool2d):
             return None
         kernel, padding, dilation = (
-            _pair(argument(user, at, name, usual) if pool is None else getattr(pool, name))
-            for at, name, usual in (
-                (1, "kernel_size", 0),
-                (3, "padding", 0),
-                (4, "dilation", 1),
-            )
+            pair(argument(user, at, name, usual) if pool is None else getattr(pool, name))
+            for at, name, usual in ((1, "kernel_size", 0), (3, "padding", 0), (4, "dilation", 1))
         )
         if padding != (0, 0) or dilation != (1, 1) or kernel[0] <= high or kernel[1] <= wide:
             return None
     return call(node, F.pad, node.args[0], list(amounts), mode="replicate")
-
-
-def _pair(value: Any) -> tuple[int, ...]:
-    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def _shuffled(node: fx.Node) -> fx.Node | None:
