@@ -19,7 +19,7 @@ import click
 
 from sqakd_deploy import __version__
 from sqakd_deploy.epilogs import BENCH, EVAL, EXPORT, TEACHER, TRAIN, VERIFY
-from sqakd_deploy.errors import SqakdError
+from sqakd_deploy.errors import ModelError, SqakdError
 from sqakd_deploy.options import (
     EXISTING,
     JSON,
@@ -37,6 +37,11 @@ from sqakd_deploy.options import (
     work_options,
 )
 
+_HEAVY = ("torch", "torchvision", "brevitas")
+_WITHOUT = (
+    "this needs {0}, which is not installed: pip install torch torchvision brevitas; without them "
+    "bench and verify --reference work"
+)
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
@@ -79,6 +84,11 @@ class _Group(click.Group):
         except SqakdError as error:
             click.echo(f"error: {' '.join(str(error).split())}", err=True)
             ctx.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            if error.name not in _HEAVY:
+                raise
+            click.echo(f"error: {_WITHOUT.format(error.name)}", err=True)
+            ctx.exit(ModelError.exit_code)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)

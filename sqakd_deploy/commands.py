@@ -21,12 +21,12 @@ from sqakd_deploy.exporting import ExportOptions
 from sqakd_deploy.models import MADE_FOR, list_models
 from sqakd_deploy.parity import Tolerance
 from sqakd_deploy.plugins import exporters, get_exporter
+from sqakd_deploy.progress import listener_for
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.report import (
     conformance_table,
     constants_lines,
     coverage_lines,
-    listener_for,
     listing,
     parity_table,
     score_table,

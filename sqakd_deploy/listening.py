@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from sqakd_deploy.checkpoint import METRICS, Run
-from sqakd_deploy.training.curves import Curves
-from sqakd_deploy.training.fitting import Epoch, Step
+if TYPE_CHECKING:  # it needs torch, which a device that files are measured on may not have
+    from sqakd_deploy.training.fitting import Step
 
 
 class Listener:
@@ -39,40 +37,3 @@ def told(listener: Listener, task: str) -> Callable[[int, int], None]:
         listener.advance(done)
 
     return progress
-
-
-class Watch:
-    """Passes a training's steps and epochs on to a listener and the run's metrics.
-
-    Args:
-        listener: hears of each step.
-        run: keeps a line for each epoch.
-        part: which training of the run it is, "teacher" or "student".
-    """
-
-    def __init__(self, listener: Listener, run: Run, part: str) -> None:
-        self._listener, self._run, self._part = listener, run, part
-        self._curves: Curves | None = None
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Watch:
-        self._stack.callback(self._listener.finish)
-        if self._run.config.tensorboard and self._run.writable:
-            self._curves = self._stack.enter_context(Curves(self._run.path, self._part))
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()
-
-    def on_step(self, step: Step) -> None:
-        """A training step, as progress of the running task."""
-        self._listener.advance(step.epoch * step.steps + step.step + 1, step)
-        if self._curves:
-            self._curves.add(step)
-
-    def on_epoch(self, epoch: Epoch) -> None:
-        """An epoch, as a line of ``metrics.jsonl``; a full disk costs this line only."""
-        try:
-            self._run.append_metrics({"part": self._part, **asdict(epoch)})
-        except OSError as error:
-            self._listener.message(f"could not write {METRICS}: {error}; training goes on")

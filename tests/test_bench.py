@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from small_network import SMALL
 from sqakd_deploy.api import export
 from sqakd_deploy.bench import process as bench_process
 from sqakd_deploy.bench import worker as bench_worker
-from sqakd_deploy.bench.baseline import check_is_of, export_float
-from sqakd_deploy.bench.inputs import input_of
+from sqakd_deploy.bench.baseline import check_is_alike, check_is_of, export_float
+from sqakd_deploy.bench.inputs import InputShape, input_of
 from sqakd_deploy.bench.measure import BenchOptions, BenchReport, bench
 from sqakd_deploy.bench.plot import draw
 from sqakd_deploy.bench.process import FP32, MODEL, Candidate, Process, Row, size_on_disk
@@ -283,6 +284,9 @@ def test_shapes_that_cannot_be_run(tmp_path: Path) -> None:
         flat = made_model(tmp_path / "flat.onnx", shape)
         with pytest.raises(ModelError, match=r"wanted an input \(N, C, H, W\), but 'in0'"):
             bench(flat, runtime=only)
+    many = made_model(tmp_path / "many.onnx", ["N", 3, 8, 8])
+    with pytest.raises(ModelError, match=r"fixed\.onnx: wanted a batch of 2, .* fixed at 1"):
+        bench(many, fp32=fixed, runtime=only, options=BenchOptions(batch=2))
     other = made_model(tmp_path / "other.onnx", [1, 3, 9, 9])
     with pytest.raises(ModelError, match=r"other\.onnx: wanted images \[3, 8, 8\] as .*fixed"):
         bench(fixed, fp32=other, runtime=only)
@@ -360,14 +364,40 @@ def test_the_float_model_is_the_teacher(name: str, tmp_path: Path) -> None:
 def test_another_runs_teacher_is_no_baseline() -> None:
     run = Run(Path("runs/one"), RunConfig())
     same = run.config.quantization.model_dump_json()
-    check_is_of(run, {"sqakd.spec": same}, Path("m.onnx"))
+
+    def check(**metadata: str) -> None:
+        facts = InputShape((None, *SHAPE), None, {f"sqakd.{k}": v for k, v in metadata.items()})
+        check_is_of(run, facts, Path("m.onnx"))
+
+    check(spec=same)
     two_bits = QuantSpec(weights=TensorSpec(bits=2)).model_dump_json()
     with pytest.raises(CheckpointError, match="not the student of the newest run, runs/one"):
-        check_is_of(run, {"sqakd.spec": two_bits}, Path("m.onnx"))
+        check(spec=two_bits)
     with pytest.raises(CheckpointError, match="not the student of the newest run"):
-        check_is_of(run, {"sqakd.spec": "no json"}, Path("m.onnx"))
+        check(spec="no json")
     with pytest.raises(CheckpointError, match="does not say what it is the student of"):
-        check_is_of(run, {}, Path("m.onnx"))
+        check()
+    with pytest.raises(CheckpointError, match="does not say what it is the student of"):
+        check_is_of(run, None, Path("m.xml"))
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt", "qonnx"])
+def test_another_network_of_the_same_spec_is_no_baseline(target: str, tmp_path: Path) -> None:
+    spec = QuantSpec(target=target)
+    spec = spec.model_copy(update={"symmetric": True}) if target == "tensorrt" else spec
+    student = quantize(network("mixed"), spec, example=SHAPE)
+    calibrate(student, images(16))
+    path = export(student, tmp_path / "m.onnx").path
+    run = Run(Path("runs/one"), RunConfig())
+    own = export_float(network("mixed"), SHAPE, tmp_path / "own.onnx").path
+    check_is_alike(run, own, input_of(path), path)
+    other = export_float(network("residual"), SHAPE, tmp_path / "other.onnx").path
+    with pytest.raises(CheckpointError, match="of the newest run, runs/one, by its layers; name"):
+        check_is_alike(run, other, input_of(path), path)
+    facts = input_of(path)
+    assert facts is not None
+    with pytest.raises(CheckpointError, match="by the size of its images"):
+        check_is_alike(run, own, replace(facts, shape=(None, 3, 99, 99)), path)
 
 
 # -- words and pictures --------------------------------------------------------------------------
@@ -384,7 +414,7 @@ def test_honest_words() -> None:
     assert "warning" not in lines
     full = "\n".join(bench_lines(report(row(MODEL, (1.0,)), bits=(8, 8), load_average=1.5)))
     assert "below 8 bits" not in full
-    assert "other processes kept the machine busy (load average 1.5)" in full
+    assert "the machine was busy (load average 1.5)" in full
 
 
 @pytest.mark.parametrize(
@@ -463,6 +493,39 @@ def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert result["rows"][0]["coverage"]["integer"]["Conv"] == 4
 
 
+def test_files_named_like_modules_do_not_stand_in_for_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('this is no json')")
+    monkeypatch.chdir(tmp_path)
+    with Process(Candidate(MODEL, folder / "model.onnx", "onnxruntime", 1)) as worker:
+        worker.take_turn((1, *SHAPE), warmup=0, seconds=0.01)
+        assert worker.row(1).median > 0
+
+
+def test_without_torch(folder: Path, tmp_path: Path) -> None:
+    """On a device: files are measured, and what needs torch says so."""
+    code = (
+        "import sys; sys.modules['torch'] = None; "
+        "from sqakd_deploy.cli import main; main(sys.argv[1:])"
+    )
+
+    def called(*arguments: str) -> subprocess.CompletedProcess[str]:
+        given = [sys.executable, "-c", code, *arguments]
+        return subprocess.run(given, capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    quick = ("--runtime", "onnxruntime", "--rounds", "1", "--seconds", "0.01", "--json")
+    for more in ((), ("--fp32", str(folder / "fp32.onnx"))):
+        done = called("bench", str(folder / "model.onnx"), *quick, *more)
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        assert len(result["rows"]) == 1 + bool(more)
+        assert more or result["baseline"].startswith("no fp32 beside it: there is no torch here;")
+    done = called("list")
+    assert done.returncode == 6
+    assert done.stderr.startswith("error: this needs torch, which is not installed")
+
+
 def test_the_teacher_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings = {"distillation": {"epochs": 0}, "teacher": {"epochs": 1}, "model": {"name": SMALL}}
@@ -474,6 +537,7 @@ def test_the_teacher_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert done.exit_code == 0, done.output
         result = json.loads(done.stdout)
         assert result["baseline"] == f"fp32: the teacher of {folder}"
+        assert result["fp32"] is None  # a file that is gone
         assert [r["kind"] for r in result["rows"]] == ["model", "fp32"]
         assert result["rows"][1]["coverage"]["total"]["Gemm"] == 1
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -21,7 +22,7 @@ from PIL import Image
 
 from sqakd_deploy.api import export
 from sqakd_deploy.data.augment import resize_and_crop
-from sqakd_deploy.data.decode import fit_image
+from sqakd_deploy.data.decode import decode_file, fit_image
 from sqakd_deploy.data.preprocessing import Preprocessing
 from sqakd_deploy.exporting import ExportOptions
 from sqakd_deploy.plugins import get_runtime
@@ -109,13 +110,36 @@ def test_python_prepares_images_of_other_sizes_and_colours(
     same(printed(result.stdout), [*answers(model, picture())[:2], *answers(model, grey)[:2]])
 
 
-@pytest.mark.parametrize("size", [(31, 17), (9, 40), (8, 8)])
-def test_python_prepares_images_as_the_data_were(size: tuple[int, int]) -> None:
+@pytest.fixture(scope="module")
+def example() -> Any:
+    """The Python example as a module."""
     loader = importlib.util.spec_from_file_location("classify", EXAMPLES / "python/classify.py")
     assert loader is not None
     assert loader.loader is not None
-    example = importlib.util.module_from_spec(loader)
-    loader.loader.exec_module(example)
+    module = importlib.util.module_from_spec(loader)
+    loader.loader.exec_module(module)
+    return module
+
+
+def test_python_reads_sixteen_bits_as_the_data_were(tmp_path: Path, example: Any) -> None:
+    pixels = np.random.default_rng(3).integers(0, 2**16, (8, 6), dtype=np.uint16)
+    facts = {"channels": 1, "input_size": (8, 6), "resize": None}
+    for name in ("grey.png", "grey.tif"):
+        Image.fromarray(pixels).save(tmp_path / name)
+        with Image.open(tmp_path / name) as image:
+            got = np.asarray(example.fitted(image, facts))
+        np.testing.assert_array_equal(got, decode_file(tmp_path / name, 1, (8, 6))[0])
+        np.testing.assert_array_equal(got, pixels // 256)
+    Image.fromarray(pixels.astype(np.float32)).save(tmp_path / "float.tif")
+    with (
+        Image.open(tmp_path / "float.tif") as image,
+        pytest.raises(OSError, match="without a know"),
+    ):
+        example.fitted(image, facts)
+
+
+@pytest.mark.parametrize("size", [(31, 17), (9, 40), (8, 8)])
+def test_python_prepares_images_as_the_data_were(size: tuple[int, int], example: Any) -> None:
     image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (*size, 3), dtype=np.uint8))
     for channels, resize in ((3, None), (1, None), (3, 11)):
         values = {"channels": channels, "input_size": (8, 6), "resize": resize}

@@ -10,14 +10,8 @@ import pytest
 from rich.console import Console
 
 from sqakd_deploy.consoles import console
-from sqakd_deploy.report import (
-    PlainListener,
-    RichListener,
-    listener_for,
-    listing,
-    score_table,
-    train_table,
-)
+from sqakd_deploy.progress import PlainListener, RichListener, listener_for
+from sqakd_deploy.report import listing, score_table, train_table
 from sqakd_deploy.results import TrainResult
 from sqakd_deploy.scoring import Score
 from sqakd_deploy.strict_json import strict
@@ -39,7 +33,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr("sqakd_deploy.report.time.monotonic", made)
+    monkeypatch.setattr("sqakd_deploy.progress.time.monotonic", made)
     return made
 
 

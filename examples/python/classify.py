@@ -22,7 +22,12 @@ def fitted(image: Image.Image, facts: dict[str, Any]) -> Image.Image:
     The middle is cut out in the wanted aspect and resized; with ``resize`` in the metadata, to a
     short side of that, of which the middle is cut out.
     """
-    image = ImageOps.exif_transpose(image).convert("L" if facts["channels"] == 1 else "RGB")
+    if image.mode == "F":
+        raise OSError("its pixels are floating-point numbers without a known range")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would saturate
+        image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+    image = image.convert("L" if facts["channels"] == 1 else "RGB")
     height, width = facts["input_size"]
     ratio = (facts["resize"] or min(height, width)) / min(height, width)
     size = round(width * ratio), round(height * ratio)

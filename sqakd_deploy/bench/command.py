@@ -1,21 +1,19 @@
-"""What ``sqakd-deploy bench`` does once its options are parsed."""
+"""What ``sqakd-deploy bench`` does once its options are parsed; torch only for a run's teacher."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
 
-from sqakd_deploy.bench.baseline import check_is_of, export_teacher
 from sqakd_deploy.bench.inputs import input_of
 from sqakd_deploy.bench.measure import BenchOptions, BenchReport, bench
 from sqakd_deploy.bench.plot import check_picture, draw
 from sqakd_deploy.bench.report import bench_lines, bench_tables
-from sqakd_deploy.checkpoint import newest_run, open_run
 from sqakd_deploy.consoles import console, print_json
 from sqakd_deploy.errors import CheckpointError, ExportError, ModelError
 from sqakd_deploy.listening import told
 from sqakd_deploy.plugins import get_runtime
-from sqakd_deploy.report import listener_for
+from sqakd_deploy.progress import listener_for
 
 
 def run(
@@ -58,7 +56,8 @@ def run(
     if plot is not None:
         draw(report, plot)
     if as_json:
-        print_json(report.to_dict() | {"baseline": note, "profile": profile})
+        own = {"fp32": None if fp32 is None else str(fp32)}  # what a run's teacher became is gone
+        print_json(report.to_dict() | own | {"baseline": note, "profile": profile})
     else:
         _print(report, [profile, note] if profile else [note], plot)
 
@@ -69,6 +68,15 @@ def _baseline(model: Path, run: Path | None, folder: Path) -> tuple[Path | None,
     A run that was named has to work; the newest one is a guess, and what speaks against it is
     said instead.
     """
+    # Imported late: this needs torch, which a device that files are measured on may not have.
+    try:
+        from sqakd_deploy.bench.baseline import check_is_alike, check_is_of, export_teacher
+        from sqakd_deploy.checkpoint import newest_run, open_run
+    except ModuleNotFoundError as error:
+        if run is not None:
+            raise
+        return None, f"no fp32 beside it: there is no {error.name} here; name one with --fp32"
+
     path = folder / "fp32.onnx"
     if run is not None:
         opened = open_run(run)
@@ -77,8 +85,9 @@ def _baseline(model: Path, run: Path | None, folder: Path) -> tuple[Path | None,
     try:
         opened = newest_run()
         facts = input_of(model)
-        check_is_of(opened, {} if facts is None else facts.metadata, model)
+        check_is_of(opened, facts, model)
         export_teacher(opened, path)
+        check_is_alike(opened, path, facts, model)
     except (CheckpointError, ModelError, ExportError) as error:
         return None, f"no fp32 beside it: {error}"
     return path, f"fp32: the teacher of {opened.path}"

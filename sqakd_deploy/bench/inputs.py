@@ -33,6 +33,12 @@ class InputShape:
     metadata: dict[str, str]
     pixels: bool = False
 
+    def fits(self, other: InputShape) -> bool:
+        """Whether both take the same images; what either leaves open fits."""
+        one, two = self.shape[1:], other.shape[1:]
+        pairs = zip(one, two, strict=False)
+        return len(one) == len(two) and all(None in pair or len({*pair}) == 1 for pair in pairs)
+
     @property
     def profile(self) -> str | None:
         """What to say of a file whose own runtime is not among those measured; None elsewhere."""

@@ -62,7 +62,7 @@ class BenchReport:
         rows: by threads and runtime, the model before its float one.
         skipped: runtimes that could not open the file, each with its reason.
         cpu: of this machine.
-        load_average: of the machine before the first turn (processes), None if it is not known.
+        load_average: of the machine before files were opened (processes), None if it is not known.
         bits: of weights and activations, where the file says so.
     """
 
@@ -132,12 +132,12 @@ def bench(
         for name in names
         for kind, path in files.items()
     ]
+    load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     with ExitStack() as stack:
         workers, skipped = _start(candidates, stack, strict=bool(runtime))
-        stated = [given.shape for given in known.values() if given is not None]
-        told = [tuple(w.shape) for w in workers.values() if w.shape is not None]
+        stated = [(files[kind], given.shape) for kind, given in known.items() if given is not None]
+        told = [(c.path, tuple(w.shape)) for c, w in workers.items() if w.shape is not None]
         shape = _shape(stated or told, files[MODEL], how)
-        load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         take_turns(list(workers.values()), shape, how, progress)
         rows = tuple(worker.row(how.batch) for worker in workers.values())
     facts = known[MODEL]
@@ -155,13 +155,12 @@ def bench(
 
 def _check_alike(files: Mapping[str, Path], known: Mapping[str, InputShape | None]) -> None:
     """Refuse a float model of another input; what either leaves open fits."""
-    facts = [(files[kind], given.shape[1:]) for kind, given in known.items() if given is not None]
-    if len(facts) < 2:
-        return
-    (model, wanted), (fp32, got) = facts
-    pairs = zip(wanted, got, strict=False)
-    if len(wanted) != len(got) or any(None not in pair and len({*pair}) > 1 for pair in pairs):
-        raise ModelError(f"{fp32}: wanted images {list(wanted)} as {model} has, got {list(got)}")
+    model, fp32 = known[MODEL], known.get(FP32)
+    if model is not None and fp32 is not None and not fp32.fits(model):
+        raise ModelError(
+            f"{files[FP32]}: wanted images {list(model.shape[1:])} as {files[MODEL]} has, got "
+            f"{list(fp32.shape[1:])}"
+        )
 
 
 def _start(
@@ -188,17 +187,22 @@ def _start(
 
 
 def _shape(
-    shapes: Sequence[tuple[int | None, ...]], path: Path, how: BenchOptions
+    told: Sequence[tuple[Path, tuple[int | None, ...]]], path: Path, how: BenchOptions
 ) -> tuple[int, ...]:
-    """The shape of a run's images: as the model says, or else its float model or the options."""
-    if not shapes:
+    """The shape of a run's images: as the model says, or else its float model or the options.
+
+    Of a batch that is fixed no other is measured, of the float model neither: image by image it
+    would seem slower than it is.
+    """
+    if not told:
         raise ModelError(f"{path}: no runtime says what shape its input has")
-    (batch, *_), size = shapes[0], how.input_size
-    if batch not in (None, how.batch):
-        raise ModelError(
-            f"{path}: wanted a batch of {how.batch}, but the file's is fixed at {batch}: measure "
-            f"with --batch {batch}"
-        )
+    for file, (batch, *_) in told:
+        if batch not in (None, how.batch):
+            raise ModelError(
+                f"{file}: wanted a batch of {how.batch}, but the file's is fixed at {batch}: "
+                f"measure with --batch {batch}"
+            )
+    shapes, size = [shape for _, shape in told], how.input_size
     axes = zip(*(shape[1:] for shape in shapes), strict=True)
     found = [next((extent for extent in axis if extent is not None), None) for axis in axes]
     if size is not None:

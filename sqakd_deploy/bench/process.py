@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -190,13 +189,15 @@ class Process:
 
 
 def _spawn() -> subprocess.Popen[str]:
-    # A folder with a file named like a module must not stand in for the module.
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    # A file in this folder that is named like a module must not stand in for the module.
+    begin = (
+        "import sys; sys.path[:] = filter(None, sys.path); "
+        "from sqakd_deploy.bench.worker import main; main()"
+    )
     return subprocess.Popen(
-        [sys.executable, "-m", "sqakd_deploy.bench.worker"],
+        [sys.executable, "-c", begin],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         encoding="utf-8",
-        env=environment,
     )

@@ -8,9 +8,9 @@ from rich.table import Table
 
 from sqakd_deploy.bench.measure import BenchReport
 from sqakd_deploy.bench.process import FP32, Row
-from sqakd_deploy.report import kib
+from sqakd_deploy.verification.tables import kib
 
-_BUSY = 0.5  # other processes for each core
+_BUSY = 0.5  # processes for each core, before it began
 
 
 def bench_tables(report: BenchReport) -> list[Table]:
@@ -21,7 +21,7 @@ def bench_tables(report: BenchReport) -> list[Table]:
 def _table(title: str, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
     table = Table(title=title, title_justify="left")
     for heading in left:
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for heading in right:
         table.add_column(heading, justify="right")
     return table
@@ -102,7 +102,7 @@ def bench_lines(report: BenchReport, *notes: str) -> Iterator[str]:
     busy = report.load_average
     if busy is not None and busy > _BUSY * cpu.cores:
         yield (
-            f"warning: other processes kept the machine busy (load average {busy:.1f}); with two "
+            f"warning: the machine was busy (load average {busy:.1f}); with two "
             "and more threads the figures then say little"
         )
 

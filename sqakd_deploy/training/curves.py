@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import suppress
 from pathlib import Path
 
 from sqakd_deploy.errors import SpecError
@@ -43,7 +44,8 @@ class Curves:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._writer.close()
+        with suppress(OSError):  # a full disk, which was said when the first point did not fit
+            self._writer.close()
 
     def add(self, step: Step) -> None:
         """Every few steps, and at the end of an epoch: a point of each curve."""

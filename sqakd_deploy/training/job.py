@@ -23,7 +23,7 @@ from sqakd_deploy.config import RunConfig
 from sqakd_deploy.data import ImageData
 from sqakd_deploy.data.batches import Batches, LabelledBatches
 from sqakd_deploy.errors import SpecError, SqakdError
-from sqakd_deploy.listening import Listener, Watch
+from sqakd_deploy.listening import Listener
 from sqakd_deploy.models.outputs import count_logits
 from sqakd_deploy.origin import origin_in, origin_of
 from sqakd_deploy.placed import FACT, check_rules, rules_of
@@ -40,6 +40,7 @@ from sqakd_deploy.training.curves import check_installed
 from sqakd_deploy.training.processes import start
 from sqakd_deploy.training.saves import Saves
 from sqakd_deploy.training.teacher import train_teacher
+from sqakd_deploy.training.watch import Watch
 
 T = TypeVar("T")
 TEACHING = "teacher"  # what the states of a float model's training are saved under

@@ -19,7 +19,7 @@ from sqakd_deploy.config import RunConfig
 from sqakd_deploy.data import ImageData
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.exporting import ProfileExporter
-from sqakd_deploy.listening import Listener, Watch
+from sqakd_deploy.listening import Listener
 from sqakd_deploy.lowering.borders import settle
 from sqakd_deploy.lowering.lowerable import without_form
 from sqakd_deploy.models import load_any_weights
@@ -30,6 +30,7 @@ from sqakd_deploy.results import TrainResult, score
 from sqakd_deploy.runs import still_batches
 from sqakd_deploy.training.distillation import check_settings, distill
 from sqakd_deploy.training.job import Job, reopen
+from sqakd_deploy.training.watch import Watch
 
 
 def train(

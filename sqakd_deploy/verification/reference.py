@@ -211,6 +211,20 @@ def _check(arrays: Mapping[str, NDArray[Any]], path: Path) -> None:
             f"{path}: wanted images (N, C, H, W) and logits (N, K), got images "
             f"{arrays['images'].shape} and logits {arrays['logits'].shape}"
         )
+    for name in ("images", "logits"):
+        if arrays[name].dtype.kind == "f" and not np.isfinite(arrays[name]).all():
+            raise DataError(f"{path}: {name} hold values that are not finite; save them again")
+    labels = arrays.get("labels")
+    if labels is not None and not _are_classes(labels):
+        raise DataError(
+            f"{path}: wanted labels (N,) in whole numbers, got {labels.dtype} {labels.shape}"
+        )
+
+
+def _are_classes(labels: NDArray[Any]) -> bool:
+    if labels.ndim != 1 or labels.dtype.kind not in "iuf":
+        return False
+    return bool(np.isfinite(labels).all() and (labels == np.floor(labels)).all())
 
 
 def _constants(arrays: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
