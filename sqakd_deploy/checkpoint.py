@@ -12,8 +12,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +35,7 @@ Status = Literal["running", "interrupted", "failed", "complete"]
 CONFIG, STATE, METRICS = "config.yaml", "run.json", "metrics.jsonl"
 TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
 LAST = "last"
+STUDENT_KEY = "sqakd.student"  # in an exported file's metadata: checksum_of its run's student
 CHECKSUM = "checksum_of_images"  # among a run's facts: ImageData.checksum when it was trained
 
 
@@ -204,13 +207,57 @@ def newest_run(root: Path = Path("runs")) -> Run:
     Raises:
         CheckpointError: if there is none.
     """
-    students = sorted(root.glob(f"*/{STUDENT}"), key=lambda file: file.stat().st_mtime_ns)
+    students = _students(root)
     if not students:
         raise CheckpointError(
             f"no run to export under {root.resolve()}: run 'sqakd-deploy train' first, or name a "
             "folder with --run"
         )
-    return open_run(students[-1].parent)
+    return open_run(students[0].parent)
+
+
+def own_run(metadata: Mapping[str, str], path: Path, root: Path = Path("runs")) -> Run:
+    """The run whose student a file was exported from.
+
+    Args:
+        metadata: of the file, JSON by key.
+        path: of the file, for messages.
+        root: where runs are looked for.
+
+    Raises:
+        CheckpointError: if the file does not say whose student it is, or no run there has it.
+    """
+    wanted = metadata.get(STUDENT_KEY)
+    if wanted is None:
+        raise CheckpointError(f"{path} does not say whose student it is; name its run with --run")
+    for student in _students(root):
+        if json.dumps(checksum_of(student)) == wanted:
+            return open_run(student.parent)
+    raise CheckpointError(
+        f"{path} is the student of no run under {root.resolve()}; name its own with --run"
+    )
+
+
+def _students(root: Path) -> list[Path]:
+    """Saved students, the newest first."""
+    files = root.glob(f"*/{STUDENT}")
+    return sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True)
+
+
+def checksum_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    return digest.hexdigest()
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

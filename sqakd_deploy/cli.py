@@ -205,7 +205,7 @@ def export(path: Path, **options: Any) -> None:
 
 @main.command(epilog=VERIFY)
 @click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--run", type=EXISTING, help="Run folder.  [default: the newest under runs/]")
+@click.option("--run", type=EXISTING, help="Run folder.  [default: the file's own, under runs/]")
 @click.option("--reference", type=EXISTING, help="Saved answers instead of a run; needs no torch.")
 @click.option("--data", help="Dataset or folder to compare on.  [default: the run's held-out part]")
 @click.option(
@@ -308,7 +308,11 @@ def _counts(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple
 @click.argument("model", type=EXISTING)
 @click.option("--runtime", multiple=True, help="Repeatable.  [default: all that are installed]")
 @click.option("--fp32", type=EXISTING, help="The float model.  [default: the run's teacher]")
-@click.option("--run", type=EXISTING, help="Run folder of the teacher.  [default: the newest]")
+@click.option(
+    "--run",
+    type=EXISTING,
+    help="Run folder of the teacher.  [default: the file's own, under runs/]",
+)
 @click.option("--threads", default="1", show_default=True, callback=_counts, help="N or N,M.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images.")
 @click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="Turns.")

@@ -24,7 +24,7 @@ def predict(model: nn.Module, images: Iterable[object]) -> Logits:
     """
     training = model.training
     model.eval()
-    device = next(model.parameters()).device
+    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     outputs = [model(first_tensor(batch).to(device)).float().cpu().numpy() for batch in images]
     model.train(training)
     if not outputs:

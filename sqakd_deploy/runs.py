@@ -9,7 +9,15 @@ from pathlib import Path
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
-from sqakd_deploy.checkpoint import STUDENT, TEACHER, Run, load_weights, opened
+from sqakd_deploy.checkpoint import (
+    STUDENT,
+    STUDENT_KEY,
+    TEACHER,
+    Run,
+    checksum_of,
+    load_weights,
+    opened,
+)
 from sqakd_deploy.config import DataConfig, ModelConfig
 from sqakd_deploy.data import ImageSplit, Preprocessing, load_data
 from sqakd_deploy.data.batches import Batches
@@ -57,7 +65,10 @@ class Loaded:
     @property
     def metadata(self) -> dict[str, str]:
         """What an exported file carries."""
-        facts = {"sqakd.preprocessing": self.preprocessing.model_dump_json()}
+        facts = {
+            "sqakd.preprocessing": self.preprocessing.model_dump_json(),
+            STUDENT_KEY: json.dumps(checksum_of(self.run.path / STUDENT)),
+        }
         if self.classes:
             facts["sqakd.classes"] = json.dumps(self.classes)
         return facts

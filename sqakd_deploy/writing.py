@@ -12,6 +12,7 @@ from torch import nn
 from sqakd_deploy.abilities import packs_of
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.exporting import PROFILE_KEY, Artifact, ExportOptions, ProfileExporter
+from sqakd_deploy.lowering.accumulators import check_accumulators
 from sqakd_deploy.lowering.integer import lower
 from sqakd_deploy.pixels import fed_as
 from sqakd_deploy.plugins import get_exporter
@@ -38,7 +39,7 @@ def write(
         metadata: strings that travel in the file, beside the spec.
 
     Raises:
-        ExportError: if a layer cannot be written, naming it.
+        ExportError: if a layer cannot be written, or can sum beyond int32, naming it.
         SpecError: if target, options and metadata do not go together.
     """
     spec, options = spec_of(student), options or ExportOptions()
@@ -54,5 +55,7 @@ def write(
         exporter.check(spec.model_copy(update={"target": exporter.name}))
         check_target(lower(student), get_exporter(spec.target), exporter, anyway=anyway)
         facts[TARGET_KEY] = json.dumps(exporter.name)
-    graph, form = fed_as(lower(student, facts), options)
+    graph = lower(student, facts)
+    check_accumulators(graph)
+    graph, form = fed_as(graph, options)
     return replace(exporter.export(graph, path, options), input_form=form)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,22 +22,21 @@ from small_network import SMALL
 from sqakd_deploy.api import export
 from sqakd_deploy.bench import process as bench_process
 from sqakd_deploy.bench import worker as bench_worker
-from sqakd_deploy.bench.baseline import check_is_alike, check_is_of, export_float
-from sqakd_deploy.bench.inputs import InputShape, input_of
+from sqakd_deploy.bench.baseline import export_float
+from sqakd_deploy.bench.inputs import input_of
 from sqakd_deploy.bench.measure import BenchOptions, BenchReport, bench
 from sqakd_deploy.bench.plot import draw
 from sqakd_deploy.bench.process import FP32, MODEL, Candidate, Process, Row, size_on_disk
 from sqakd_deploy.bench.report import bench_lines, bench_tables, milliseconds
-from sqakd_deploy.checkpoint import Run
 from sqakd_deploy.cli import main
 from sqakd_deploy.config import RunConfig
 from sqakd_deploy.cpu import Cpu, describe_cpu
 from sqakd_deploy.data.preprocessing import Preprocessing
-from sqakd_deploy.errors import CheckpointError, ExportError, ModelError, SpecError
+from sqakd_deploy.errors import ExportError, ModelError, SpecError
 from sqakd_deploy.exporting import Coverage, ExportOptions, FloatFallback
 from sqakd_deploy.plugins import get_runtime, runtimes
 from sqakd_deploy.quantization import calibrate, quantize
-from sqakd_deploy.spec import QuantSpec, TensorSpec
+from sqakd_deploy.spec import QuantSpec
 from sqakd_deploy.training.train import train
 
 QUICK = BenchOptions(rounds=2, seconds=0.01, warmup=0)
@@ -361,45 +361,6 @@ def test_the_float_model_is_the_teacher(name: str, tmp_path: Path) -> None:
     assert not kinds & {"QuantizeLinear", "DequantizeLinear"}
 
 
-def test_another_runs_teacher_is_no_baseline() -> None:
-    run = Run(Path("runs/one"), RunConfig())
-    same = run.config.quantization.model_dump_json()
-
-    def check(**metadata: str) -> None:
-        facts = InputShape((None, *SHAPE), None, {f"sqakd.{k}": v for k, v in metadata.items()})
-        check_is_of(run, facts, Path("m.onnx"))
-
-    check(spec=same)
-    two_bits = QuantSpec(weights=TensorSpec(bits=2)).model_dump_json()
-    with pytest.raises(CheckpointError, match="not the student of the newest run, runs/one"):
-        check(spec=two_bits)
-    with pytest.raises(CheckpointError, match="not the student of the newest run"):
-        check(spec="no json")
-    with pytest.raises(CheckpointError, match="does not say what it is the student of"):
-        check()
-    with pytest.raises(CheckpointError, match="does not say what it is the student of"):
-        check_is_of(run, None, Path("m.xml"))
-
-
-@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt", "qonnx"])
-def test_another_network_of_the_same_spec_is_no_baseline(target: str, tmp_path: Path) -> None:
-    spec = QuantSpec(target=target)
-    spec = spec.model_copy(update={"symmetric": True}) if target == "tensorrt" else spec
-    student = quantize(network("mixed"), spec, example=SHAPE)
-    calibrate(student, images(16))
-    path = export(student, tmp_path / "m.onnx").path
-    run = Run(Path("runs/one"), RunConfig())
-    own = export_float(network("mixed"), SHAPE, tmp_path / "own.onnx").path
-    check_is_alike(run, own, input_of(path), path)
-    other = export_float(network("residual"), SHAPE, tmp_path / "other.onnx").path
-    with pytest.raises(CheckpointError, match="of the newest run, runs/one, by its layers; name"):
-        check_is_alike(run, other, input_of(path), path)
-    facts = input_of(path)
-    assert facts is not None
-    with pytest.raises(CheckpointError, match="by the size of its images"):
-        check_is_alike(run, own, replace(facts, shape=(None, 3, 99, 99)), path)
-
-
 # -- words and pictures --------------------------------------------------------------------------
 
 
@@ -488,7 +449,7 @@ def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     done = run(str(folder / "model.onnx"), *quick, "--json")
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
-    assert result["baseline"].startswith("no fp32 beside it: no run")
+    assert "model.onnx does not say whose student it is; name its run" in result["baseline"]
     assert [r["kind"] for r in result["rows"]] == ["model"]
     assert result["rows"][0]["coverage"]["integer"]["Conv"] == 4
 
@@ -540,6 +501,14 @@ def test_the_teacher_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert result["fp32"] is None  # a file that is gone
         assert [r["kind"] for r in result["rows"]] == ["model", "fp32"]
         assert result["rows"][1]["coverage"]["total"]["Gemm"] == 1
+    newer = train(
+        RunConfig.model_validate(settings | {"distillation": {"epochs": 0, "seed": 1}})
+    ).run
+    assert json.loads(run("m.onnx", *quick).stdout)["baseline"] == f"fp32: the teacher of {folder}"
+    shutil.rmtree(folder)
+    result = json.loads(run("m.onnx", *quick).stdout)
+    assert result["baseline"].startswith("no fp32 beside it: m.onnx is the student of no run under")
+    assert f"teacher of {newer}" in run("m.onnx", *quick, "--run", str(newer)).stdout
 
 
 @pytest.mark.parametrize(

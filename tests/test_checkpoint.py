@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -11,11 +13,13 @@ from torch import nn
 
 from sqakd_deploy.checkpoint import (
     STUDENT,
+    STUDENT_KEY,
     create_run,
     load_weights,
     new_folder,
     newest_run,
     open_run,
+    own_run,
     save_weights,
 )
 from sqakd_deploy.config import RunConfig
@@ -159,6 +163,19 @@ def test_the_newest_student_is_found(tmp_path: Path) -> None:
         os.utime(run.path / STUDENT, (1e9 - age, 1e9 - age))
     create_run(RunConfig(), tmp_path / "unfinished")
     assert newest_run(tmp_path).path.name == "b"
+
+
+def test_a_files_own_run_is_found(tmp_path: Path) -> None:
+    path = Path("m.onnx")
+    for name in ("a", "b", "c"):
+        (create_run(RunConfig(), tmp_path / name).path / STUDENT).write_text(name)
+    said = {STUDENT_KEY: json.dumps(hashlib.sha256(b"b").hexdigest())}
+    assert own_run(said, path, tmp_path).path.name == "b"
+    with pytest.raises(CheckpointError, match=r"^m\.onnx does not say whose student it is; name"):
+        own_run({}, path, tmp_path)
+    (tmp_path / "b" / STUDENT).write_text("trained on")
+    with pytest.raises(CheckpointError, match=r"m\.onnx is the student of no run under .*--run"):
+        own_run(said, path, tmp_path)
 
 
 def test_a_damaged_run_is_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from integer_graphs import CASES, UINT8, Builder, Case, images
-from networks import SHAPE, WIDEST, exact_here, network
+from networks import CLASSES, SHAPE, WIDEST, exact_here, network
 from networks import images as photos
 from random_networks import RandomNetwork
 from reference_executor import logits
@@ -34,7 +34,7 @@ from sqakd_deploy.exporting import (
     named_stages,
 )
 from sqakd_deploy.lowering.integer import lower, snap_biases
-from sqakd_deploy.parity import Tolerance
+from sqakd_deploy.parity import Tolerance, verify
 from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import calibrate, quantize
 from sqakd_deploy.quantizers import ActivationQuantizer
@@ -231,6 +231,35 @@ def bare_sum() -> g.IntegerGraph:
     shortcut = b.quantize("skip_quant", b.conv("skip", stream, 8, kernel=1), UINT8, 128)
     total = b.append(g.Add, "add", b.conv("main", stream, 8), shortcut)
     return b.graph(b.quantize("out", b.relu("relu", total)))
+
+
+class Vectors(nn.Module):
+    """Sums and a concatenation of what is no image: vectors, or tokens."""
+
+    def __init__(self, tokens: bool) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.first = nn.Linear(8 if tokens else 3 * 8 * 8, 16)
+        self.second, self.third, self.last = (nn.Linear(16, 16) for _ in range(3))
+        self.head = nn.Linear(32, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x.flatten(1, 2) if self.tokens else x.flatten(1)))
+        x = F.relu(x + self.second(x))
+        x = torch.cat([self.third(x), F.relu(self.last(x))], -1)
+        return self.head(F.relu(x.mean(1)) if self.tokens else F.relu(x))
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_sums_of_vectors_are_fenced_too(tokens: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    student = quantize(
+        Vectors(tokens).eval(), exact_here(QuantSpec(target="openvino")), example=SHAPE
+    )
+    calibrate(student, photos(32))
+    report = verify(export(student, tmp_path / "m.onnx"), student, photos(64, seed=5))
+    assert report.failures == []
+    assert max(stage.max_error for stage in report.stages) < 1.01
 
 
 def test_a_convolutions_own_output_is_added_in_its_kernel(tmp_path: Path) -> None:

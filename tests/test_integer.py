@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import NETWORKS, SHAPE, Residual, images, network
-from torch import nn
+from networks import NETWORKS, SHAPE, Residual, images, network, randomise_norms
+from torch import Tensor, nn
 
 from sqakd_deploy import graph as ir
+from sqakd_deploy.api import export
 from sqakd_deploy.errors import ExportError, ModelError
 from sqakd_deploy.lowering.folding import bounds_needed, fold, with_bias
 from sqakd_deploy.lowering.integer import lower, lower_snapped, snap_biases
+from sqakd_deploy.parity import verify
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import QuantSpec, TensorSpec
 
@@ -85,6 +90,48 @@ def test_snapped_biases_stay_where_they_are(name: str) -> None:
     assert first.keys() == again.keys()
     assert moved
     assert all(path.endswith("bias") for path in moved)
+
+
+class Named(nn.Module):
+    """Layers with the names that values of others could be given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+        self.fc, self.fc_rows, self.fc_shaped = (nn.Linear(8, 8) for _ in range(3))
+        self.norm, self.norm_image = nn.BatchNorm1d(8), nn.Linear(8, 8)
+        self.up, self.up_pixels0 = nn.ConvTranspose2d(8, 8, 2, 2), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.up_pixels0(F.relu(self.up(self.conv(x)))))
+        x = F.relu(self.fc(x.flatten(2).transpose(1, 2)))
+        x = F.relu(self.fc_shaped(F.relu(self.fc_rows(x)))).mean(1)
+        return self.norm_image(F.relu(self.norm(x)))
+
+
+def test_names_of_layers_are_free(tmp_path: Path) -> None:
+    student = quantize(randomise_norms(Named()).eval(), example=SHAPE)
+    calibrate(student, images(32))
+    artifact = export(student, tmp_path / "m.onnx")
+    report = verify(artifact, student, images(8))
+    assert report.failures == []
+    assert report.exact[-1] == "onnxruntime, optimisations on"
+
+
+@pytest.mark.parametrize(("inputs", "fits"), [(67_000, True), (76_800, False)])
+def test_a_sum_beyond_int32_is_refused(inputs: int, fits: bool, tmp_path: Path) -> None:
+    """Runtimes would wrap round, on images that no proof need have."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(inputs, 4))
+    nn.init.uniform_(model[1].weight, 0.9, 1.0)
+    sample = torch.rand(4, inputs // 100, 10, 10) + 1
+    student = quantize(model.eval(), example=sample[:1])
+    calibrate(student, sample)
+    if fits:
+        export(student, tmp_path / "m.onnx")
+        return
+    with pytest.raises(ExportError, match=r"layer '1' can sum up to \d+, .*--layer-bits 1=7"):
+        export(student, tmp_path / "m.onnx")
+    assert not any(tmp_path.iterdir())
 
 
 def test_every_value_is_written_once_before_it_is_read() -> None:

@@ -476,12 +476,15 @@ def test_a_wrong_setting_is_found_without_the_student(target: str, tmp_path: Pat
 
 def with_bound(path: Path, reader: str, op_type: str) -> None:
     """Plant a fault: bound what a node reads where no image of a test comes to."""
-    bounds = {"Clip": (-1e3, 1e3), "Min": (1e3,), "Max": (-1e3,), "Relu": ()}.get(op_type, (1 / 3,))
+    bounds = {"Clip": (-1e3, 1e3), "Min": (1e3,), "Max": (-1e3,), "Mod": (1e3,)}.get(op_type)
+    bounds = bounds or ((1 / 3,) if op_type in ("Add", "Sub", "Mul", "Div") else ())
     proto = onnx.load(path)
     nodes = proto.graph.node
     (place,) = [i for i, node in enumerate(nodes) if node.name == reader]
     names = [f"bound{i}" for i in range(len(bounds))]
-    new = onnx.helper.make_node(op_type, [nodes[place].input[0], *names], ["bounded"])
+    source, attributes = nodes[place].input[0], {"fmod": 1} if op_type == "Mod" else {}
+    given = [source, source, source] if op_type == "Where" else [source, *names]
+    new = onnx.helper.make_node(op_type, given, ["bounded"], **attributes)
     nodes[place].input[0] = "bounded"
     nodes.insert(place, new)
     for name, bound in zip(names, bounds, strict=True):
@@ -514,6 +517,21 @@ def test_a_bound_that_the_student_has_not_is_found(op_type: str, tmp_path: Path)
                 continue
             (said,) = found
             assert said.startswith(f"bounded: layer: the student has no {op_type} {place}")
+
+
+@pytest.mark.parametrize(
+    "op_type",
+    [*("Ceil", "Celu", "Elu", "Floor", "LeakyRelu", "Mod", "Round", "Selu", "Shrink"),
+     *("ThresholdedRelu", "Where")],
+)  # fmt: skip
+def test_bounds_by_other_operators_are_found(op_type: str, tmp_path: Path) -> None:
+    made = quantize(Settings(), example=SHAPE)
+    calibrate(made, images(32))
+    path = export(made, tmp_path / "m.onnx").path
+    with_bound(path, "norm", op_type)
+    found = map(str, compare_with_student(QdqFile(path), constants_of(lower(made))))
+    said = f"bounded: layer: the student has no {op_type} behind "
+    assert any(difference.startswith(said) for difference in found)
 
 
 @pytest.mark.parametrize("op_type", ["Add", "Sub", "Mul", "Div"])
@@ -837,6 +855,19 @@ def test_what_a_file_says_of_itself_must_be_so(
     assert failure.startswith(f"metadata {key}: {text}")
     assert any(f"wrong: metadata {key}: {text}" in line for line in constants_lines(report.parity))
     assert report.to_dict()["parity"]["metadata"][0]["layer"] == f"metadata {key}"
+
+
+@pytest.mark.parametrize("key", ["sqakd.preprocessing", "sqakd.classes", "sqakd.input"])
+def test_metadata_that_nobody_can_read_are_a_difference(
+    key: str, student: torch.fx.GraphModule, tmp_path: Path
+) -> None:
+    path = export(student, tmp_path / "m.onnx", metadata=METADATA).path
+    proto = onnx.load(path)
+    (entry,) = [e for e in proto.metadata_props if e.key == key]
+    entry.value = entry.value[:-1]
+    onnx.save(proto, path)
+    report = verify(path, reference_of(student, [images(16)], metadata=METADATA))
+    assert report.failures == [f"metadata {key}: value: it is no JSON"]
 
 
 def test_what_a_file_does_not_say_is_no_difference(

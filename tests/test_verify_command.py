@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,22 @@ def test_without_torch(home: Path) -> None:
     assert "Parity on 60 images" in done.stdout
 
 
+def test_the_files_own_run_is_found(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was trained since."""
+    (home / "runs").mkdir()
+    monkeypatch.chdir(home)
+    shutil.copytree("r", "runs/own")
+    quick = ("--model", SMALL, "--epochs", 0, "--teacher-epochs", 1, "--seed", 1)
+    assert run("train", *quick, "--output", "runs/newer").exit_code == 0
+    done = run("verify", "m.onnx", "--samples", 20, *ONE)
+    assert done.exit_code == 0, done.output
+    assert "verifying against runs/own" in done.stderr
+    shutil.rmtree("runs/own")
+    done = run("verify", "m.onnx", "--samples", 20, *ONE)
+    assert done.exit_code == 5
+    assert "error: m.onnx is the student of no run under" in done.stderr
+
+
 def test_a_fault_is_named_and_fails(home: Path, tmp_path: Path) -> None:
     path = faulty(home, tmp_path, "conv1/bias", lambda codes: codes + np.int32(20000))
     for source in (("--run", home / "r"), ("--reference", home / "full.npz")):
@@ -190,7 +207,8 @@ def test_a_reference_comes_back_whole(home: Path, tmp_path: Path) -> None:
     assert saved.constants is not None
     assert again.constants is not None
     assert again.metadata == saved.metadata
-    assert {"sqakd.preprocessing", "sqakd.classes", "sqakd.spec"} == set(again.metadata or ())
+    keys = ("preprocessing", "classes", "spec", "student")
+    assert {f"sqakd.{key}" for key in keys} == set(again.metadata or ())
     assert list(again.constants) == list(saved.constants)
     assert saved.tensors is not None
     assert again.tensors is not None

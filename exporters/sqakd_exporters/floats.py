@@ -72,7 +72,7 @@ def opset_needed(graph: g.IntegerGraph, limit: int) -> int:
     for node in graph.nodes:
         opset = _opset(node)
         if opset > limit:
-            kind = type(node).__name__
+            kind = "LayerNorm" if isinstance(node, g.LayerNorm) else "GELU"
             raise ExportError(
                 f"node {node.name!r}: {kind} needs opset {opset}, got {limit}; "
                 "leave the opset out, or ask for a higher one"

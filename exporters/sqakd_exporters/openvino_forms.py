@@ -6,6 +6,7 @@ or leave it. Rule numbers are those of ``docs/runtime-rules.md``.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from sqakd_exporters.openvino_bounds import with_bounds_apart
 from sqakd_exporters.pooling import padded_apart, padded_size, with_floors, with_padding_apart
 
 _ONE = (1, 1)
+_RANK = 4  # of a batch of images
 
 _BEFORE_ROUNDING = (
     *(*g.DATA_MOVEMENT, g.AveragePool, g.Concat),
@@ -60,8 +62,8 @@ def with_rounding_kept(graph: g.IntegerGraph) -> g.IntegerGraph:
             for name in dict.fromkeys(node.inputs)
             if readers[name] == 1 and _rounds_a_convolution(producers.get(name), producers)
         }
-        inputs = [fences[name].output if name in fences else name for name in node.inputs]
-        return [*fences.values(), replace(node, inputs=tuple(inputs))]
+        inputs = [fences[name][-1].output if name in fences else name for name in node.inputs]
+        return [*itertools.chain(*fences.values()), replace(node, inputs=tuple(inputs))]
 
     return graph.rewritten(fenced)
 
@@ -75,8 +77,23 @@ def _rounds_a_convolution(node: g.Node | None, producers: dict[str, g.Node]) -> 
     return isinstance(source, (g.Conv, g.Linear))
 
 
-def _fence(name: str, values: dict[str, g.Value], output: str) -> g.MaxPool:
-    values[output] = replace(values[name], name=output)
+def _fence(name: str, values: dict[str, g.Value], output: str) -> list[g.Node]:
+    """A 1×1 MaxPool, which is of images: what is none becomes one before, and is itself behind."""
+    source = values[name]
+    values[output] = replace(source, name=output)
+    if len(source.shape) == _RANK:
+        return [_pool(name, output)]
+    image, pooled = f"{output}/image", f"{output}/pooled"
+    for made in (image, pooled):
+        values[made] = g.Value(made, (*source.shape, 1, 1)[:_RANK], source.grid)
+    return [
+        g.Reshape(image, (name,), image),
+        _pool(image, pooled),
+        g.Reshape(output, (pooled,), output),
+    ]
+
+
+def _pool(name: str, output: str) -> g.MaxPool:
     return g.MaxPool(output, (name,), output, _ONE, _ONE, (0, 0, 0, 0), _ONE, ceil_mode=False)
 
 
@@ -95,7 +112,7 @@ def with_requantising_kept(graph: g.IntegerGraph) -> g.IntegerGraph:
         if not (again and _rounds_several_grids(producers.get(node.inputs[0]), producers, values)):
             return [node]
         fence = _fence(node.inputs[0], values, f"{node.name}/rounded")
-        return fence, replace(node, inputs=(fence.output,))
+        return *fence, replace(node, inputs=(fence[-1].output,))
 
     return graph.rewritten(fenced)
 

@@ -246,7 +246,7 @@ class _Lowering:
     def _layer(self, node: fx.Node, module: Any) -> None:
         source = self._traced(node.all_input_nodes[0])
         if isinstance(module, nn.Linear) and len(source.shape) > 2:
-            source = self._reshape(source, f"{node.name}_rows", (None, source.shape[-1]))
+            source = self._reshape(source, f"{node.name}/rows", (None, source.shape[-1]))
         norm = self._following_norm(node)
         affine = affine_of(self.student.get_submodule(str(norm.target))) if norm else None
         name = self._name(node)
@@ -318,7 +318,7 @@ class _Lowering:
             weight, bias = with_bias(weight, affine.shift, grid.scale)
             self.norms[name] = self.paths[name] = str(node.target)
         if len(source.shape) == 2:
-            source = self._reshape(source, f"{node.name}_image", (None, channels, 1, 1))
+            source = self._reshape(source, f"{node.name}/image", (None, channels, 1, 1))
         value = ir.Value(node.name, source.shape)
         self.values[value.name] = self.value_of[node] = value
         inputs, one = (source.name,), (1, 1)
@@ -327,6 +327,7 @@ class _Lowering:
         )
 
     def _reshape(self, source: ir.Value, name: str, dims: ir.Shape) -> ir.Value:
+        """Names of what the student has not hold a slash, as no name of a traced node does."""
         value = self.values[name] = ir.Value(name, dims, source.grid)
         self.nodes.append(ir.Reshape(name, (source.name,), name))
         return value
@@ -351,6 +352,6 @@ class _Lowering:
             return self.value_of[node]
         if not is_tensor(node) or len(value.shape) == len(shape(node)):
             return value
-        flat = self._reshape(value, f"{value.name}_shaped", shape(node))
+        flat = self._reshape(value, f"{value.name}/shaped", shape(node))
         self.value_of[node] = self.laid_out[value.name] = flat
         return flat

@@ -124,6 +124,8 @@ def _slice(node: fx.Node, index: tuple[Any, ...]) -> Op:
             "along one axis can be exported"
         )
     index = tuple(_as_slice(part) for part in index)
+    if (index[0].start or 0, index[0].stop, index[0].step or 1) == (0, None, 1):
+        index = (slice(None), *index[1:])  # the whole batch, whatever its size
     cuts = [(axis, part) for axis, part in enumerate(index) if part != slice(None)]
     if any(axis == 0 for axis, _ in cuts):
         raise ModelError(f"{describe(node)}: a slice of the batch")

@@ -64,16 +64,17 @@ def _aligned(node: fx.Node, module: nn.Module | None) -> bool:
 
 
 def _scale(node: fx.Node, before: int, after: int, given: float | None) -> np.float32:
-    """The float32 factor from which a runtime computes that size, rounding down.
+    """The float32 factor from which a reader of the file computes that size, rounding down.
 
-    The next one up, where float32 falls short of a whole number: some 1e-7 of a pixel off.
+    Runtimes multiply in float32, ONNX's shape inference in float64. The next factor up, where
+    either falls short of a whole number: some 1e-7 of a pixel off.
     """
-    factor = np.float32(after / before if given is None else given)
-    if np.floor(np.float32(before) * factor) < after:
-        factor = np.nextafter(factor, np.float32(np.inf))
-    if np.floor(np.float32(before) * factor) != after:
-        raise ModelError(
-            f"{describe(node)}: {before} times {given} is {after} to torch, and another size in "
-            "float32, as runtimes compute it; give the size instead of the factor"
-        )
-    return np.float32(factor)
+    nearest = np.float32(after / before if given is None else given)
+    for factor in (nearest, np.nextafter(nearest, np.float32(np.inf))):
+        products = np.float32(before) * factor, before * float(factor)
+        if all(np.floor(product) == after for product in products):
+            return np.float32(factor)
+    raise ModelError(
+        f"{describe(node)}: {before} times {given} is {after} to torch, and another size in "
+        "float32, as runtimes compute it; give the size instead of the factor"
+    )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sqakd_deploy import graph as ir
 
-_LAYOUT = "_pixels"
+_LAYOUT = "/pixels"
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,11 @@ from sqakd_deploy.verification.onnx_layers import OnnxFile
 from sqakd_deploy.verification.signs import never_negative, number
 
 _BOUNDING = ("Clip", "Max", "Min", "Relu")
+_NEARLY_NOTHING = (
+    *("Ceil", "Celu", "Elu", "Floor", "LeakyRelu", "Mod", "Round", "Selu", "Shrink"),
+    *("ThresholdedRelu", "Where"),
+)
+"""Leave most numbers as they are, or can."""
 _WITH_TERM = ("Add", "Div", "Mul", "Sub")
 _IDLE_WITH_ZERO = ("Add", "Mul")
 """ONNX Runtime rounds codes anew by adding nothing; OpenVINO counts images by nothing times one
@@ -39,13 +44,13 @@ def other_bounds(file: OnnxFile, expected: Collection[str]) -> Iterator[Differen
         for name in node.input:
             readers[name].append(node)
     for node in file.model.graph.node:
-        if node.op_type not in _BOUNDING or file.constant(node.output[0]) is not None:
+        bounding = node.op_type in _BOUNDING
+        if not (bounding or node.op_type in _NEARLY_NOTHING) or _is_constant(file, node):
             continue
-        if not (
-            _of_student(node, expected)
-            or _of_neighbour(file, node, readers[node.output[0]])
-            or _cuts_nothing(file, node)
-        ):
+        explained = bounding and (
+            _of_neighbour(file, node, readers[node.output[0]]) or _cuts_nothing(file, node)
+        )
+        if not explained and not _of_student(node, expected):
             what = f"the student has no {node.op_type} {_place(file, node)}"
             yield Difference(node.name or node.output[0], "layer", 1, 1, what)
 
@@ -61,7 +66,7 @@ def other_terms(file: QdqFile, expected: Collection[str]) -> Iterator[Difference
         expected: names of the student's layers.
     """
     for node in file.model.graph.node:
-        if node.op_type not in _WITH_TERM or file.constant(node.output[0]) is not None:
+        if node.op_type not in _WITH_TERM or _is_constant(file, node):
             continue
         known = [value for name in node.input if (value := number(file, name)) is not None]
         if not known or _of_student(node, expected) or _prepares(file, node, known[0]):
@@ -70,6 +75,10 @@ def other_terms(file: QdqFile, expected: Collection[str]) -> Iterator[Difference
             continue
         what = f"the student has no such {node.op_type} {_place(file, node)}"
         yield Difference(node.name or node.output[0], "layer", 1, 1, what)
+
+
+def _is_constant(file: OnnxFile, node: NodeProto) -> bool:
+    return file.constant(node.output[0]) is not None
 
 
 def _of_student(node: NodeProto, expected: Collection[str]) -> bool:

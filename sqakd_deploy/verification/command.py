@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from sqakd_deploy.bench.inputs import input_of
 from sqakd_deploy.consoles import console, print_json
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.plugins import get_runtime
@@ -51,7 +52,7 @@ def verify(
         _refuse(run=run, data=data, samples=samples, save_reference=save_reference)
         answers = load_reference(reference)
     else:
-        answers, recorder, isolator, converter = _from_run(run, data, samples or SAMPLES)
+        answers, recorder, isolator, converter = _from_run(path, run, data, samples or SAMPLES)
     report = verify_file(
         path,
         answers,
@@ -81,16 +82,19 @@ def _refuse(**given: object) -> None:
 
 
 def _from_run(
-    run: Path | None, data: str | None, samples: int
+    path: Path, run: Path | None, data: str | None, samples: int
 ) -> tuple[Reference, Recorder, Isolator, Converter]:
+    """The student of the run that is named, or of the file's own."""
     # Imported late: all of this needs torch, and verifying against a reference must not.
-    from sqakd_deploy.checkpoint import newest_run, open_run
+    from sqakd_deploy.checkpoint import open_run, own_run
     from sqakd_deploy.runs import held_out, load_student
     from sqakd_deploy.verification.converting import converter_of
     from sqakd_deploy.verification.isolating import isolator_of
     from sqakd_deploy.verification.student import record, reference_of
 
-    loaded = load_student(open_run(run) if run else newest_run())
+    facts = input_of(path)
+    stated = {} if facts is None else facts.metadata
+    loaded = load_student(open_run(run) if run else own_run(stated, path))
     console(stderr=True).print(
         f"verifying against {loaded.run.path} ({loaded.run.status})", highlight=False
     )

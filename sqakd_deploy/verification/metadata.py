@@ -45,12 +45,14 @@ def metadata_differences(
     """
     pairs = [(key, json.loads(expected[key]), file.stated(key)) for key in KEYS if key in expected]
     pairs.append((INPUT_KEY, _input(file, image), file.stated(INPUT_KEY)))
-    return [
-        Difference(f"metadata {key}", field, 1, 1, detail)
+    found = [(key, "value", "it is no JSON") for key, *_ in pairs if file.unreadable(key)]
+    found += [
+        (key, field, detail)
         for key, wanted, got in pairs
         if got is not None
         for field, detail in _contradictions("", wanted, got)
     ]
+    return [Difference(f"metadata {key}", field, 1, 1, detail) for key, field, detail in found]
 
 
 def _contradictions(field: str, wanted: Any, got: Any) -> Iterator[tuple[str, str]]:

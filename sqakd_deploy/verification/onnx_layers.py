@@ -118,12 +118,21 @@ class OnnxFile(ABC):
 
     def stated(self, key: str) -> object:
         """What stands under a key of the metadata, None where it is missing or no JSON."""
-        facts = {entry.key: entry.value for entry in self.model.metadata_props}
-        try:
-            found: object = json.loads(facts.get(key, "null"))
-        except ValueError:
+        if self.unreadable(key):
             return None
+        found: object = json.loads(self._metadata().get(key, "null"))
         return found
+
+    def unreadable(self, key: str) -> bool:
+        """Whether what stands under a key of the metadata is no JSON."""
+        try:
+            json.loads(self._metadata().get(key, "null"))
+        except ValueError:
+            return True
+        return False
+
+    def _metadata(self) -> dict[str, str]:
+        return {entry.key: entry.value for entry in self.model.metadata_props}
 
     @property
     def batch(self) -> int | None:
