@@ -589,7 +589,7 @@ def test_forms_without_a_meaning_are_refused(model: nn.Module, message: str) -> 
 
 def test_an_opset_that_lacks_the_operator_is_refused(tmp_path: Path) -> None:
     options = ExportOptions(opset=17)
-    message = "node 'middle': Activation needs opset 20, got 17; leave the opset out"
+    message = "node 'middle': GELU needs opset 20, got 17; leave the opset out"
     with pytest.raises(ExportError, match=message):
         export(unit("gelu"), tmp_path / "m.onnx", options=options)
 

@@ -198,7 +198,16 @@ UNITS: dict[str, Callable[[], nn.Module]] = {
     "standardised_pixels": lambda: Net(Standard(), nn.Conv2d(8, 8, 3), nn.ReLU()),
     "group_norm": lambda: Net(nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8), nn.ReLU()),
     "group_norm_of_all": lambda: Net(nn.GroupNorm(1, 8), nn.Conv2d(8, 8, 3), nn.ReLU()),
+    "instance_norm": lambda: Net(nn.InstanceNorm2d(8, affine=True), nn.ReLU(), nn.Conv2d(8, 8, 3)),
+    "instance_norm_called": lambda: Net(InstanceNorm(), nn.Conv2d(8, 8, 3), nn.ReLU()),
 }
+
+
+class InstanceNorm(nn.Module):
+    """As a function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(F.instance_norm(x, eps=1e-3) + x)
 
 
 class Windows(nn.Module):
@@ -360,6 +369,8 @@ FLOATS: dict[str, set[str]] = {
     "standardised_pixels": {"Add"},
     "group_norm": {"Add", "LayerNormalization", "Mul"},
     "group_norm_of_all": {"Add", "LayerNormalization", "Mul"},
+    "instance_norm": {"Add", "LayerNormalization", "Mul"},
+    "instance_norm_called": {"LayerNormalization"},
 }
 """Operators that no integer kernel computes: factors, tables that are added, norms."""
 
@@ -368,7 +379,7 @@ def made(name: str) -> nn.Module:
     torch.manual_seed(0)
     model = UNITS[name]()
     for layer in model.modules():
-        if isinstance(layer, nn.GroupNorm):
+        if isinstance(layer, (nn.GroupNorm, nn.InstanceNorm2d)):
             nn.init.uniform_(layer.weight, 0.5, 1.5)
             nn.init.normal_(layer.bias)
     return with_spread(model).eval()

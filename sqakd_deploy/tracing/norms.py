@@ -85,11 +85,33 @@ def _group_norm(node: fx.Node) -> fx.Node | None:
 
 def _group_norm_layer(node: fx.Node) -> fx.Node | None:
     layer: Any = module_of(node)
+    return _grouped_layer(node, layer, layer.num_groups)
+
+
+def _instance_norm(node: fx.Node) -> fx.Node | None:
+    """A group for each channel (Ulyanov et al., 2016); not by statistics of training."""
+    source, running = node.args[0], argument(node, 1, "running_mean", None)
+    dims = noted_shape(source)
+    if dims is None or running is not None or not argument(node, 5, "use_input_stats", True):
+        return None
+    weight, bias = (argument(node, at, name, None) for at, name in ((3, "weight"), (4, "bias")))
+    return _grouped(node, source, dims[1], weight, bias, epsilon=argument(node, 7, "eps", 1e-5))
+
+
+def _instance_norm_layer(node: fx.Node) -> fx.Node | None:
+    layer: Any = module_of(node)
+    dims = noted_shape(node.args[0])
+    return (
+        None if dims is None or layer.track_running_stats else _grouped_layer(node, layer, dims[1])
+    )
+
+
+def _grouped_layer(node: fx.Node, layer: Any, groups: int) -> fx.Node | None:
     affine = [
         None if value is None else node.graph.get_attr(f"{node.target}.{name}")
         for name, value in (("weight", layer.weight), ("bias", layer.bias))
     ]
-    return _grouped(node, node.args[0], layer.num_groups, *affine, epsilon=layer.eps)
+    return _grouped(node, node.args[0], groups, *affine, epsilon=layer.eps)
 
 
 def _grouped(
@@ -112,9 +134,12 @@ def _grouped(
 
 FUNCTIONS: Mapping[Callable[..., Any], Rewriter] = {
     F.group_norm: _group_norm,
+    F.instance_norm: _instance_norm,
     F.rms_norm: _rms_norm,
 }
 MODULES: Mapping[type[nn.Module], Rewriter] = {
     nn.GroupNorm: _group_norm_layer,
+    nn.InstanceNorm1d: _instance_norm_layer,
+    nn.InstanceNorm2d: _instance_norm_layer,
     nn.RMSNorm: _rms_norm,
 }
