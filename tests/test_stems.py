@@ -47,7 +47,9 @@ def stem(channels: int = 3, outputs: int = 8, size: int = 32, **options: object)
 def form(graph: g.IntegerGraph) -> str:
     """What a graph's convolution becomes."""
     kinds = {type(node) for node in with_fast_stems(graph).nodes}
-    return "filled" if g.Pad in kinds else "blocks" if g.Transpose in kinds else "as it is"
+    if g.Transpose in kinds:
+        return "pairs" if g.Pad in kinds else "blocks"
+    return "filled" if g.Pad in kinds else "as it is"
 
 
 def conv_in(graph: g.IntegerGraph) -> g.Conv:
@@ -81,16 +83,24 @@ BLOCKS: list[dict[str, object]] = [
     {"kernel": 5, "padding": (1, 0, 0, 3), "width": 60},
 ]
 BLOCKS = [{"stride": (2, 2), "size": 62, **options} for options in BLOCKS]
+PAIRS: list[dict[str, object]] = [
+    {"padding": (1, 1, 1, 1)},
+    {"padding": (0, 0, 0, 0), "bits": 4},
+    {"padding": (2, 0, 1, 3), "width": 70, "bias": None},
+    {"kernel": 2, "padding": (0, 0, 0, 0), "bits": 2},
+]
+PAIRS = [{"stride": (2, 2), "size": 60, **options} for options in PAIRS]
 
 
 @pytest.mark.parametrize("pack", [False, None])
-@pytest.mark.parametrize("options", [*FILLED, *BLOCKS], ids=str)
+@pytest.mark.parametrize("options", [*FILLED, *BLOCKS, *PAIRS], ids=str)
 def test_the_faster_form_changes_no_answer(
     options: dict[str, object], pack: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit, and to its constants the file is what it was."""
     graph = stem(**dict(options))  # type: ignore[arg-type]
-    assert form(graph) == ("blocks" if options in BLOCKS else "filled")
+    kinds = {"blocks": BLOCKS, "pairs": PAIRS, "filled": FILLED}
+    assert [form(graph)] == [kind for kind, known in kinds.items() if options in known]
     array = images(12, graph.values["x"].shape[1:], seed=5)  # type: ignore[arg-type]
 
     def answers(name: str, optimize: bool) -> np.ndarray:
@@ -119,7 +129,7 @@ def test_the_faster_form_changes_no_answer(
     halves=st.tuples(*[st.integers(5, 8)] * 2),
     channels=st.integers(1, 3),
 )
-def test_any_kernel_is_the_same_in_blocks(
+def test_any_kernel_is_the_same_in_blocks_and_pairs(
     kernel: tuple[int, int],
     padding: tuple[int, int, int, int],
     halves: tuple[int, int],
@@ -138,17 +148,19 @@ def test_any_kernel_is_the_same_in_blocks(
         "x": g.Value("x", (None, *image.shape[1:]), grid),
         "y": g.Value("y", (None, *wanted.shape[1:])),
     }
-    *moves, made = stems._in_blocks(conv, weight, values)
-    assert isinstance(made, g.Conv)
-    assert made.stride == (1, 1)
-    assert min(made.padding) >= 0
-    moved = image
-    for move in moves:
-        assert isinstance(move, (g.Reshape, g.Transpose))
-        if isinstance(move, g.Transpose):
-            moved = moved.transpose(move.perm)
-        moved = moved.reshape(1, *(extent or 0 for extent in values[move.output].shape[1:]))
-    np.testing.assert_array_equal(convolved(moved, made), wanted)
+    for form, stride in ((stems._in_blocks, (1, 1)), (stems._in_pairs, (1, 2))):
+        *moves, made = form(conv, weight, values)
+        assert isinstance(made, g.Conv)
+        assert made.stride == stride
+        assert min(made.padding) >= 0
+        moved = image
+        for move in moves:
+            if isinstance(move, g.Pad):  # behind the channels
+                moved = np.pad(moved, ((0, 0), (0, move.after[1]), (0, 0), (0, 0)))
+            elif isinstance(move, g.Transpose):
+                moved = moved.transpose(move.perm)
+            moved = moved.reshape(1, *(extent or 0 for extent in values[move.output].shape[1:]))
+        np.testing.assert_array_equal(convolved(moved, made), wanted)
 
 
 def convolved(image: np.ndarray, conv: g.Conv) -> np.ndarray:
@@ -213,7 +225,7 @@ def test_each_convolution_of_an_image_has_a_form_of_its_own(tmp_path: Path) -> N
     graph = builder.graph(builder.pool_and_classify(builder.quantize("out", total, UINT8, 128)))
     path = OnnxRuntimeExporter().export(graph, tmp_path / "m.onnx", ExportOptions()).path
     shapes = [QdqFile(path).constants[name]["weight codes"].shape[1:] for name in ("a", "b")]
-    assert shapes == [(4, 3, 3), (12, 4, 4)]
+    assert shapes == [(8, 2, 3), (12, 4, 4)]
     assert compare_with_student(QdqFile(path), constants_of(graph)) == []
 
 
@@ -247,6 +259,11 @@ def blocks() -> torch.fx.GraphModule:
 @pytest.fixture(scope="module")
 def filled() -> torch.fx.GraphModule:
     return student(3, 1)
+
+
+@pytest.fixture(scope="module")
+def pairs() -> torch.fx.GraphModule:
+    return student(3, 2)
 
 
 def changed(path: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -314,6 +331,30 @@ def test_faults_in_blocks_are_found(
 @pytest.mark.parametrize(
     ("constant", "change", "wanted"),
     [
+        ("0/weight", code_at(5, 4, 1, 2), "0: weight codes: 1 of 216 differ, the first at (5, "),
+        ("0/weight", code_at(5, 0, 0, 0), "0: arrangement"),  # beyond the kernel
+        ("0/rows_first@perm", lambda p: p * 0 + [0, 3, 1, 4, 2], "0: arrangement"),
+        ("0@pads", lambda pads: pads[[2, 3, 0, 1]], "0: arrangement"),
+    ],
+)
+def test_faults_in_pairs_are_found(
+    constant: str,
+    change: Callable[[np.ndarray], np.ndarray],
+    wanted: str,
+    pairs: torch.fx.GraphModule,
+    tmp_path: Path,
+) -> None:
+    path = export(pairs, tmp_path / "m.onnx", options=ExportOptions(pack=False)).path
+    expected = constants_of(lower(pairs))
+    assert compare_with_student(QdqFile(path), expected) == []
+    changed(path, constant, change)
+    found = [str(difference) for difference in compare_with_student(QdqFile(path), expected)]
+    assert any(line.startswith(wanted) for line in found), found
+
+
+@pytest.mark.parametrize(
+    ("constant", "change", "wanted"),
+    [
         ("0/weight", code_at(3, 2, 1, 1), "0: weight codes: 1 of 216 differ, the first at (3, 2, "),
         ("0/weight", code_at(3, 3, 1, 1), None),  # multiplies nothing
         ("0/fill", lambda amounts: np.roll(amounts, -4), "0: weight codes: "),  # in front
@@ -371,7 +412,7 @@ def test_another_filler_is_found(filled: torch.fx.GraphModule, tmp_path: Path) -
     assert differences(filled, proto, path)[0].startswith("0: arrangement of what it reads")
 
 
-@pytest.mark.parametrize("kind", ["blocks", "filled"])
+@pytest.mark.parametrize("kind", ["blocks", "filled", "pairs"])
 def test_weights_of_another_type_do_not_wrap(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -385,7 +426,7 @@ def test_weights_of_another_type_do_not_wrap(
     assert found.endswith(" in the student")
 
 
-@pytest.mark.parametrize("kind", ["blocks", "filled"])
+@pytest.mark.parametrize("kind", ["blocks", "filled", "pairs"])
 def test_a_file_of_another_width_is_named_so(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -483,7 +524,7 @@ def test_saturation_is_decided_by_the_weights_that_there_are(
     [((0.0, 0.0, 0.0), "pixels are the codes"), ((0.1, 0.2, 0.3), "stays as float nodes")],
     ids=["codes", "nodes"],
 )
-@pytest.mark.parametrize("kind", ["blocks", "filled"])
+@pytest.mark.parametrize("kind", ["blocks", "filled", "pairs"])
 def test_raw_pixels_are_moved_as_well(
     kind: str,
     layout: Literal["nchw", "nhwc"],
@@ -507,4 +548,4 @@ def test_raw_pixels_are_moved_as_well(
     assert says in artifact.input_form
     assert report.failures == []
     names = {node.name for node in onnx.load(artifact.path).graph.node}
-    assert ("0/fill" in names, "0/rows" in names) == (kind == "filled", kind == "blocks")
+    assert ("0/fill" in names, "0/rows" in names) == (kind != "blocks", kind != "filled")
