@@ -164,7 +164,13 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(value, dict) or below is None:
             merged[key] = value
         elif isinstance(below, dict):
-            merged[key] = merge(below, value)
+            kept = below if key != "layer_bits" else _without(below, value)
+            merged[key] = merge(kept, value)
         else:
             raise SpecError(f"{key}: wanted a section of settings, got {below!r}")
     return merged
+
+
+def _without(below: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Patterns but those given anew, which then come last and count where others match, too."""
+    return {pattern: bits for pattern, bits in below.items() if pattern not in over}

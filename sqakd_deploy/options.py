@@ -63,12 +63,13 @@ def _key_values(ctx: click.Context, parameter: click.Parameter, values: tuple[st
 
 
 def _layer_bits(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> None:
-    pairs = {}
+    pairs: dict[str, str] = {}
     for text in values:
         pattern, separator, bits = text.rpartition("=")
         if not separator or not pattern:
             wanted = f"wanted PATTERN=BITS, as 'layer4.*=8'; got {text!r}"
             raise click.BadParameter(wanted, ctx, parameter)
+        pairs.pop(pattern, None)  # one that is given again goes to the end: the last counts
         pairs[pattern] = bits
     _keep(ctx, parameter, pairs or None)
 

@@ -23,7 +23,8 @@ from small_network import SMALL
 from sqakd_deploy import __version__
 from sqakd_deploy.checkpoint import open_run
 from sqakd_deploy.cli import main
-from sqakd_deploy.config import load_config
+from sqakd_deploy.config import RunConfig, load_config
+from sqakd_deploy.errors import SpecError
 from sqakd_deploy.parity import Tolerance
 
 QUICK = ("--epochs", "1", "--teacher-epochs", "3")
@@ -153,6 +154,18 @@ def test_options_win_over_the_config_file(tmp_path: Path) -> None:
     assert config.quantization.weights.method == "ste"
     assert config.quantization.activations.method == "lsq"
     assert config.distillation.epochs == 0
+
+
+def test_bits_given_twice_count_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[RunConfig] = []
+
+    def stop(config: RunConfig, **options: object) -> None:
+        found.append(config)
+        raise SpecError("stopped")
+
+    monkeypatch.setattr("sqakd_deploy.training.train.train", stop)
+    run("train", *(word for bits in ("*=8", "3=2", "*=4") for word in ("--layer-bits", bits)))
+    assert list(found[0].quantization.layer_bits.items()) == [("3", "2"), ("*", "4")]
 
 
 def test_a_flat_folder_needs_no_label(tmp_path: Path) -> None:

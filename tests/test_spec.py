@@ -105,6 +105,10 @@ def test_yaml_errors_name_the_file(tmp_path: Path) -> None:
     path.write_text("a: [1,")
     with pytest.raises(SpecError, match=r"run\.yaml is not valid YAML"):
         read_yaml(path)
+    for text in ("seed: 2020-13-45", "seed: !!int abc", "seed: !!timestamp x", "seed: !!bool x"):
+        path.write_text(text)
+        with pytest.raises(SpecError, match=r"run\.yaml is not valid YAML"):
+            read_yaml(path)
     path.write_text("- 1\n- 2\n")
     with pytest.raises(SpecError, match="wanted keys and values, got list"):
         read_yaml(path)
