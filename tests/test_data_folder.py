@@ -201,6 +201,18 @@ def test_grayscale_files_are_read_as_such(tmp_path: Path) -> None:
     assert len(data.preprocessing.mean) == 1
 
 
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_grey_of_16_bits_is_grey_in_either_order_of_bytes(order: str, tmp_path: Path) -> None:
+    for value in range(3):
+        pixels = np.full((9, 8), 256 * value, np.uint16)
+        mode = "I;16" if order == "<u2" else "I;16B"
+        image = Image.frombytes(mode, (8, 9), pixels.astype(order).tobytes())
+        image.save(tmp_path / f"{value}.tif")
+    data = load_data(tmp_path)
+    assert _values(data.train.images) == [0, 1]
+    assert data.train.images.shape == (2, 1, 9, 8)
+
+
 def test_grayscale_files_as_rgb(tmp_path: Path) -> None:
     """For a model of photographs: its own mean in each channel, and still no mirroring."""
     _write(tmp_path, 3, grey=True)
