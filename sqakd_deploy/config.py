@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from sqakd_deploy.data.preprocessing import Mean, Std
 from sqakd_deploy.errors import SpecError
@@ -15,6 +16,8 @@ from sqakd_deploy.spec import DistillConfig, QuantSpec, Spec, read_yaml
 
 
 def _text(value: object) -> object:
+    if value == "":  # as a path it would be the current folder
+        raise PydanticCustomError("text", "wanted a name or a path, not an empty text")
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 

@@ -106,6 +106,12 @@ def test_a_rate_that_is_not_finite_is_refused(section: str, value: float) -> Non
         RunConfig.parse({section: {"lr": value}})
 
 
+@pytest.mark.parametrize("values", [{"data": {"source": ""}}, {"model": {"weights": ""}}])
+def test_an_empty_text_is_no_path(values: dict[str, object]) -> None:
+    with pytest.raises(SpecError, match="wanted a name or a path, not an empty text, got ''"):
+        RunConfig.parse(values)
+
+
 def test_in_python_a_path_is_as_good_as_its_text() -> None:
     weights, folder = Path("t.safetensors"), Path("images")
     data = DataConfig(source=folder, cache=folder)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from sqakd_deploy.data import Augmentation, ReadOptions, load_data, load_folder
+from sqakd_deploy.data.layout import images_below
 from sqakd_deploy.errors import DataError
 
 
@@ -160,6 +162,17 @@ def test_junk_is_ignored(tmp_path: Path) -> None:
 
     assert data.classes == ("a", "b")
     assert len(data.train) + len(data.test) == 6
+
+
+def test_nothing_is_read_from_a_pipe(tmp_path: Path) -> None:
+    """Reading one would wait for a writer without end; a link that leads nowhere is said."""
+    _write(tmp_path, 3)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "pipe.png")
+    assert [path.name for path in images_below(tmp_path)] == ["000.png", "001.png", "002.png"]
+    (tmp_path / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"cannot read image .*lost\.png: .*No such file"):
+        load_data(tmp_path)
 
 
 def test_large_or_mixed_images_get_the_size_of_photographs(tmp_path: Path) -> None:
