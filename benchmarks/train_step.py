@@ -28,8 +28,8 @@ from torch import nn
 from sqakd_deploy.models import build_model
 from sqakd_deploy.quantization import batch_norms, calibrate, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
-from sqakd_deploy.training.distillation import parameter_groups
 from sqakd_deploy.training.losses import distillation_loss
+from sqakd_deploy.training.optimizers import parameter_groups
 
 SHAPES = {
     "resnet20": (128, 3, 32, 32),

@@ -20,8 +20,9 @@ import click
 from sqakd_deploy import __version__
 from sqakd_deploy.epilogs import BENCH, EVAL, EXPORT, TEACHER, TRAIN, VERIFY
 from sqakd_deploy.errors import ModelError, SqakdError
+from sqakd_deploy.option_types import EXISTING, FILE
 from sqakd_deploy.options import (
-    EXISTING,
+    COMPARED_ON,
     JSON,
     SAVE_REFERENCE,
     augmentation_option,
@@ -170,9 +171,9 @@ def train(ctx: click.Context, **options: Any) -> None:
 
 
 @main.command(epilog=EXPORT)
-@click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("path", type=FILE)
 @click.option("--run", type=EXISTING, help="Run folder.  [default: the newest under runs/]")
-@click.option("--data", help="Dataset or folder to compare on.  [default: the run's held-out part]")
+@COMPARED_ON
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
@@ -204,10 +205,10 @@ def export(path: Path, **options: Any) -> None:
 
 
 @main.command(epilog=VERIFY)
-@click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("path", type=FILE)
 @click.option("--run", type=EXISTING, help="Run folder.  [default: the file's own, under runs/]")
 @click.option("--reference", type=EXISTING, help="Saved answers instead of a run; needs no torch.")
-@click.option("--data", help="Dataset or folder to compare on.  [default: the run's held-out part]")
+@COMPARED_ON
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
@@ -280,7 +281,7 @@ def teacher(ctx: click.Context, **options: Any) -> None:
 
 
 @main.command(name="eval", epilog=EVAL)
-@click.argument("what", type=click.Path(path_type=Path), metavar="RUN|WEIGHTS|FILE.onnx")
+@click.argument("what", type=EXISTING, metavar="RUN|WEIGHTS|FILE.onnx")
 @model_options
 @data_options
 @click.option("--samples", type=click.IntRange(min=1), help="At most.  [default: all held out]")

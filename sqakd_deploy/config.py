@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from sqakd_deploy.data.preprocessing import Mean, Std
 from sqakd_deploy.errors import SpecError
@@ -15,6 +16,8 @@ from sqakd_deploy.spec import DistillConfig, QuantSpec, Spec, read_yaml
 
 
 def _text(value: object) -> object:
+    if value == "":  # as a path it would be the current folder
+        raise PydanticCustomError("text", "wanted a name or a path, not an empty text")
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
@@ -164,7 +167,13 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(value, dict) or below is None:
             merged[key] = value
         elif isinstance(below, dict):
-            merged[key] = merge(below, value)
+            kept = below if key != "layer_bits" else _without(below, value)
+            merged[key] = merge(kept, value)
         else:
             raise SpecError(f"{key}: wanted a section of settings, got {below!r}")
     return merged
+
+
+def _without(below: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Patterns but those given anew, which then come last and count where others match, too."""
+    return {pattern: bits for pattern, bits in below.items() if pattern not in over}

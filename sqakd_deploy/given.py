@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -83,7 +85,8 @@ def images_in(batch: object, shape: tuple[int, ...] | None) -> Tensor:
         shape: of an image that the student takes, ``(C, H, W)``; None for any.
 
     Returns:
-        Float32 images ``(N, C, H, W)``.
+        Float32 images ``(N, C, H, W)``; a copy of those made in ``inference_mode``, which no
+        gradient can be computed by.
 
     Raises:
         DataError: if it holds something else.
@@ -106,7 +109,57 @@ def images_in(batch: object, shape: tuple[int, ...] | None) -> Tensor:
         raise DataError(
             f"images: wanted ({wanted}), as the student was made for, got {tuple(images.shape)}"
         )
-    return images
+    return images.clone() if images.is_inference() else images
+
+
+def labels_in(batch: object, images: int, classes: int) -> Tensor:
+    """The labels of a batch: the second element of a tuple.
+
+    Args:
+        batch: of a person's own loader.
+        images: how many it has.
+        classes: of the model.
+
+    Returns:
+        Class indices int64 ``(N,)``; a copy of those made in ``inference_mode``.
+
+    Raises:
+        DataError: if there is none, not one for each image, or one that is no class.
+    """
+    parts = batch if isinstance(batch, (tuple, list)) else ()
+    labels = parts[1] if len(parts) > 1 else None
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 1:
+        raise DataError(
+            "labelled: wanted batches (images, labels), labels in int64 of shape (N,), got a "
+            f"{type(batch).__name__}"
+        )
+    if len(labels) != images:
+        raise DataError(f"labelled: wanted {images} labels for {images} images, got {len(labels)}")
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise DataError(
+            f"labelled: wanted class indices from 0 to {classes - 1}, got {int(wrong[0])}; number "
+            "classes as the model does, and leave out images of none"
+        )
+    return labels.clone() if labels.is_inference() else labels
+
+
+@contextmanager
+def enough_to_normalise() -> Iterator[None]:
+    """Context of steps that normalise by their batch, which torch refuses for a single vector.
+
+    Raises:
+        DataError: in its place.
+    """
+    try:
+        yield
+    except ValueError as error:  # of torch's BatchNorm
+        if "more than 1 value" not in str(error):
+            raise
+        raise DataError(
+            "wanted at least 2 images a batch for BatchNorm, got 1; drop a last batch of one "
+            "(drop_last=True of a DataLoader), or give larger batches"
+        ) from error
 
 
 def _named(value: object) -> str:

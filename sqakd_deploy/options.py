@@ -6,12 +6,12 @@ Imports click alone, as :mod:`sqakd_deploy.cli` does.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from sqakd_deploy.option_types import EMPTY, EXISTING, FILE, TEXT, Finite
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,6 +43,8 @@ def setting(path: str, *names: str, **options: Any) -> Any:
 def _keep(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
     if value is None or value == ():
         return
+    if value == "":
+        raise click.BadParameter(EMPTY, ctx, parameter)
     _, *parents, leaf = str(parameter.name).split("__")
     settings: dict[str, Any] = ctx.meta.setdefault("sqakd.settings", {})
     for parent in parents:
@@ -63,12 +65,13 @@ def _key_values(ctx: click.Context, parameter: click.Parameter, values: tuple[st
 
 
 def _layer_bits(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> None:
-    pairs = {}
+    pairs: dict[str, str] = {}
     for text in values:
         pattern, separator, bits = text.rpartition("=")
         if not separator or not pattern:
             wanted = f"wanted PATTERN=BITS, as 'layer4.*=8'; got {text!r}"
             raise click.BadParameter(wanted, ctx, parameter)
+        pairs.pop(pattern, None)  # one that is given again goes to the end: the last counts
         pairs[pattern] = bits
     _keep(ctx, parameter, pairs or None)
 
@@ -99,10 +102,15 @@ def _literal(text: str) -> Any:
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 _OF_MODEL = "Of the model's training images.  [default: its own, or the dataset's]"
-EXISTING = click.Path(path_type=Path)
+
+COMPARED_ON = click.option(
+    "--data",
+    type=TEXT,
+    help="Dataset or folder to compare on.  [default: the run's held-out part]",
+)
 SAVE_REFERENCE = click.option(
     "--save-reference",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     help="Write images and the student's answers (.npz), for verify --reference.",
 )
 
@@ -292,36 +300,24 @@ export_options = grouped(
 """What the file looks like from outside."""
 
 
-class _Finite(click.FloatRange):
-    """A range that infinity is outside of, and NaN, which compares with nothing."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"wanted a finite number, got {value}", param, ctx)
-        return number
-
-
 tolerance_options = grouped(
     click.option(
         "--min-agreement",
-        type=_Finite(0, 100),
+        type=Finite(0, 100),
         default=99.5,
         show_default=True,
         help="Top-1, percent.",
     ),
     click.option(
         "--max-accuracy-gap",
-        type=_Finite(0, 100),
+        type=Finite(0, 100),
         default=0.3,
         show_default=True,
         help="Top-1, points.",
     ),
     click.option(
         "--max-mean-error",
-        type=_Finite(min=0),
+        type=Finite(min=0),
         default=4.0,
         show_default=True,
         help="Logits, in steps of the output's scale.",

@@ -12,7 +12,7 @@ from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
 from torch import Tensor, fx, nn
 
 from sqakd_deploy.errors import DataError, ModelError, SpecError
-from sqakd_deploy.given import images_in, made_student, network, setting
+from sqakd_deploy.given import enough_to_normalise, images_in, made_student, network, setting
 from sqakd_deploy.lowering.geometry import conv_arguments
 from sqakd_deploy.lowering.transposed import QuantTransposed2d, as_convolution
 from sqakd_deploy.modes import in_plain_mode
@@ -304,12 +304,8 @@ def _run_by_batches(
             if not len(some):
                 continue
             before(len(some) / (seen + len(some)))
-            try:
+            with enough_to_normalise():
                 student(some.to(device))
-            except ValueError as error:  # of torch's BatchNorm, over a vector of one image
-                if "more than 1 value" not in str(error):
-                    raise
-                raise DataError("wanted at least 2 images a batch for BatchNorm, got 1") from error
             seen += len(some)
     if not seen:
         raise DataError("wanted images, got none")

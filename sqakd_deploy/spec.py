@@ -8,23 +8,53 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from sqakd_deploy.errors import SpecError
 
 Bits = Annotated[int, Field(ge=1, le=8)]
+_NO_TRUTH = "wanted a number, not a truth value, which YAML reads yes, on and true as"
 BitsText = Annotated[str, Field(coerce_numbers_to_str=True)]  # YAML reads 8 as a number
 Method = Annotated[str, Field(min_length=1)]
 S = TypeVar("S", bound="Spec")
 
 
+def _switch(value: object) -> object:
+    """YAML 1.1 reads on and off, without quotes, as truth values."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
+
+
 class Spec(BaseModel):
-    """Base of all specs: frozen; an unknown key is an error, and so is a number not finite."""
+    """Base of all specs: frozen; an unknown key is an error, and so is a number not finite or a
+    truth value for one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        """Python counts True as 1, so that ``epochs: yes`` would be one epoch."""
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        field = cls.model_fields[str(info.field_name)]
+        if any(isinstance(one, bool) for one in values) and _holds_numbers(field.annotation):
+            raise PydanticCustomError("number", _NO_TRUTH)
+        return value
 
     @classmethod
     def parse(cls: type[S], values: dict[str, Any], where: str = "") -> S:
@@ -41,6 +71,13 @@ class Spec(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise SpecError(_explain(error, where or cls.__name__)) from error
+
+
+def _holds_numbers(annotation: Any) -> bool:
+    """Whether a field's type is a number, or has one in it."""
+    if isinstance(annotation, (int, float)):  # of a Literal
+        return not isinstance(annotation, bool)
+    return annotation in (int, float) or any(map(_holds_numbers, get_args(annotation)))
 
 
 def _explain(error: ValidationError, where: str) -> str:
@@ -177,7 +214,7 @@ class DistillConfig(Spec):
     bn_images: Annotated[int, Field(ge=1)] = 4096
     freeze_bn_after: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Switch = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     save_seconds: Annotated[float, Field(ge=0)] = 30.0
 
@@ -190,6 +227,8 @@ class DistillConfig(Spec):
             )
         if self.kl_weight != 1.0 and self.loss == "ce":
             raise SpecError("kl_weight: the loss 'ce' has no KL to weigh; leave it out")
+        if self.temperature != 4.0 and self.loss == "ce":
+            raise SpecError("temperature: the loss 'ce' has no KL to soften; leave it out")
         if self.feature_weight and self.loss == "ce":
             raise SpecError("feature_weight: goes with the losses 'kl' and 'kl+ce', not with 'ce'")
         return self
@@ -215,6 +254,18 @@ def parse_bits(text: str) -> tuple[int, int]:
     return weight, activation
 
 
+# What the reader lets through besides its own: of a date that is none, of a number by tag, of text
+# that is no UTF-8, of lists too deep for it.
+_NO_YAML = (
+    yaml.YAMLError,
+    ValueError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    RecursionError,
+)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping.
 
@@ -225,7 +276,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SpecError(f"cannot read config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _NO_YAML as error:
         raise SpecError(f"config {path} is not valid YAML: {error}".replace("\n", " ")) from error
     if loaded is None:
         return {}

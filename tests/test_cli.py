@@ -23,7 +23,8 @@ from small_network import SMALL
 from sqakd_deploy import __version__
 from sqakd_deploy.checkpoint import open_run
 from sqakd_deploy.cli import main
-from sqakd_deploy.config import load_config
+from sqakd_deploy.config import RunConfig, load_config
+from sqakd_deploy.errors import SpecError
 from sqakd_deploy.parity import Tolerance
 
 QUICK = ("--epochs", "1", "--teacher-epochs", "3")
@@ -155,6 +156,18 @@ def test_options_win_over_the_config_file(tmp_path: Path) -> None:
     assert config.distillation.epochs == 0
 
 
+def test_bits_given_twice_count_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[RunConfig] = []
+
+    def stop(config: RunConfig, **options: object) -> None:
+        found.append(config)
+        raise SpecError("stopped")
+
+    monkeypatch.setattr("sqakd_deploy.training.train.train", stop)
+    run("train", *(word for bits in ("*=8", "3=2", "*=4") for word in ("--layer-bits", bits)))
+    assert list(found[0].quantization.layer_bits.items()) == [("3", "2"), ("*", "4")]
+
+
 def test_a_flat_folder_needs_no_label(tmp_path: Path) -> None:
     """Own images, own model, own weights: reports speak of agreement, not of accuracy."""
     photos(tmp_path / "photos")
@@ -220,6 +233,10 @@ def save_weights(source: Path, path: Path) -> None:
         (["--std", "58,57,57"], 2, "by 255, got 57.0"),
         (["--std", "0"], 2, "data.std.0: Input should be greater than 0, got 0.0"),
         (["--std", "nan"], 2, "data.std.0: Input should be a finite number, got nan"),
+        (["--delta", "0.01"], 2, "delta: scales gradients of the method ewgs, and is nothing to l"),
+        (["--loss", "ce", "--temperature", "2"], 2, "temperature: the loss 'ce' has no KL to so"),
+        (["--placement", "paper", "--residual-bits", "4"], 2, "residual_bits: placement 'paper' "),
+        (["--placement", "paper", "--first-last-bits", "4"], 2, "first_last_bits: placement 'pa"),
         (["--device", "cuda"], 2, "device: wanted cuda, but torch sees no GPU"),
     ],
 )
@@ -257,6 +274,27 @@ def test_what_the_student_cannot_be_is_refused_before_a_teacher_is_trained(
     assert refused.exit_code == 2, refused.output
     assert message in refused.stderr
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--output", ""),
+        ("train", "--data", ""),
+        ("train", "--weights", ""),
+        ("train", "--config", ""),
+        ("eval", ""),
+        ("export", ""),
+        ("export", "m.onnx", "--data", ""),
+        ("verify", "m.onnx", "--save-reference", ""),
+        ("bench", ""),
+    ],
+)
+def test_an_empty_text_is_no_path(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    refused = run(*arguments)
+    assert refused.exit_code == 2, refused.output
+    assert "wanted a name or a path, got an empty text: is a variable" in refused.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("command", ["train", "teacher", "eval"])

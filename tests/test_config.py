@@ -24,6 +24,38 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
     assert config.distillation.epochs == 3
 
 
+def test_a_pattern_given_anew_counts_last(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("quantization: {layer_bits: {'*': 8, 'layer1.*': 4}}")
+    config = load_config(path, {"quantization": {"layer_bits": {"*": "2"}}})
+    assert list(config.quantization.layer_bits.items()) == [("layer1.*", "4"), ("*", "2")]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"distillation": {"epochs": True}},
+        {"distillation": {"delta": True}},
+        {"quantization": {"weights": {"bits": True}}},
+        {"data": {"workers": False}},
+        {"data": {"input_size": [True, 8]}},
+        {"data": {"channels": True}},
+    ],
+)
+def test_a_truth_value_is_no_number(values: dict[str, object]) -> None:
+    with pytest.raises(SpecError, match=r"wanted a number, not a truth value.*got .*(True|False)"):
+        RunConfig.parse(values)
+
+
+@pytest.mark.parametrize("wanted", ["on", "off", "auto"])
+def test_switches_need_no_quotes_in_yaml(wanted: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"distillation: {{compile: {wanted}}}\n")
+    config = load_config(tmp_path / "c.yaml", {})
+    assert config.distillation.compile == wanted
+    (tmp_path / "again.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "again.yaml", {}) == config
+
+
 def test_a_wrong_key_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("distilation: {}\n")
@@ -72,6 +104,12 @@ def test_a_run_is_named_after_what_it_is(
 def test_a_rate_that_is_not_finite_is_refused(section: str, value: float) -> None:
     with pytest.raises(SpecError, match=rf"{section}\.lr: Input should be a finite number, got"):
         RunConfig.parse({section: {"lr": value}})
+
+
+@pytest.mark.parametrize("values", [{"data": {"source": ""}}, {"model": {"weights": ""}}])
+def test_an_empty_text_is_no_path(values: dict[str, object]) -> None:
+    with pytest.raises(SpecError, match="wanted a name or a path, not an empty text, got ''"):
+        RunConfig.parse(values)
 
 
 def test_in_python_a_path_is_as_good_as_its_text() -> None:

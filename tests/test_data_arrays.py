@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -86,6 +90,37 @@ def test_arrays_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(DataError, match=message):
         from_arrays(_images(4), labels, **kwargs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", [list, torch.from_numpy, np.ndarray.tolist])
+def test_labels_need_not_be_an_array(form: Callable[[np.ndarray], Any]) -> None:
+    images, labels = _images(40), np.arange(40) % 2
+    data = from_arrays(torch.from_numpy(images), form(labels))  # type: ignore[arg-type]
+    assert data.train.need_labels().tolist() == [0, 1] * 18
+    np.testing.assert_array_equal(data.test.images, images[[18, 19, 38, 39]])
+
+
+@pytest.mark.parametrize(
+    ("images", "kwargs", "message"),
+    [
+        (_images(0), {}, "^arrays: wanted images to train on, got none$"),
+        (_images(0)[:, 0], {"test_images": _images(2)[:, 0]}, "^arrays: wanted images to train on"),
+        (_images(4), {"test_labels": [0, 1]}, "^test_labels: wanted test_images with them; give"),
+        (_images(4), {"labels": [[0], [1, 2]]}, "^labels: wanted an array, got a list: "),
+        (
+            np.zeros((20, 8, 8, 3), np.uint8),
+            {},
+            r"^images: wanted 1 or 3 channels, .* got shape \(20, 8, 8, 3\); channels come last",
+        ),
+        (_images(4, channels=4), {}, r"^images: .* got shape \(4, 4, 4, 6\)$"),
+        (_images(4), {"test_images": _images(2, channels=2)}, "^test_images: wanted 1 or 3 chann"),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(
+    images: np.ndarray, kwargs: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        from_arrays(images, **kwargs)
 
 
 @given(st.integers(2, 500))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from sqakd_deploy.data import Augmentation, ReadOptions, load_data, load_folder
+from sqakd_deploy.data.layout import images_below
 from sqakd_deploy.errors import DataError
 
 
@@ -162,6 +164,17 @@ def test_junk_is_ignored(tmp_path: Path) -> None:
     assert len(data.train) + len(data.test) == 6
 
 
+def test_nothing_is_read_from_a_pipe(tmp_path: Path) -> None:
+    """Reading one would wait for a writer without end; a link that leads nowhere is said."""
+    _write(tmp_path, 3)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "pipe.png")
+    assert [path.name for path in images_below(tmp_path)] == ["000.png", "001.png", "002.png"]
+    (tmp_path / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"cannot read image .*lost\.png: .*No such file"):
+        load_data(tmp_path)
+
+
 def test_large_or_mixed_images_get_the_size_of_photographs(tmp_path: Path) -> None:
     _write(tmp_path / "mixed", 2)
     _write(tmp_path / "large", 2, size=(100, 100))
@@ -199,6 +212,18 @@ def test_grayscale_files_are_read_as_such(tmp_path: Path) -> None:
     assert data.train.images.shape == (2, 1, 9, 8)
     assert data.augmentation == Augmentation(shift=1, flip=False)
     assert len(data.preprocessing.mean) == 1
+
+
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_grey_of_16_bits_is_grey_in_either_order_of_bytes(order: str, tmp_path: Path) -> None:
+    for value in range(3):
+        pixels = np.full((9, 8), 256 * value, np.uint16)
+        mode = "I;16" if order == "<u2" else "I;16B"
+        image = Image.frombytes(mode, (8, 9), pixels.astype(order).tobytes())
+        image.save(tmp_path / f"{value}.tif")
+    data = load_data(tmp_path)
+    assert _values(data.train.images) == [0, 1]
+    assert data.train.images.shape == (2, 1, 9, 8)
 
 
 def test_grayscale_files_as_rgb(tmp_path: Path) -> None:

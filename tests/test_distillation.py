@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -20,10 +21,11 @@ from sqakd_deploy.quantization import (
 )
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
 from sqakd_deploy.training.batching import TensorBatches
-from sqakd_deploy.training.distillation import build_optimizer, distill, parameter_groups
+from sqakd_deploy.training.distillation import distill
 from sqakd_deploy.training.fitting import Epoch, Step, cosine, warm_cosine
 from sqakd_deploy.training.hessian import update_deltas
 from sqakd_deploy.training.losses import distillation_loss, label_loss
+from sqakd_deploy.training.optimizers import build_optimizer, parameter_groups
 
 SHORT = DistillConfig(epochs=3, batch_size=16, seed=3)
 
@@ -108,7 +110,7 @@ def test_labels_alone_need_no_teacher_in_the_loop(loss: str, runs: int) -> None:
     sizes.clear()
     distill(student, images(64), teacher=teacher, config=config, labelled=Labelled(labels),
             on_step=steps.append)  # fmt: skip
-    assert len([size for size in sizes if size > 1]) == runs
+    assert sizes.count(16) == runs
     assert steps[-1].target == ("top-1" if loss == "ce" else "agreement")
 
 
@@ -312,11 +314,50 @@ def test_batches_without_labels_are_refused(batch: object) -> None:
         trained(images(64), SHORT.model_copy(update={"loss": "ce"}), labelled=[batch] * 2)
 
 
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (torch.full((16,), CLASSES), f"class indices from 0 to {CLASSES - 1}, got {CLASSES}; numb"),
+        (torch.full((16,), -100), "class indices .* got -100; .* leave out images of none"),
+        (torch.zeros(15, dtype=torch.long), "16 labels for 16 images, got 15"),
+    ],
+)
+@pytest.mark.parametrize("loss", ["ce", "kl+ce"])
+def test_labels_that_no_loss_can_take_are_refused(loss: str, labels: Tensor, words: str) -> None:
+    config = SHORT.model_copy(update={"loss": loss})
+    right = torch.zeros(16, dtype=torch.long)
+    for batches in ([labels], [right, labels]):
+        pairs = [(images(16), of_batch) for of_batch in batches]
+        with pytest.raises(DataError, match=f"^labelled: wanted .*{words}"):
+            trained(images(64), config, labelled=pairs)
+
+
+@pytest.mark.parametrize("loss", ["kl", "ce", "kl+ce"])
+def test_batches_made_in_inference_mode_are_trained_on(loss: str) -> None:
+    with torch.inference_mode():
+        some = [image.clone() for image in images(64).split(16)]
+        pairs = [(image, torch.zeros(16, dtype=torch.long)) for image in some]
+    config = SHORT.model_copy(update={"loss": loss, "delta": "hessian", "delta_every": 1})
+    trained(some, config, labelled=None if loss == "kl" else pairs)
+
+
+@pytest.mark.parametrize(("last", "warns"), [(nn.Softmax(1), True), (nn.LogSoftmax(1), False)])
+def test_a_teacher_of_probabilities_is_warned_of(last: nn.Module, warns: bool) -> None:
+    teacher = nn.Sequential(network("residual"), last)
+    student = quantize(network("residual"), example=SHAPE)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        distill(student, images(64), teacher=teacher, config=SHORT)
+    told = [str(warning.message) for warning in caught]
+    assert sum("does the model end in a softmax" in text for text in told) == warns
+
+
 def test_a_small_last_batch_is_dropped() -> None:
     sizes = [len(batch) for batch in TensorBatches(images(37), 16, 0)]
     assert sizes == [16, 16]
     assert [len(batch) for batch in TensorBatches(images(41), 16, 0)] == [16, 16, 9]
     assert [len(batch) for batch in TensorBatches(images(5), 16, 0)] == [5]
+    assert [len(batch) for batch in TensorBatches(images(5), 2, 0)] == [2, 2]
 
 
 def test_every_parameter_is_in_one_group_with_its_own_rate() -> None:
@@ -491,6 +532,16 @@ def test_a_last_image_of_its_own_is_no_batch(batch_size: int) -> None:
     ):
         student = quantize(teacher, example=SHAPE)
         distill(student, some, teacher=teacher, config=how, calibration=calibration)
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(33, 32), (8, 1)])
+def test_training_wants_more_than_one_image_a_batch(count: int, batch_size: int) -> None:
+    teacher = norm_over_a_vector()
+    student = quantize(teacher, spec("lsq"), example=SHAPE)
+    config = SHORT.model_copy(update={"freeze_bn_after": 1.0})
+    batches = DataLoader(images(count), batch_size)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"at least 2 images a batch .* got 1; drop a last batch"):
+        distill(student, batches, teacher=teacher, config=config)
 
 
 def test_images_that_come_one_by_one_set_ranges_as_together() -> None:

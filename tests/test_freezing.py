@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.quantization import batch_norms, quantize, reestimate_batch_norm
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
-from sqakd_deploy.training.distillation import distill, frozen_epochs, parameter_groups
+from sqakd_deploy.training.distillation import distill, frozen_epochs
 from sqakd_deploy.training.fitting import Step
+from sqakd_deploy.training.optimizers import parameter_groups
 from sqakd_deploy.training.saves import Saves
 
 BATCHES = list(images(64).split(16))

@@ -85,6 +85,7 @@ def test_delta_is_a_number_or_hessian() -> None:
         ),
         ({"nesterov": True, "optimizer": "sgd", "momentum": 0.0}, "got 'sgd' with 0; change them"),
         ({"loss": "ce", "kl_weight": 2.0}, "kl_weight: the loss 'ce' has no KL to weigh"),
+        ({"loss": "ce", "temperature": 2.0}, "temperature: the loss 'ce' has no KL to soften"),
         ({"kl_weight": 0}, "kl_weight: .*greater than 0, got 0"),
         ({"optimizer": "lion"}, "optimizer: .*'adam' or 'sgd', got 'lion'"),
         ({"momentum": 1.0}, "momentum: .*less than 1, got 1.0"),
@@ -105,6 +106,10 @@ def test_yaml_errors_name_the_file(tmp_path: Path) -> None:
     path.write_text("a: [1,")
     with pytest.raises(SpecError, match=r"run\.yaml is not valid YAML"):
         read_yaml(path)
+    for text in ("seed: 2020-13-45", "seed: !!int abc", "seed: !!timestamp x", "seed: !!bool x"):
+        path.write_text(text)
+        with pytest.raises(SpecError, match=r"run\.yaml is not valid YAML"):
+            read_yaml(path)
     path.write_text("- 1\n- 2\n")
     with pytest.raises(SpecError, match="wanted keys and values, got list"):
         read_yaml(path)

@@ -41,8 +41,9 @@ def from_arrays(
     """A data set from arrays.
 
     Args:
-        images: training images, uint8 ``(N, C, H, W)`` or grayscale ``(N, H, W)``.
-        labels: class indices ``(N,)``, or None.
+        images: training images, uint8 ``(N, C, H, W)`` with C of 1 or 3, or grayscale
+            ``(N, H, W)``. A tensor is as good as an array, here and below.
+        labels: class indices ``(N,)``, a list or an array, or None.
         test_images: held-out images; None holds out every tenth of each class (of all images
             without labels), in their order.
         test_labels: class indices of ``test_images``.
@@ -55,11 +56,16 @@ def from_arrays(
     Raises:
         DataError: if shapes, types or counts do not fit together.
     """
-    train = ImageSplit(_four_axes(images), _as_labels(labels))
+    train = ImageSplit(_as_images(images, "images"), _as_labels(labels, "labels"))
     if test_images is None:
+        if test_labels is not None:
+            raise DataError("test_labels: wanted test_images with them; give both, or neither")
         train, test = _hold_out(train)
     else:
-        test = ImageSplit(_four_axes(test_images), _as_labels(test_labels))
+        held = _as_images(test_images, "test_images")
+        test = ImageSplit(held, _as_labels(test_labels, "test_labels"))
+    if not len(train):
+        raise DataError(f"{name}: wanted images to train on, got none")
     if (train.labels is None) != (test.labels is None):
         raise DataError("wanted labels for training and test images, or for neither")
     return ImageData(
@@ -130,16 +136,34 @@ def _hold_out(split: ImageSplit) -> tuple[ImageSplit, ImageSplit]:
     return split.take(np.flatnonzero(~mask)), split.take(np.flatnonzero(mask))
 
 
-def _four_axes(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return images[:, None] if images.ndim == 3 else images
+def _as_array(values: Any, what: str) -> NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # of a GPU, with gradients, ragged
+        raise DataError(
+            f"{what}: wanted an array, got a {type(values).__name__}: {error}"
+        ) from error
 
 
-def _as_labels(labels: NDArray[Any] | None) -> NDArray[np.int64] | None:
+def _as_images(images: NDArray[np.uint8], what: str) -> NDArray[np.uint8]:
+    array = _as_array(images, what)
+    array = array[:, None] if array.ndim == 3 else array
+    if array.ndim == 4 and array.shape[1] not in (1, 3):
+        last = array.shape[3] in (1, 3)
+        remedy = "; channels come last: give images.transpose(0, 3, 1, 2)" if last else ""
+        raise DataError(
+            f"{what}: wanted 1 or 3 channels, as (N, C, H, W), got shape {array.shape}{remedy}"
+        )
+    return array
+
+
+def _as_labels(labels: NDArray[Any] | None, what: str) -> NDArray[np.int64] | None:
     if labels is None:
         return None
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"labels: wanted integers, got {labels.dtype}")
-    return labels.astype(np.int64)
+    array = _as_array(labels, what)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise DataError(f"{what}: wanted integers, got {array.dtype}")
+    return array.astype(np.int64)
 
 
 def _class_names(

@@ -26,7 +26,7 @@ from sqakd_deploy.data.storage import read_images
 _PHOTO_SIZE = (224, 224)
 _SMALL = 96  # pixels; images up to this size, all of one size, are taken as they are
 _SAMPLE = 64  # files whose headers are looked at
-_GRAYSCALE = ("1", "L", "LA", "I", "I;16")
+_GRAYSCALE = ("1", "L", "LA")
 _LYING = (5, 6, 7, 8)  # EXIF orientations of images that are stored on their side
 
 _PHOTO_RESIZE = 256
@@ -192,7 +192,8 @@ class _Seen:
     @property
     def own_channels(self) -> int:
         """1 if all are grayscale, else 3."""
-        return 1 if self.modes and self.modes <= set(_GRAYSCALE) else 3
+        grey = [mode in _GRAYSCALE or mode.startswith("I") for mode in self.modes]  # I;16B, too
+        return 1 if grey and all(grey) else 3
 
 
 def _header(path: Path) -> tuple[tuple[int, int], str] | None:

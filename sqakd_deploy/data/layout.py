@@ -14,8 +14,8 @@ Layouts, tried in this order:
 Where no test part is given, every tenth image of each class (or of the flat folder), in the order
 of the paths, is held out for reports; at least one of each class with two images.
 
-Classes are numbered in the order of their folders' names. Hidden files and folders, ``__MACOSX``
-and files that are no images by their extension are ignored.
+Classes are numbered in the order of their folders' names. Hidden files and folders, ``__MACOSX``,
+named pipes and files that are no images by their extension are ignored.
 """
 
 from __future__ import annotations
@@ -215,6 +215,14 @@ def images_below(folder: Path) -> list[Path]:
     return images + [path for sub in folders for path in images_below(sub)]
 
 
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a pipe or the like, which one could wait for without end.
+
+    A link that leads nowhere is none: whoever reads it says so.
+    """
+    return not entry.is_file() and Path(entry.path).exists()
+
+
 def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
     """Images and folders directly in a folder, each sorted by name."""
     images, folders = [], []
@@ -225,7 +233,7 @@ def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
                     continue
                 if entry.is_dir():
                     folders.append(Path(entry.path))
-                elif entry.name.lower().endswith(EXTENSIONS):
+                elif entry.name.lower().endswith(EXTENSIONS) and not _is_special(entry):
                     images.append(Path(entry.path))
     except OSError as error:
         raise DataError(f"cannot list {folder}: {error.strerror}") from error

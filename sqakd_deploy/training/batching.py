@@ -18,7 +18,7 @@ class TensorBatches:
     """Shuffled batches of a tensor of preprocessed images ``(N, C, H, W)``.
 
     The order depends on the seed and the epoch alone. The last batch is dropped if it is smaller
-    than half of the others: BatchNorm needs a batch.
+    than half of the others, or of one image: BatchNorm needs a batch.
 
     Raises:
         DataError: if there are fewer than two images.
@@ -34,7 +34,7 @@ class TensorBatches:
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.images), self.batch_size)
-        return full + (rest * 2 >= self.batch_size)
+        return full + (rest > 1 and rest * 2 >= self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch))
@@ -78,19 +78,4 @@ def check_repeatable(calibration: Tensor | Iterable[object] | None) -> None:
         raise DataError(
             "calibration: wanted a tensor, or batches that can be gone through several times, got "
             f"a {type(calibration).__name__}; give a list of them"
-        )
-
-
-def check_labels(batch: object) -> None:
-    """Refuse a batch without labels for its images.
-
-    Raises:
-        DataError: if so.
-    """
-    parts = batch if isinstance(batch, (tuple, list)) else ()
-    labels = parts[1] if len(parts) > 1 else None
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 1:
-        raise DataError(
-            "labelled: wanted batches (images, labels), labels in int64 of shape (N,), got a "
-            f"{type(batch).__name__}"
         )

@@ -16,38 +16,40 @@ from torch import Tensor, nn
 
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.evaluate import batch_agreement
-from sqakd_deploy.given import images_in, network, setting
+from sqakd_deploy.given import images_in, labels_in, network, setting
 from sqakd_deploy.lowering.borders import settle
 from sqakd_deploy.lowering.lowerable import without_form
 from sqakd_deploy.modes import in_plain_mode
 from sqakd_deploy.quantization import (
-    activation_quantizers,
     batch_norms,
     calibrate,
-    count_quantizers,
     input_shape_of,
     is_calibrated,
     reestimate_batch_norm,
-    weight_quantizers,
 )
 from sqakd_deploy.spec import DistillConfig
 from sqakd_deploy.tracing.unwrapping import own_copy
 from sqakd_deploy.training.acceleration import decide
-from sqakd_deploy.training.batching import as_loader, check_labels, check_repeatable
+from sqakd_deploy.training.batching import as_loader, check_repeatable
 from sqakd_deploy.training.features import answers, feature_loss, with_codes
 from sqakd_deploy.training.fitting import Epoch, Fit, Loader, Step, warm_cosine
 from sqakd_deploy.training.hessian import set_delta, update_deltas
-from sqakd_deploy.training.losses import LABELS, check_logits, distillation_loss, label_loss
+from sqakd_deploy.training.losses import (
+    LABELS,
+    check_logits,
+    distillation_loss,
+    label_loss,
+    warn_of_probabilities,
+)
+from sqakd_deploy.training.optimizers import build_optimizer, loses_little
 from sqakd_deploy.training.processes import separate_batch_norm, start, synchronised_batch_norm
 from sqakd_deploy.training.sampling import holding, sample
 from sqakd_deploy.training.saves import Saves
 
-_ENOUGH_BITS = 4  # to freeze BatchNorm from the start and to learn slowly (docs/decisions.md)
 # For statistics of BatchNorm that are better than the model's own. Measured with 0 epochs, as KL
 # from the teacher: 22 images of one class gave 0.235 and the model's own 0.048, 240 mixed images
 # 0.011 and the model's own 0.045.
 _ENOUGH_IMAGES = 128
-_LR, _FEW_BITS_LR = 3e-4, 1e-3
 _DELTA_BATCHES = 3  # as EWGS averages its trace (Lee et al., 2021, §4.1)
 
 
@@ -94,7 +96,8 @@ def distill(
         SpecError: if a loss with labels gets none, or labels come with one that needs none, or the
             warm-up is as long as the run.
         DataError: if there are too few images to train or to normalise by, or batches without a
-            length, that can be gone through only once, or of anything but float32 images.
+            length, that can be gone through only once, or of anything but float32 images and, of
+            ``labelled``, a class of the model's for each.
         ModelError: if the teacher does not answer as the student does, by two logits or more.
         TrainingError: if the loss is not finite.
     """
@@ -188,52 +191,8 @@ def frozen_epochs(student: nn.Module, config: DistillConfig) -> int:
     """
     share = config.freeze_bn_after
     if share is None:
-        share = 0.0 if _loses_little(student) else 1.0
+        share = 0.0 if loses_little(student) else 1.0
     return config.epochs - round(share * config.epochs)
-
-
-def learning_rate(student: nn.Module, config: DistillConfig) -> float:
-    """The highest rate of the model's parameters, as asked or as suits its bits."""
-    if config.lr is not None:
-        return config.lr
-    return _LR if _loses_little(student) else _FEW_BITS_LR
-
-
-def _loses_little(student: nn.Module) -> bool:
-    """Whether nothing is rounded to fewer than 4 bits."""
-    bits = {width for counts in count_quantizers(student).values() for width in counts}
-    return min(bits, default=_ENOUGH_BITS) >= _ENOUGH_BITS
-
-
-def parameter_groups(student: nn.Module, config: DistillConfig) -> list[dict[str, Any]]:
-    """The model's parameters with weight decay, the quantizers' at their own rate and decay.
-
-    PACT's α decays as the model does, as published.
-    """
-    quantizers = [*weight_quantizers(student).values(), *activation_quantizers(student).values()]
-    own: list[nn.Parameter] = []
-    decayed: list[nn.Parameter] = []
-    for quantizer in quantizers:
-        pulled = getattr(quantizer, "decayed", ())
-        for name, parameter in quantizer.named_parameters():
-            (decayed if name in pulled else own).append(parameter)
-    known = {id(parameter) for parameter in own + decayed}
-    model = [p for p in student.parameters() if id(p) not in known]
-    rate, slower = learning_rate(student, config), config.quantizer_lr
-    groups = [
-        {"params": model, "lr": rate, "weight_decay": config.weight_decay},
-        {"params": own, "lr": slower, "weight_decay": config.quantizer_weight_decay},
-        {"params": decayed, "lr": slower, "weight_decay": config.weight_decay},
-    ]
-    return [group for group in groups if group["params"]]
-
-
-def build_optimizer(student: nn.Module, config: DistillConfig) -> torch.optim.Optimizer:
-    """The optimizer that a config names, over :func:`parameter_groups`."""
-    groups = parameter_groups(student, config)
-    if config.optimizer == "adam":
-        return torch.optim.Adam(groups, fused=True)
-    return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov)
 
 
 class _Distillation:
@@ -257,9 +216,11 @@ class _Distillation:
         self.shape = input_shape_of(student)
         batch = next(iter(batches))
         example = images_in(batch, self.shape).to(self.device)
-        check_logits(student, self.teacher, example)
+        classes = check_logits(student, self.teacher, example)
         if config.loss != "kl":
-            check_labels(batch)
+            labels_in(batch, len(example), classes)
+        if config.loss != "ce" and self.accelerator.is_main_process:
+            warn_of_probabilities(self.teacher, example)
         self.how = decide(config, self.teacher, example, steps, self.device)
         message(f"training is {self.how.reason}")
         self.student = self.how.place(student)
@@ -334,16 +295,19 @@ class _Distillation:
         images = self._images(batch)
         with self.how.autocast(self.device):
             logits = self._student(images)
-        return label_loss(logits, batch[1].to(self.device))
+        return self._label_loss(logits, batch)
+
+    def _label_loss(self, logits: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+        return label_loss(logits, labels_in(batch, *logits.shape).to(logits.device))
 
     def _loss(self, logits: Tensor, target: Tensor, batch: Any) -> Tensor:
         if self.config.loss == "ce":
-            return label_loss(logits, batch[1].to(logits.device))[0]
+            return self._label_loss(logits, batch)[0]
         divergence = distillation_loss(logits, target, self.config.temperature)
         weighted = self.config.kl_weight * divergence
         if self.config.loss == "kl":
             return weighted
-        return label_loss(logits, batch[1].to(logits.device))[0] + weighted
+        return self._label_loss(logits, batch)[0] + weighted
 
     def _refresh_delta(self, epoch: int) -> None:
         if self.estimates_delta and epoch and epoch % self.config.delta_every == 0:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sqakd_deploy.data.batches import mixed_seed
 from sqakd_deploy.errors import TrainingError
+from sqakd_deploy.given import enough_to_normalise
 from sqakd_deploy.nonfinite import first_non_finite, non_finite_gradients
 from sqakd_deploy.tracing.trace import first_tensor
 from sqakd_deploy.training.interrupts import held_interrupts
@@ -154,6 +155,7 @@ class Fit:
         """Train to the end, from the newest save if there is one.
 
         Raises:
+            DataError: if a batch of one image cannot be normalised by.
             TrainingError: if the loss is not finite (names the layer), or the gradients are not;
                 if compiling fails. The last save is kept.
             KeyboardInterrupt: after the step under way and a save; at once when pressed twice.
@@ -240,7 +242,7 @@ class Fit:
         return self._rates[0] * factor
 
     def _step(self, batch: Any) -> tuple[float, float]:
-        with compiling():
+        with compiling(), enough_to_normalise():
             return self._taken(batch)
 
     def _taken(self, batch: Any) -> tuple[float, float]:

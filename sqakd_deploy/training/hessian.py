@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sqakd_deploy.given import images_in
 from sqakd_deploy.quantization import scaling_quantizers
 from sqakd_deploy.quantizers import ActivationQuantizer, WeightQuantizer
 from sqakd_deploy.spec import DistillConfig
-from sqakd_deploy.tracing.trace import first_tensor
 from sqakd_deploy.training.features import answers, feature_loss, with_codes
 from sqakd_deploy.training.losses import distillation_loss
 
@@ -98,7 +98,7 @@ def update_deltas(
     networks = with_codes(student, teacher) if feature_weight else (student, teacher)
 
     def loss(batch: object) -> Tensor:
-        images = first_tensor(batch).to(next(student.parameters()).device)
+        images = images_in(batch, None).to(next(student.parameters()).device)
         with torch.no_grad():
             target, *wanted = answers(networks[1](images))
         logits, *codes = answers(networks[0](images))

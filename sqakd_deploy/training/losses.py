@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,8 @@ from torch import Tensor, nn
 from sqakd_deploy.errors import ModelError
 
 LABELS = "top-1"  # what hits of labels are called
+_LOOKED_AT = 8  # images whose answers are looked at
+_ROUNDING = 1e-3  # of sums of probabilities
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -42,13 +46,16 @@ def label_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def check_logits(student: nn.Module, teacher: nn.Module, images: Tensor) -> None:
+def check_logits(student: nn.Module, teacher: nn.Module, images: Tensor) -> int:
     """Refuse networks whose answers no loss here can compare.
 
     Args:
         student: calibrated.
         teacher: in evaluation mode.
         images: ``(N, C, H, W)``, of which one is looked at.
+
+    Returns:
+        K.
 
     Raises:
         ModelError: if the student's answers are not ``(N, K)`` with K of at least 2, or the
@@ -67,4 +74,26 @@ def check_logits(student: nn.Module, teacher: nn.Module, images: Tensor) -> None
         raise ModelError(
             f"teacher: wanted logits of shape {tuple(ours.shape)}, as the student gives for "
             f"one image, got {got}; give the model that the student was made from"
+        )
+    return int(ours.shape[1])
+
+
+@torch.no_grad()
+def warn_of_probabilities(teacher: nn.Module, images: Tensor) -> None:
+    """Warn of a teacher that answers with probabilities, which teach a student next to nothing.
+
+    A softmax of numbers from 0 to 1 is nearly flat, and flatter still at a temperature.
+
+    Args:
+        teacher: in evaluation mode.
+        images: ``(N, C, H, W)``, of which a few are looked at; a single one tells nothing.
+    """
+    answers = teacher(images[:_LOOKED_AT]).float()
+    sums = answers.sum(dim=1)
+    if len(answers) > 1 and bool((answers >= 0).all() & ((sums - 1).abs() < _ROUNDING).all()):
+        warnings.warn(
+            "teacher: wanted logits, but every row of its outputs is non-negative and sums to 1: "
+            "does the model end in a softmax? A student learns next to nothing from "
+            "probabilities; give the model without its last layer",
+            stacklevel=2,
         )

@@ -28,6 +28,7 @@ from sqakd_deploy.quantization import is_calibrated, quantize
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.results import TrainResult, score
 from sqakd_deploy.runs import still_batches
+from sqakd_deploy.spec import DistillConfig, QuantSpec
 from sqakd_deploy.training.distillation import check_settings, distill
 from sqakd_deploy.training.job import Job, reopen
 from sqakd_deploy.training.watch import Watch
@@ -74,6 +75,29 @@ def _check(config: RunConfig) -> None:
     for method in (spec.weights.method, spec.activations.method):
         METHODS[method]
     get_exporter(spec.target).check(spec)
+    _check_used(config)
+
+
+def _check_used(config: RunConfig) -> None:
+    """Refuse what was set and would do nothing.
+
+    Not in the specs themselves, so that runs which did set it can still be read.
+    """
+    spec, delta = config.quantization, config.distillation.delta
+    methods = (spec.weights.method, spec.activations.method)
+    scaled = any(METHODS[method].scales_gradient for method in methods)
+    if delta != DistillConfig().delta and not scaled:
+        raise SpecError(
+            f"delta: scales gradients of the method ewgs, and is nothing to {methods[0]}; leave it "
+            "out, or take --method ewgs"
+        )
+    if spec.placement == "paper":
+        for name in ("first_last_bits", "residual_bits"):
+            if getattr(spec, name) != getattr(QuantSpec(), name):
+                raise SpecError(
+                    f"{name}: placement 'paper' leaves both ends and all sums in float; leave it "
+                    "out, or take --placement target"
+                )
 
 
 def _profile_note(target: str) -> str | None:
