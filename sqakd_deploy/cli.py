@@ -21,6 +21,7 @@ from sqakd_deploy import __version__
 from sqakd_deploy.epilogs import BENCH, EVAL, EXPORT, TEACHER, TRAIN, VERIFY
 from sqakd_deploy.errors import ModelError, SqakdError
 from sqakd_deploy.options import (
+    COMPARED,
     EXISTING,
     JSON,
     SAVE_REFERENCE,
@@ -172,13 +173,13 @@ def train(ctx: click.Context, **options: Any) -> None:
 @main.command(epilog=EXPORT)
 @click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--run", type=EXISTING, help="Run folder.  [default: the newest under runs/]")
-@click.option("--data", help="Dataset or folder to compare on.  [default: the run's held-out part]")
+@COMPARED
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
     default=2048,
     show_default=True,
-    help="Images, evenly spread, at most.",
+    help="Of these images, evenly spread, at most.",
 )
 @tolerance_options
 @click.option("--target", help="Another target.  [default: the one the run was trained for]")
@@ -207,11 +208,11 @@ def export(path: Path, **options: Any) -> None:
 @click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--run", type=EXISTING, help="Run folder.  [default: the newest under runs/]")
 @click.option("--reference", type=EXISTING, help="Saved answers instead of a run; needs no torch.")
-@click.option("--data", help="Dataset or folder to compare on.  [default: the run's held-out part]")
+@COMPARED
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
-    help="Images, evenly spread, at most.  [default: 2048]",
+    help="Of these images, evenly spread, at most.  [default: 2048]",
 )
 @tolerance_options
 @click.option(

@@ -100,6 +100,11 @@ def _literal(text: str) -> Any:
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 _OF_MODEL = "Of the model's training images.  [default: its own, or the dataset's]"
 EXISTING = click.Path(path_type=Path)
+COMPARED = click.option(
+    "--data",
+    help="Dataset or folder to compare on: its test part, or all images of a folder without one, "
+    "unless the run was trained on it.  [default: the run's held-out part]",
+)
 SAVE_REFERENCE = click.option(
     "--save-reference",
     type=click.Path(path_type=Path, dir_okay=False),

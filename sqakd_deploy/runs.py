@@ -172,7 +172,8 @@ def held_out(
 
     Args:
         loaded: the run.
-        source: another dataset or folder; None takes the run's own.
+        source: another dataset or folder; None takes the run's own. Of a folder without a test
+            part, in which nothing was trained on, all images are taken.
         limit: at most so many images, evenly spread.
 
     Returns:
@@ -187,8 +188,17 @@ def held_out(
     )
     facts = loaded.run.facts["data"]
     known = data.difference(facts.get("classes"), facts["num_classes"]) is None
-    labels = data.test.labels if known else None
-    which = spread(len(data.test), limit)
-    images = chosen(data.test.images, which)
+    foreign = source is not None and not _same_place(source, config.source)
+    part = data.whole if foreign and data.whole is not None else data.test
+    labels = part.labels if known else None
+    which = spread(len(part), limit)
+    images = chosen(part.images, which)
     split = ImageSplit(images, None if labels is None else labels[which])
     return still_batches(split, loaded.preprocessing), split
+
+
+def _same_place(source: str, other: str) -> bool:
+    """Whether two names of data are one data set's or one folder's."""
+    return (
+        source == other or Path(source).expanduser().resolve() == Path(other).expanduser().resolve()
+    )
