@@ -14,7 +14,7 @@ from sqakd_deploy.abilities import check_form
 from sqakd_deploy.api import check_folder, export_proven, would_change
 from sqakd_deploy.checkpoint import Run, newest_run, open_run
 from sqakd_deploy.config import DataConfig, load_config, merge
-from sqakd_deploy.consoles import console, print_json
+from sqakd_deploy.consoles import console, print_json, show
 from sqakd_deploy.data import DATASETS
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.exporting import ExportOptions
@@ -24,11 +24,7 @@ from sqakd_deploy.plugins import exporters, get_exporter
 from sqakd_deploy.progress import listener_for
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.report import (
-    conformance_table,
-    constants_lines,
-    coverage_lines,
     listing,
-    parity_table,
     score_table,
     train_table,
 )
@@ -37,6 +33,7 @@ from sqakd_deploy.scoring import score_file, score_run, score_weights
 from sqakd_deploy.spec import parse_bits
 from sqakd_deploy.training.teaching import teach
 from sqakd_deploy.verification.reference import save_reference as write_reference
+from sqakd_deploy.verification.showing import parity_parts
 from sqakd_deploy.verification.student import reference_of
 
 
@@ -218,12 +215,7 @@ def export(
         facts["input"] = artifact.input_form
         print_json(facts | report.to_dict())
     else:
-        out.print(parity_table(report))
-        if report.conformance is not None:
-            out.print(conformance_table(report.conformance))
-        for line in [*constants_lines(report), *coverage_lines(report)]:
-            out.print(line, highlight=False, soft_wrap=True)
-        out.print(f"input {artifact.input_form}", highlight=False, soft_wrap=True)
+        show(out, [*parity_parts(report), f"input {artifact.input_form}"])
     report.raise_for_failures()
     if not as_json:
         out.print(f"wrote {artifact.path}", highlight=False, soft_wrap=True)

@@ -332,7 +332,7 @@ def test_a_reference_is_there_before_anything_is_printed(
     def left(report: object) -> None:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr("sqakd_deploy.commands.parity_table", left)
+    monkeypatch.setattr("sqakd_deploy.commands.parity_parts", left)
     options = ("--run", "r", "--min-agreement", "0", "--save-reference", "r.npz")
     assert run("export", "m.onnx", *options).exit_code == 1
     assert Path("m.onnx").exists()
@@ -362,6 +362,9 @@ def test_a_run_of_a_relative_folder_is_used_from_anywhere(
     monkeypatch.chdir(tmp_path / "elsewhere")
     exported = run("export", "m.onnx", "--run", str(tmp_path / "r"), "--min-agreement", "0")
     assert exported.exit_code == 0, exported.output
+    assert "\n2 images alone: a difference in few images is not seen" in exported.stdout
+    named = run("verify", "m.onnx", "--run", str(tmp_path / "r"), "--data", "../photos")
+    assert "Parity on 2 images" in named.stdout  # it trained on the others
     assert run("eval", str(tmp_path / "r")).exit_code == 0
     assert [path.name for path in Path().iterdir()] == ["m.onnx"]
 
