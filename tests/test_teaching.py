@@ -594,8 +594,13 @@ def test_labels_of_other_classes_are_not_scored(tmp_path: Path) -> None:
     assert (refused.exit_code, "12 classes against 10" in refused.stderr) == (4, True)
     seven = build_model(f"{tmp_path / 'net.py'}:seven", num_classes=7)
     save_weights(seven, tmp_path / "seven.safetensors")
+    assert "(without --data that is digits: give yours)" in refused.stderr
     refused = run("eval", "seven.safetensors", "--model", "net.py:seven")
     assert (refused.exit_code, "7 classes against 10" in refused.stderr) == (4, True)
+    assert "(without --data that is digits: give yours)" in refused.stderr
+    refused = run("eval", "seven.safetensors")
+    assert refused.exit_code == 5
+    assert "(without --model and --data that is resnet20 and digits" in refused.stderr
 
 
 def test_logits_of_another_shape_are_not_scored() -> None:
