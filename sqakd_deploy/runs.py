@@ -13,9 +13,8 @@ from sqakd_deploy.checkpoint import STUDENT, TEACHER, Run, load_weights, opened
 from sqakd_deploy.config import DataConfig, ModelConfig
 from sqakd_deploy.data import ImageSplit, Preprocessing, load_data
 from sqakd_deploy.data.batches import Batches
-from sqakd_deploy.data.fitted import chosen
+from sqakd_deploy.data.fitted import limited
 from sqakd_deploy.data.options import Keeping
-from sqakd_deploy.data.splits import spread
 from sqakd_deploy.errors import CheckpointError, SpecError
 from sqakd_deploy.models import build_model, is_code
 from sqakd_deploy.models.outputs import count_logits
@@ -188,16 +187,13 @@ def held_out(
     )
     facts = loaded.run.facts["data"]
     known = data.difference(facts.get("classes"), facts["num_classes"]) is None
-    foreign = source is not None and not _same_place(source, config.source)
+    foreign = source is not None and not same_place(source, config.source)
     part = data.whole if foreign and data.whole is not None else data.test
-    labels = part.labels if known else None
-    which = spread(len(part), limit)
-    images = chosen(part.images, which)
-    split = ImageSplit(images, None if labels is None else labels[which])
+    split = limited(part if known else ImageSplit(part.images), limit)
     return still_batches(split, loaded.preprocessing), split
 
 
-def _same_place(source: str, other: str) -> bool:
+def same_place(source: str, other: str) -> bool:
     """Whether two names of data are one data set's or one folder's."""
     return (
         source == other or Path(source).expanduser().resolve() == Path(other).expanduser().resolve()

@@ -412,6 +412,10 @@ def test_eval_of_a_run_takes_the_options_of_other_images(trained: Path) -> None:
     assert (refused.exit_code, "--skip-bad-images" in refused.stderr) == (4, True)
     done = run("eval", str(trained / "student"), "--data", "tens", "--skip-bad-images")
     assert done.exit_code == 0, done.output
+    assert "scoring on 80 images of tens" in done.stderr
+    (some, _) = scores(str(trained / "student"), "--data", "tens", "--skip-bad-images",
+                       "--samples", "15")  # fmt: skip
+    assert some["images"] == 15
     sized = run("eval", str(trained / "student"), "--input-size", "16", "16")
     assert (sized.exit_code, "leave out --input-size" in sized.stderr) == (2, True)
 

@@ -47,7 +47,7 @@ def parity_lines(report: ParityReport) -> list[str]:
     if report.samples < _FEW_IMAGES:
         lines.append(
             f"{report.samples} images alone: a difference in few images is not seen; more with "
-            "--data"
+            "--data or --samples"
         )
     if report.answers == 1 and report.samples > 1:
         lines.append("all images get one answer: agreement shows nothing here, errors do")
