@@ -121,6 +121,8 @@ def test_a_true_file_passes_whole(
     report.raise_for_failures()
     assert report.constants == ()
     assert report.layers is not None
+    tensors = f"{len(report.layers.tensors)} quantised tensors, on the 32 images that differ most"
+    assert f"\n{tensors}: all the student's, code for code\n" in str(report)  # no empty table
     graph = lower(student)
     quantizers = [node.name for node in graph.nodes if isinstance(node, g.Quantize)]
     assert sorted(tensor.name for tensor in report.layers.tensors) == sorted(quantizers)

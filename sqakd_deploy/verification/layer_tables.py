@@ -18,6 +18,9 @@ _WIDE = 100
 """Characters from which on a table has all its columns."""
 
 
+_FIGURES = ("largest\nerror", "mean\nerror", "codes that\ndiffer", "SNR")
+
+
 def layers_table(report: LayersReport, width: int = 100) -> Table:
     """Quantised tensors that differ, worst first, each in its worst stage.
 
@@ -32,9 +35,7 @@ def layers_table(report: LayersReport, width: int = 100) -> Table:
     shown = _differing(report)[:_SHOWN]
     short = max((len(tensor.name) for tensor in shown), default=0) <= _SHORT
     table.add_column("tensor", overflow="fold", no_wrap=short)
-    for heading in ("largest\nerror", "mean\nerror", "codes that\ndiffer", "SNR")[
-        : _columns(width)
-    ]:
+    for heading in _FIGURES[: _columns(width)]:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("begins", overflow="fold")
     for tensor in shown:
@@ -45,14 +46,24 @@ def layers_table(report: LayersReport, width: int = 100) -> Table:
 
 def _columns(width: int) -> int:
     """How many figures of a tensor there is room for."""
-    return 4 if width >= _WIDE else 3
+    return len(_FIGURES) - (width < _WIDE)
 
 
 def _differing(report: LayersReport) -> list[TensorReport]:
     return [t for t in report.tensors if not t.stages or t.worst[0] < 0]
 
 
-def unlisted_lines(report: LayersReport) -> list[str]:
+def layers_parts(report: LayersReport, width: int) -> list[Table | str]:
+    """The table, if a tensor differs, and a line on those that it has not."""
+    if _differing(report):
+        return [layers_table(report, width), *_unlisted_lines(report)]
+    if not report.tensors:
+        return []
+    where = f"on {which_images(report.images)}"
+    return [f"{len(report.tensors)} quantised tensors, {where}: all the student's, code for code"]
+
+
+def _unlisted_lines(report: LayersReport) -> list[str]:
     """Which tensors the table has not."""
     differing = len(_differing(report))
     more, same = differing - _SHOWN, len(report.tensors) - differing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from sqakd_deploy.consoles import WIDTH
-from sqakd_deploy.verification.layer_tables import layers_lines, layers_table, unlisted_lines
+from sqakd_deploy.verification.layer_tables import layers_lines, layers_parts
 from sqakd_deploy.verification.stages import ParityReport
 from sqakd_deploy.verification.tables import (
     conformance_table,
@@ -37,7 +37,7 @@ def verification_parts(report: Verification, width: int = WIDTH) -> list[Table |
     )
     lines += coverage_lines(parity)
     if layers is not None:
-        parts += [layers_table(layers, width), *unlisted_lines(layers)]
+        parts += layers_parts(layers, width)
     # a profile's runtime does not run on x86; of IR, a conversion of the student tells its sums
     if parity.conformance is None and report.unknown is None:
         parts += [saturation_table(report.saturation)] if report.saturation.layers else []
