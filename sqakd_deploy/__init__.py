@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from sqakd_deploy.api import export_proven as export_proven
     from sqakd_deploy.checkpoint import open_run as open_run
     from sqakd_deploy.config import RunConfig as RunConfig
+    from sqakd_deploy.data.preprocessing import Preprocessing as Preprocessing
     from sqakd_deploy.errors import SqakdError as SqakdError
+    from sqakd_deploy.exporting import ExportOptions as ExportOptions
     from sqakd_deploy.lowering.exact import in_integers as in_integers
     from sqakd_deploy.parity import Tolerance as Tolerance
     from sqakd_deploy.parity import verify as verify
@@ -33,6 +35,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "DistillConfig": "spec",
+    "ExportOptions": "exporting",
+    "Preprocessing": "data.preprocessing",
     "QuantSpec": "spec",
     "RunConfig": "config",
     "SqakdError": "errors",

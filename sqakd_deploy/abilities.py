@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -74,10 +75,20 @@ def check_form(exporter: Exporter, path: Path, opset: int | None) -> None:
         wanted = " or ".join(exporter.suffixes)
         raise SpecError(
             f"{path}: wanted a name that ends in {wanted}, by which other commands know the file; "
-            f"for instance {path.name}{exporter.suffixes[0]}"
+            f"for instance {_renamed(path, exporter.suffixes)}{_OTHERS.get(path.suffix, '')}"
         )
     if opset is not None and opset not in exporter.opsets:
         raise SpecError(
             f"opset: wanted {exporter.opsets[0]} to {exporter.opsets[-1]} for target "
             f"{exporter.name!r}, got {opset}; leave it out for the lowest that will do"
         )
+
+
+_OTHERS = {".xml": "; .xml is OpenVINO IR, which --target openvino writes"}
+"""Of whom a suffix is that a target does not know."""
+
+
+def _renamed(path: Path, suffixes: Sequence[str]) -> str:
+    """A name like a file's that has one of the suffixes: in place of its own if that is like it."""
+    near = get_close_matches(path.suffix, suffixes, n=1)
+    return path.with_suffix(near[0]).name if near else f"{path.name}{suffixes[0]}"

@@ -179,7 +179,7 @@ def train(ctx: click.Context, **options: Any) -> None:
     type=click.IntRange(min=1),
     default=2048,
     show_default=True,
-    help="Images, evenly spread, at most.",
+    help="Of these images, evenly spread, at most.",
 )
 @tolerance_options
 @click.option("--target", help="Another target.  [default: the one the run was trained for]")
@@ -212,7 +212,7 @@ def export(path: Path, **options: Any) -> None:
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
-    help="Images, evenly spread, at most.  [default: 2048]",
+    help="Of these images, evenly spread, at most.  [default: 2048]",
 )
 @tolerance_options
 @click.option(
@@ -293,7 +293,8 @@ def eval_(ctx: click.Context, what: Path, **options: Any) -> None:
 
     Runs, their teachers' weights and exported files know how their images are prepared, and a run
     its data, of which it is said if they have changed since; for anything else say so with --data,
-    --input-size, --channels, --mean and --std. The held-out part is used.
+    --input-size, --channels, --mean and --std. The held-out part is used: of a folder without a
+    test part a tenth, or all of it where a run is scored that was trained on other images.
     """
     _commands().evaluate(what, settings_of(ctx), **options)
 

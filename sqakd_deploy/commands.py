@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,23 +14,20 @@ from rich.console import Console
 import sqakd_deploy.training.train as training
 from sqakd_deploy.abilities import check_form
 from sqakd_deploy.api import check_folder, export_proven, would_change
-from sqakd_deploy.checkpoint import Run, newest_run, open_run
-from sqakd_deploy.config import DataConfig, load_config, merge
-from sqakd_deploy.consoles import console, print_json
+from sqakd_deploy.checkpoint import CONFIG, TEACHER, Run, newest_run, open_run
+from sqakd_deploy.config import DataConfig, RunConfig, load_config, merge
+from sqakd_deploy.consoles import console, print_json, show
 from sqakd_deploy.data import DATASETS
-from sqakd_deploy.errors import SpecError
+from sqakd_deploy.errors import CheckpointError, DataError, ModelError, SpecError
 from sqakd_deploy.exporting import ExportOptions
 from sqakd_deploy.models import MADE_FOR, list_models
+from sqakd_deploy.origin import origin_of
 from sqakd_deploy.parity import Tolerance
 from sqakd_deploy.plugins import exporters, get_exporter
 from sqakd_deploy.progress import listener_for
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.report import (
-    conformance_table,
-    constants_lines,
-    coverage_lines,
     listing,
-    parity_table,
     score_table,
     train_table,
 )
@@ -37,6 +36,7 @@ from sqakd_deploy.scoring import score_file, score_run, score_weights
 from sqakd_deploy.spec import parse_bits
 from sqakd_deploy.training.teaching import teach
 from sqakd_deploy.verification.reference import save_reference as write_reference
+from sqakd_deploy.verification.showing import parity_parts
 from sqakd_deploy.verification.student import reference_of
 
 
@@ -60,7 +60,7 @@ def train(
     """Run the main job and print its table."""
     given = settings or config or output or bits or method or delta or per_channel is not None
     if resume is not None and given:
-        raise SpecError("--resume goes on with the run's own settings; give no others")
+        raise _own_settings(resume, "train")
     both: dict[str, Any] = {"weights": {}, "activations": {}}
     if bits is not None:
         both["weights"]["bits"], both["activations"]["bits"] = parse_bits(bits)
@@ -88,6 +88,17 @@ def train(
         out.print(train_table(result))
 
 
+def _own_settings(run: Path, command: str) -> SpecError:
+    """That a run which goes on takes no settings, and how another with its settings begins."""
+    anew = f"sqakd-deploy {command} --config {run / CONFIG}"
+    if (run / TEACHER).is_file():
+        anew += f" --weights {run / TEACHER}"
+    return SpecError(
+        "--resume goes on with the run's own settings; give no others. What is to be otherwise "
+        f"takes a new run: '{anew}' and the other settings"
+    )
+
+
 def _number(text: str) -> float | str:
     try:
         return float(text)
@@ -105,7 +116,7 @@ def teacher(
 ) -> None:
     """Train a float model and print its score."""
     if resume is not None and (settings or config or output):
-        raise SpecError("--resume goes on with the run's own settings; give no others")
+        raise _own_settings(resume, "teacher")
     out, progress = _consoles()
     listener = listener_for(progress)
     if resume is not None:
@@ -143,14 +154,35 @@ def evaluate(
         if settings.get("model"):
             raise SpecError(f"{what} holds its whole model; leave out --model and --model-arg")
         config, chosen = load_config(None, settings), runtime or "onnxruntime"
-        scores = [score_file(what, config, runtime=chosen, limit=samples, listener=listener)]
+        with _naming_defaults(config, what):
+            scores = [score_file(what, config, runtime=chosen, limit=samples, listener=listener)]
     else:
         with_weights = merge(settings, {"model": {"weights": str(what)}})
-        scores = [score_weights(load_config(None, with_weights), samples, listener)]
+        config = load_config(None, with_weights)
+        unknown = origin_of(config.model).model is None
+        with _naming_defaults(config, what, of_model=unknown):
+            scores = [score_weights(config, samples, listener)]
     if as_json:
         print_json([asdict(score) for score in scores])
     else:
         out.print(score_table(scores))
+
+
+@contextmanager
+def _naming_defaults(config: RunConfig, what: Path, *, of_model: bool = False) -> Iterator[None]:
+    """Where a file and images do not go together, say which of it is what nobody named."""
+    taken = {}
+    if of_model and "name" not in config.model.model_fields_set:
+        taken["--model"] = config.model.name
+    if "source" not in config.data.model_fields_set:
+        taken["--data"] = config.data.source
+    try:
+        yield
+    except (CheckpointError, DataError, ModelError) as error:
+        if not taken or not what.exists():
+            raise
+        options, names = " and ".join(taken), " and ".join(taken.values())
+        raise type(error)(f"{error} (without {options} that is {names}: give yours)") from error
 
 
 def _other_images(run: Run, settings: dict[str, Any]) -> DataConfig:
@@ -218,12 +250,7 @@ def export(
         facts["input"] = artifact.input_form
         print_json(facts | report.to_dict())
     else:
-        out.print(parity_table(report))
-        if report.conformance is not None:
-            out.print(conformance_table(report.conformance))
-        for line in [*constants_lines(report), *coverage_lines(report)]:
-            out.print(line, highlight=False, soft_wrap=True)
-        out.print(f"input {artifact.input_form}", highlight=False, soft_wrap=True)
+        show(out, [*parity_parts(report), f"input {artifact.input_form}"])
     report.raise_for_failures()
     if not as_json:
         out.print(f"wrote {artifact.path}", highlight=False, soft_wrap=True)
@@ -231,6 +258,12 @@ def export(
 
 def _origin(name: str) -> str:
     return f"built in, for {MADE_FOR[name]}" if name in MADE_FOR else "torchvision"
+
+
+_OTHER_MODELS = (
+    "other models: timm:NAME, where timm is installed; file.py:function or package.module:function "
+    "for your own"
+)
 
 
 def list_all(kind: str | None, as_json: bool) -> None:
@@ -246,5 +279,6 @@ def list_all(kind: str | None, as_json: bool) -> None:
         print_json(chosen)
         return
     out, _ = _consoles()
-    for table in listing(chosen):
-        out.print(table)
+    show(out, listing(chosen))
+    if "models" in chosen:
+        show(out, [_OTHER_MODELS])

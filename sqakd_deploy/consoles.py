@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from io import StringIO
+from typing import Any, TypeAlias
 
 import click
 from rich.console import Console
+from rich.table import Table
 
 from sqakd_deploy.strict_json import strict
+
+WIDTH = 100
+"""Characters in a line of what is no terminal's."""
+
+Parts: TypeAlias = Iterable[Table | str]
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -25,3 +33,19 @@ def print_json(values: Any) -> None:
     traceback.
     """
     click.echo(strict(values, indent=2))
+
+
+def show(out: Console, parts: Parts) -> None:
+    """Print tables, and lines, which are not broken: programs read them, too."""
+    for part in parts:
+        if isinstance(part, str):
+            out.print(part, highlight=False, soft_wrap=True)
+        else:
+            out.print(part)
+
+
+def as_text(parts: Parts) -> str:
+    """The same without colours, 100 characters wide."""
+    paper = StringIO()
+    show(Console(file=paper, width=WIDTH, color_system=None, markup=False, emoji=False), parts)
+    return paper.getvalue().rstrip("\n")

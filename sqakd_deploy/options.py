@@ -106,7 +106,8 @@ _OF_MODEL = "Of the model's training images.  [default: its own, or the dataset'
 COMPARED_ON = click.option(
     "--data",
     type=TEXT,
-    help="Dataset or folder to compare on.  [default: the run's held-out part]",
+    help="Dataset or folder to compare on: its test part, or all images of a folder without one, "
+    "unless the run was trained on it.  [default: the run's held-out part]",
 )
 SAVE_REFERENCE = click.option(
     "--save-reference",

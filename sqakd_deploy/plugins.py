@@ -14,6 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
+from sqakd_deploy.abilities import FormalExporter
 from sqakd_deploy.errors import SpecError, UnavailableError
 from sqakd_deploy.exporting import Exporter, Runtime
 from sqakd_deploy.registry import unknown_name
@@ -39,6 +40,18 @@ def exporters(entries: Iterable[EntryPoint] | None = None) -> dict[str, Exporter
 def runtimes(entries: Iterable[EntryPoint] | None = None) -> dict[str, Runtime]:
     """Installed runtimes by name; left out are those that :func:`exporters` would leave out."""
     return _load(RUNTIMES, Runtime, entries)[0]  # type: ignore[type-abstract]
+
+
+def runtimes_for(path: Path) -> dict[str, Runtime]:
+    """Installed runtimes but those that files of such a name are not written for.
+
+    A runtime whose exporters write ``.onnx`` alone is not asked to open OpenVINO IR, and one that
+    none writes for is asked to open anything.
+    """
+    writers = [e for e in exporters().values() if isinstance(e, FormalExporter)]
+    fit = {e.runtime for e in writers if path.suffix in e.suffixes}
+    others = {e.runtime for e in writers} - fit if fit else set()
+    return {name: runtime for name, runtime in runtimes().items() if name not in others}
 
 
 def get_exporter(name: str) -> Exporter:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from itertools import takewhile
+from operator import eq
 from typing import Generic, TypeVar
 
 from sqakd_deploy.errors import SpecError, SqakdError
@@ -57,7 +59,13 @@ class Registry(Generic[T]):
 
 def unknown_name(kind: str, name: str, known: list[str]) -> str:
     """Message for a name that is not in a list: the nearest name, and all there are."""
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    near = _nearest(name, known)
+    hint = f" Did you mean {near!r}?" if near else ""
     there_are = ", ".join(known) if known else "none"
     return f"unknown {kind} {name!r}.{hint} There are: {there_are}."
+
+
+def _nearest(name: str, known: list[str]) -> str | None:
+    """Of the names that are like one, that which begins most alike: abbreviations lack the end."""
+    close = difflib.get_close_matches(name, known)
+    return max(close, key=lambda other: sum(takewhile(bool, map(eq, name, other))), default=None)

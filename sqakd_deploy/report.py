@@ -9,22 +9,11 @@ from rich.table import Table
 
 from sqakd_deploy.results import TrainResult
 from sqakd_deploy.scoring import Score
-from sqakd_deploy.verification.tables import (
-    conformance_table,
-    constants_lines,
-    coverage_lines,
-    kib,
-    parity_table,
-    percent,
-)
+from sqakd_deploy.verification.tables import kib, percent
 
 __all__ = [
-    "conformance_table",
-    "constants_lines",
-    "coverage_lines",
     "kib",
     "listing",
-    "parity_table",
     "percent",
     "score_table",
     "train_table",

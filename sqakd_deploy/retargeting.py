@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import SpecError
-from sqakd_deploy.exporting import Exporter, PlacementRules
+from sqakd_deploy.exporting import Exporter, PlacementRules, ProfileExporter
 from sqakd_deploy.graph import IntegerGraph
 
 TARGET_KEY = "sqakd.target"
@@ -32,11 +32,23 @@ def check_target(graph: IntegerGraph, trained: Exporter, wanted: Exporter, *, an
     """
     found = changes(graph, trained.placement, wanted.placement)
     if found and not anyway:
+        or_else = (
+            "; --anyway would not help, since its rules refuse such codes"
+            if _breaks_rules(graph, wanted)
+            else ", or export it as it is with --anyway"
+        )
         raise SpecError(
             f"the student was trained for target {trained.name!r}. Trained for {wanted.name!r}, "
-            f"{'; '.join(found)}. Train with --target {wanted.name}, or export it as it is with "
-            "--anyway"
+            f"{'; '.join(found)}. Train with --target {wanted.name}{or_else}"
         )
+
+
+def _breaks_rules(graph: IntegerGraph, wanted: Exporter) -> bool:
+    """Whether a target that refuses what breaks its rules wants other codes than a student has."""
+    if not isinstance(wanted, ProfileExporter) or not wanted.placement.symmetric:
+        return False
+    grids = [v.grid for v in graph.values.values() if v.grid is not None]
+    return any(grid.zero_point != 0 or grid.qmax > 127 for grid in grids)
 
 
 def changes(graph: IntegerGraph, trained: PlacementRules, wanted: PlacementRules) -> list[str]:

@@ -21,9 +21,8 @@ from sqakd_deploy.checkpoint import (
 from sqakd_deploy.config import DataConfig, ModelConfig
 from sqakd_deploy.data import ImageSplit, Preprocessing, load_data
 from sqakd_deploy.data.batches import Batches
-from sqakd_deploy.data.fitted import chosen
+from sqakd_deploy.data.fitted import limited
 from sqakd_deploy.data.options import Keeping
-from sqakd_deploy.data.splits import spread
 from sqakd_deploy.errors import CheckpointError, SpecError
 from sqakd_deploy.models import build_model, is_code
 from sqakd_deploy.models.outputs import count_logits
@@ -183,7 +182,8 @@ def held_out(
 
     Args:
         loaded: the run.
-        source: another dataset or folder; None takes the run's own.
+        source: another dataset or folder; None takes the run's own. Of a folder without a test
+            part, in which nothing was trained on, all images are taken.
         limit: at most so many images, evenly spread.
 
     Returns:
@@ -198,8 +198,14 @@ def held_out(
     )
     facts = loaded.run.facts["data"]
     known = data.difference(facts.get("classes"), facts["num_classes"]) is None
-    labels = data.test.labels if known else None
-    which = spread(len(data.test), limit)
-    images = chosen(data.test.images, which)
-    split = ImageSplit(images, None if labels is None else labels[which])
+    foreign = source is not None and not same_place(source, config.source)
+    part = data.whole if foreign and data.whole is not None else data.test
+    split = limited(part if known else ImageSplit(part.images), limit)
     return still_batches(split, loaded.preprocessing), split
+
+
+def same_place(source: str, other: str) -> bool:
+    """Whether two names of data are one data set's or one folder's."""
+    return (
+        source == other or Path(source).expanduser().resolve() == Path(other).expanduser().resolve()
+    )

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -370,7 +371,7 @@ def test_a_reference_is_there_before_anything_is_printed(
     def left(report: object) -> None:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr("sqakd_deploy.commands.parity_table", left)
+    monkeypatch.setattr("sqakd_deploy.commands.parity_parts", left)
     options = ("--run", "r", "--min-agreement", "0", "--save-reference", "r.npz")
     assert run("export", "m.onnx", *options).exit_code == 1
     assert Path("m.onnx").exists()
@@ -400,6 +401,9 @@ def test_a_run_of_a_relative_folder_is_used_from_anywhere(
     monkeypatch.chdir(tmp_path / "elsewhere")
     exported = run("export", "m.onnx", "--run", str(tmp_path / "r"), "--min-agreement", "0")
     assert exported.exit_code == 0, exported.output
+    assert "\n2 images alone: a difference in few images is not seen" in exported.stdout
+    named = run("verify", "m.onnx", "--run", str(tmp_path / "r"), "--data", "../photos")
+    assert "Parity on 2 images" in named.stdout  # it trained on the others
     assert run("eval", str(tmp_path / "r")).exit_code == 0
     assert [path.name for path in Path().iterdir()] == ["m.onnx"]
 
@@ -539,6 +543,18 @@ def test_version_and_lists() -> None:
     assert everything["models"]["resnet18"] == "torchvision"
     assert "digits" in everything["datasets"]
     assert "onnxruntime" in run("list", "targets").stdout
+    last = run("list", "models").stdout.splitlines()[-1]
+    assert last.startswith("other models: timm:NAME, where timm is installed; file.py:function")
+
+
+def test_settings_for_a_run_that_is_complete_take_a_new_run(untrained: Path) -> None:
+    copytree(untrained, "r")
+    refused = run("train", "--resume", "r", "--epochs", "1")
+    (anew,) = re.findall(r"takes a new run: 'sqakd-deploy (.*)' and the other", refused.stderr)
+    assert refused.exit_code == 2
+    trained = run(*anew.split(), "--epochs", "1", "--output", "again")
+    assert trained.exit_code == 0, trained.output
+    assert open_run("again").config.distillation.epochs == 1
 
 
 def test_an_interrupt_leaves_a_run_that_can_be_looked_at(tmp_path: Path) -> None:
@@ -636,7 +652,8 @@ def test_what_no_file_of_the_target_has_is_refused_before_the_student_is_read(
         (("m5",), "m5: wanted a name that ends in .onnx, by which other commands know the file; "
                   "for instance m5.onnx"),
         (("m.pt",), "for instance m.pt.onnx"),
-        (("m.xml",), "wanted a name that ends in .onnx"),
+        (("w4.onx",), "for instance w4.onnx"),
+        (("m.xml",), "for instance m.xml.onnx; .xml is OpenVINO IR, which --target openvino write"),
         (("m.onnx", "--opset", "5"), "opset: wanted 13 to 25 for target 'onnxruntime', got 5"),
         (("m.onnx", "--opset", "99"), "got 99"),
         (("m.onnx", "--input-name", "a", "--output-name", "a"), "wanted two names, got 'a' for bo"),

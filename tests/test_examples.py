@@ -164,6 +164,12 @@ def test_python_explains_itself(student: torch.fx.GraphModule, tmp_path: Path) -
     result = python(model, saved(tmp_path / "image.png", picture()))
     assert result.returncode == 1
     assert "does not say how its images are prepared" in result.stderr
+    for name, content in (("none.onnx", None), ("empty.onnx", b""), ("bad.onnx", b"\x08text")):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        result = python(tmp_path / name, tmp_path / "image.png")
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(f"error: {tmp_path / name} cannot be read as a model: ")
 
 
 def test_python_needs_three_packages() -> None:

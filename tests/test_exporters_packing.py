@@ -41,10 +41,10 @@ from sqakd_deploy.lowering.integer import snap_biases
 from sqakd_deploy.models import build_model
 from sqakd_deploy.parity import ParityReport, information_size
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
-from sqakd_deploy.report import coverage_lines
 from sqakd_deploy.spec import QuantSpec, TensorSpec
 from sqakd_deploy.verification.reference import load_reference, save_reference
 from sqakd_deploy.verification.student import reference_of
+from sqakd_deploy.verification.tables import coverage_lines
 
 SHAPE = (3, 4, 4)
 GRIDS = [

@@ -25,7 +25,6 @@ from sqakd_deploy.exporting import Exporter, ExportOptions, Runtime, StagedRunti
 from sqakd_deploy.lowering.integer import lower, snap_biases
 from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import calibrate, quantize
-from sqakd_deploy.report import coverage_lines
 from sqakd_deploy.spec import QuantSpec, TensorSpec
 from sqakd_deploy.verification.constants import constants_of, offset
 from sqakd_deploy.verification.isolated import SIMULATED
@@ -33,7 +32,7 @@ from sqakd_deploy.verification.isolating import isolate, isolator_of
 from sqakd_deploy.verification.reading import read_file
 from sqakd_deploy.verification.settings import DILATION, FILLER, ORDER, PADDING
 from sqakd_deploy.verification.student import record, reference_of
-from sqakd_deploy.verification.tables import constants_lines
+from sqakd_deploy.verification.tables import constants_lines, coverage_lines
 from sqakd_deploy.verification.taps import read_codes
 from sqakd_deploy.verification.verifying import compare_with_student, verify_file
 
@@ -462,5 +461,6 @@ def test_verify_compares_constants_layers_and_tensors(
     assert (report.layers.missing, report.layers.unseen, report.layers.first) == ((), {}, None)
     assert constants_lines(report.parity)[0] == "constants: all those of the student"
     assert report.saturation.layers == ()
+    assert "Pairs of products" not in str(report)  # a table without a row
     assert [stage.name for stage in report.parity.stages] == ["PyTorch student", "qonnx, executor"]
     assert "IntQuant" in report.parity.skipped["onnxruntime"]

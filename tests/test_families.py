@@ -34,7 +34,6 @@ from sqakd_deploy.lowering.integer import lower, snap_biases
 from sqakd_deploy.parity import ParityReport, verify
 from sqakd_deploy.placement import place
 from sqakd_deploy.quantization import calibrate, quantize, reestimate_batch_norm
-from sqakd_deploy.report import coverage_lines
 from sqakd_deploy.retargeting import changes
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
 from sqakd_deploy.tracing.attention import OpenAttention, open_attention
@@ -45,6 +44,7 @@ from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolating import isolate, isolator_of
 from sqakd_deploy.verification.reading import read_file
 from sqakd_deploy.verification.student import record, reference_of
+from sqakd_deploy.verification.tables import coverage_lines
 from sqakd_deploy.verification.verifying import compare_with_student, verify_file
 
 # As in test_export_contract: float noise of some 1e-7 puts a code of an image in some tens on the

@@ -1,6 +1,6 @@
 import pytest
 
-from sqakd_deploy.errors import ModelError
+from sqakd_deploy.errors import ModelError, SpecError
 from sqakd_deploy.registry import Registry
 
 
@@ -20,6 +20,14 @@ def test_a_miss_lists_the_names_and_the_nearest() -> None:
         registry["resnet2"]
     with pytest.raises(ModelError, match=r"There are: resnet20, vgg8\."):
         registry["zzz"]
+
+
+def test_of_near_names_the_one_that_begins_alike_is_meant() -> None:
+    registry: Registry[int] = Registry("runtime")
+    for name in ("qonnx", "onnxruntime", "openvino"):
+        registry.register(name, 1)
+    with pytest.raises(SpecError, match=r"Did you mean 'onnxruntime'\?"):
+        registry["onnxrt"]
 
 
 def test_names_come_sorted() -> None:

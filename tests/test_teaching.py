@@ -150,9 +150,20 @@ def test_the_images_of_a_proof_are_of_all_classes(trained: Path) -> None:
             home.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((8, 8), value, np.uint8)).save(home / f"{index}.png")
     images, split = held_out(load_student(open_run(trained / "student")), "tens", 5)
-    assert split.need_labels().tolist() == [0, 2, 4, 6, 8]
-    assert split.images[np.arange(5)].max(axis=(1, 2, 3)).tolist() == [0, 2, 4, 6, 8]
+    assert split.need_labels().tolist() == [0, 4, 8, 2, 6]
+    assert split.images[np.arange(5)].max(axis=(1, 2, 3)).tolist() == [0, 4, 8, 2, 6]
     assert [len(batch) for batch in images] == [5]
+
+
+@pytest.mark.parametrize("parts", [("",), ("train", "test")])
+def test_a_proof_takes_all_of_a_named_folder_but_its_training_part(
+    parts: tuple[str, ...], trained: Path
+) -> None:
+    for part in parts:
+        grey(Path("named") / part / "a")
+        grey(Path("named") / part / "b")
+    images, split = held_out(load_student(open_run(trained / "student")), "named")
+    assert len(split) == sum(len(batch) for batch in images) == 16
 
 
 def test_grey_images_for_a_model_of_rgb() -> None:
@@ -401,6 +412,10 @@ def test_eval_of_a_run_takes_the_options_of_other_images(trained: Path) -> None:
     assert (refused.exit_code, "--skip-bad-images" in refused.stderr) == (4, True)
     done = run("eval", str(trained / "student"), "--data", "tens", "--skip-bad-images")
     assert done.exit_code == 0, done.output
+    assert "scoring on 80 images of tens" in done.stderr
+    (some, _) = scores(str(trained / "student"), "--data", "tens", "--skip-bad-images",
+                       "--samples", "15")  # fmt: skip
+    assert some["images"] == 15
     sized = run("eval", str(trained / "student"), "--input-size", "16", "16")
     assert (sized.exit_code, "leave out --input-size" in sized.stderr) == (2, True)
 
@@ -583,8 +598,13 @@ def test_labels_of_other_classes_are_not_scored(tmp_path: Path) -> None:
     assert (refused.exit_code, "12 classes against 10" in refused.stderr) == (4, True)
     seven = build_model(f"{tmp_path / 'net.py'}:seven", num_classes=7)
     save_weights(seven, tmp_path / "seven.safetensors")
+    assert "(without --data that is digits: give yours)" in refused.stderr
     refused = run("eval", "seven.safetensors", "--model", "net.py:seven")
     assert (refused.exit_code, "7 classes against 10" in refused.stderr) == (4, True)
+    assert "(without --data that is digits: give yours)" in refused.stderr
+    refused = run("eval", "seven.safetensors")
+    assert refused.exit_code == 5
+    assert "(without --model and --data that is resnet20 and digits" in refused.stderr
 
 
 def test_logits_of_another_shape_are_not_scored() -> None:

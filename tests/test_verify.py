@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from integer_graphs import images as arrays
 from networks import SHAPE, exact_here, images, network
 from onnx import numpy_helper
 from reference_executor import execute
+from rich.console import Console
 from sqakd_exporters.onnxruntime import OnnxRuntime, OnnxRuntimeExporter
 from sqakd_exporters.qdq import build_model
 from sqakd_exporters.saving import save_checked
@@ -47,6 +49,7 @@ from sqakd_deploy.verification.equivalents import in_one_form
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolated import SIMULATED, IsolatedReport
 from sqakd_deploy.verification.isolating import _compare, _joined, isolate, isolator_of
+from sqakd_deploy.verification.layer_tables import layers_lines, layers_table
 from sqakd_deploy.verification.layers import LayersReport, compare_layers
 from sqakd_deploy.verification.measures import range_step
 from sqakd_deploy.verification.reading import read_file
@@ -54,7 +57,7 @@ from sqakd_deploy.verification.reference import Reference, Tensor, load_referenc
 from sqakd_deploy.verification.signs import never_negative
 from sqakd_deploy.verification.stages import Tolerance, isolated_faults
 from sqakd_deploy.verification.student import Rounding, record, reference_of, roundings
-from sqakd_deploy.verification.tables import constants_lines, coverage_lines, layers_lines
+from sqakd_deploy.verification.tables import constants_lines, coverage_lines
 from sqakd_deploy.verification.taps import NOISE, read_codes, tapped
 from sqakd_deploy.verification.verifying import Verification, compare_with_student, verify_file
 
@@ -118,6 +121,8 @@ def test_a_true_file_passes_whole(
     report.raise_for_failures()
     assert report.constants == ()
     assert report.layers is not None
+    tensors = f"{len(report.layers.tensors)} quantised tensors, on the 32 images that differ most"
+    assert f"\n{tensors}: all the student's, code for code\n" in str(report)  # no empty table
     graph = lower(student)
     quantizers = [node.name for node in graph.nodes if isinstance(node, g.Quantize)]
     assert sorted(tensor.name for tensor in report.layers.tensors) == sorted(quantizers)
@@ -126,6 +131,22 @@ def test_a_true_file_passes_whole(
         assert [(stage.max_error, stage.share, stage.snr) for stage in tensor.stages] == [
             (0.0, 0.0, None)
         ] * 2
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_tables_of_layers_keep_words_whole(
+    width: int, student: torch.fx.GraphModule, reference: Reference, model: Path
+) -> None:
+    plant(model, "conv2/bias", at(4, lambda code: code + np.int32(4000)))
+    report = verify(model, reference, student)
+    paper = Console(file=StringIO(), width=width)
+    assert report.layers is not None
+    paper.print(layers_table(report.layers, width))
+    text = paper.file.getvalue()  # type: ignore[attr-defined]
+    assert ("SNR" in text) == (width == 100)
+    for word in ("quant_classifier", "codes that", "(onnxruntime,", "optimisations"):
+        assert word in text
+    assert "are the student's, code for code" in str(report)
 
 
 def differences(expected: Constants, path: Path) -> list[Difference]:
@@ -1436,7 +1457,7 @@ def test_every_runtime_that_opens_the_file_takes_part(
     both = {"other": other, "refuses": Refuses()}
     with pytest.raises(ExportError, match="refuses cannot run the file: no licence found"):
         verify(model, reference, student, others=both)
-    monkeypatch.setattr(verifying, "runtimes", lambda: both)
+    monkeypatch.setattr(verifying, "runtimes_for", lambda path: both)
     report = verify(model, reference, student, others=None)
     assert [stage.name for stage in report.parity.stages][3:] == ["other"]
     assert report.parity.stages[3].max_error > 0
@@ -1479,7 +1500,7 @@ def test_other_runtimes_decide_only_where_they_are_named(
 ) -> None:
     """The file was placed for ONNX Runtime: another may fuse it into another function."""
     other = Faulty("conv2/bias", at(4, lambda code: code + np.int32(4000)))
-    monkeypatch.setattr(verifying, "runtimes", lambda: {"other": other})
+    monkeypatch.setattr(verifying, "runtimes_for", lambda path: {"other": other})
     exact = Tolerance(agreement=100.0)
     shown = verify(model, reference, others=None, tolerance=exact)
     assert [stage.decides for stage in shown.parity.stages] == [True, True, True, False]

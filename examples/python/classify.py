@@ -62,7 +62,10 @@ def classify(model: Path, image: Path, top: int) -> list[tuple[str, float]]:
     if not has_vnni():
         # Else sums of 8-bit layers saturate. Where the CPU has AVX512-VNNI it costs time.
         options.add_session_config_entry("session.x64quantprecision", "1")
-    session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    try:
+        session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's have no base of their own
+        sys.exit(f"error: {model} cannot be read as a model: {' '.join(str(error).split())}")
     metadata = session.get_modelmeta().custom_metadata_map
     if not {"sqakd.preprocessing", "sqakd.input"} <= metadata.keys():
         sys.exit(f"error: {model} does not say how its images are prepared; export it from a run")

@@ -18,7 +18,7 @@ from sqakd_deploy.bench.inputs import InputShape, input_of
 from sqakd_deploy.bench.process import FP32, MODEL, Candidate, Process, Row
 from sqakd_deploy.cpu import Cpu, describe_cpu
 from sqakd_deploy.errors import ExportError, ModelError, SpecError
-from sqakd_deploy.plugins import get_runtime, runtimes
+from sqakd_deploy.plugins import get_runtime, runtimes_for
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,9 @@ def bench(
     known = {kind: input_of(path) for kind, path in files.items()}
     _check_alike(files, known)
     pixels = {kind: given is not None and given.pixels for kind, given in known.items()}
-    names = [get_runtime(name).name for name in dict.fromkeys(runtime)] or sorted(runtimes())
+    names = [get_runtime(name).name for name in dict.fromkeys(runtime)] or sorted(
+        runtimes_for(files[MODEL])
+    )
     candidates = [
         Candidate(kind, path, name, threads, pixels[kind])
         for threads in dict.fromkeys(how.threads)

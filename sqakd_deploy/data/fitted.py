@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sqakd_deploy.data.decode import fit_images
 from sqakd_deploy.data.images import Images
 from sqakd_deploy.data.on_demand import ImagesOnDemand
+from sqakd_deploy.data.splits import ImageSplit, spread
 
 
 class FittedImages(ImagesOnDemand):
@@ -55,3 +56,10 @@ def chosen(images: Images, which: NDArray[np.intp]) -> Images:
     if isinstance(images, ImagesOnDemand):
         return images.select(which)
     return FittedImages(images, images.shape[1], images.shape[2:4], which=which)  # type: ignore[arg-type]
+
+
+def limited(part: ImageSplit, limit: int | None) -> ImageSplit:
+    """At most so many images of a part, evenly spread, read when they are asked for."""
+    which = spread(len(part), limit)
+    labels = None if part.labels is None else part.labels[which]
+    return ImageSplit(chosen(part.images, which), labels)

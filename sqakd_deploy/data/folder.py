@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 
 from sqakd_deploy.data.decode import UNREADABLE, Decoded
 from sqakd_deploy.data.image_files import ImageFiles
-from sqakd_deploy.data.layout import Listing, find_splits
+from sqakd_deploy.data.layout import Listing, find_splits, is_divided
 from sqakd_deploy.data.options import ReadOptions
 from sqakd_deploy.data.preprocessing import (
     Augmentation,
@@ -52,7 +52,8 @@ def load_folder(path: Path, options: ReadOptions | None = None) -> ImageData:
         SpecError: if an option is out of range.
     """
     options = options or ReadOptions()
-    return read_parts(path, *find_splits(path, options.message), options)
+    train, test = find_splits(path, options.message)
+    return read_parts(path, train, test, options, divided=is_divided(path))
 
 
 def read_parts(
@@ -64,6 +65,7 @@ def read_parts(
     name: str | None = None,
     own: Preprocessing | None = None,
     augmentation: Augmentation | None = None,
+    divided: bool = True,
 ) -> ImageData:
     """The images of two listings as a data set.
 
@@ -75,6 +77,7 @@ def read_parts(
         name: of the data set; None is the path.
         own: the data set's preprocessing; None looks at the files.
         augmentation: what suits the images in training; None decides by their kind.
+        divided: the two parts are the data's own.
 
     Raises:
         DataError: if an image is corrupt.
@@ -100,6 +103,7 @@ def read_parts(
         preprocessing=preprocessing,
         augmentation=chosen_augmentation(options.augmentation, usual, preprocessing),
         skipped=tuple(str(bad) for bad in decoded.bad),
+        whole=None if divided else _whole(decoded, train_split, test_split),
     )
 
 
@@ -119,6 +123,12 @@ def _split(decoded: Decoded, train: Listing, test: Listing) -> tuple[ImageSplit,
         ImageSplit(decoded.images[:count], _labels(train, good_train)),
         ImageSplit(decoded.images[count:], _labels(test, good_test)),
     )
+
+
+def _whole(decoded: Decoded, train: ImageSplit, test: ImageSplit) -> ImageSplit:
+    if train.labels is None or test.labels is None:
+        return ImageSplit(decoded.images)
+    return ImageSplit(decoded.images, np.concatenate([train.labels, test.labels]))
 
 
 def _labels(part: Listing, good: NDArray[np.bool_]) -> NDArray[np.int64] | None:

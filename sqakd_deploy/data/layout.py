@@ -87,14 +87,24 @@ def find_splits(path: Path, message: Message = lambda text: None) -> tuple[Listi
         what = "is not a folder" if path.exists() else "does not exist"
         raise DataError(f"data folder {path} {what}")
     path = _inner(path)
-    folders = _entries(path)[1]
-    trains, tests = _named(folders, _TRAIN_NAMES), _named(folders, _TEST_NAMES)
+    trains, tests = _parts(path)
     if not (trains and tests):
         return _hold_out(_list(_undivided(path, trains, tests), message))
     train = _list(trains[0], message)
     chosen = _test_of(train, tests)
     test = _list(chosen, message, min_classes=1 if train.classes else 2)
     return train, _with_classes_of(train, test, chosen)
+
+
+def is_divided(path: Path) -> bool:
+    """Whether a folder has a test part of its own, so that none is held out here."""
+    return all(_parts(_inner(path)))
+
+
+def _parts(path: Path) -> tuple[list[Path], list[Path]]:
+    """Folders named as training parts are, and those named as test parts."""
+    folders = _entries(path)[1]
+    return _named(folders, _TRAIN_NAMES), _named(folders, _TEST_NAMES)
 
 
 def _inner(path: Path) -> Path:

@@ -74,6 +74,7 @@ class ImageData:
         preprocessing: what a model must be given.
         augmentation: what suits these images in training.
         skipped: files that could not be read, in order; empty unless skipping was asked for.
+        whole: all images, where the two parts were made here; None where the data came in parts.
     """
 
     name: str
@@ -83,6 +84,7 @@ class ImageData:
     preprocessing: Preprocessing
     augmentation: Augmentation = field(default_factory=Augmentation)
     skipped: tuple[str, ...] = ()
+    whole: ImageSplit | None = None
 
     def __post_init__(self) -> None:
         for split, part in (("train", self.train), ("test", self.test)):
@@ -132,7 +134,8 @@ class ImageData:
     def without_labels(self) -> ImageData:
         """The images alone."""
         train, test = (ImageSplit(part.images, None) for part in (self.train, self.test))
-        return replace(self, train=train, test=test, classes=None)
+        whole = None if self.whole is None else ImageSplit(self.whole.images, None)
+        return replace(self, train=train, test=test, classes=None, whole=whole)
 
 
 def held_out(count: int, labels: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:

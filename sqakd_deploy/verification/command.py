@@ -6,23 +6,15 @@ from functools import partial
 from pathlib import Path
 
 from sqakd_deploy.bench.inputs import input_of
-from sqakd_deploy.consoles import console, print_json
+from sqakd_deploy.consoles import console, print_json, show
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.plugins import get_runtime
 from sqakd_deploy.verification.ir_file import Converter
 from sqakd_deploy.verification.isolated import Isolator
 from sqakd_deploy.verification.reference import Reference, load_reference, save_reference
+from sqakd_deploy.verification.showing import verification_parts
 from sqakd_deploy.verification.stages import Tolerance
-from sqakd_deploy.verification.tables import (
-    conformance_table,
-    constants_lines,
-    coverage_lines,
-    layers_lines,
-    layers_table,
-    parity_table,
-    saturation_table,
-)
-from sqakd_deploy.verification.verifying import Recorder, Verification, verify_file
+from sqakd_deploy.verification.verifying import Recorder, verify_file
 
 SAMPLES = 2048
 """Images compared where nobody says how many."""
@@ -68,7 +60,8 @@ def verify(
     if as_json:
         print_json({"path": str(path)} | report.to_dict())
     else:
-        _print(report)
+        out = console()
+        show(out, verification_parts(report, out.width))
     report.raise_for_failures()
 
 
@@ -107,23 +100,3 @@ def _from_run(
 def _save(answers: Reference, path: Path) -> None:
     save_reference(answers, path)
     console(stderr=True).print(f"wrote {path}", highlight=False, soft_wrap=True)
-
-
-def _print(report: Verification) -> None:
-    out = console()
-    out.print(parity_table(report.parity))
-    if report.parity.conformance is not None:
-        out.print(conformance_table(report.parity.conformance))
-    if report.layers is not None:
-        out.print(layers_table(report.layers))
-    known = report.reference.constants is not None
-    lines = constants_lines(report.parity, known=known, unknown=report.unknown)
-    lines += coverage_lines(report.parity)
-    # a profile's runtime does not run on x86; of IR, a conversion of the student tells its sums
-    if report.parity.conformance is None and report.unknown is None:
-        out.print(saturation_table(report.saturation))
-        lines.append(report.saturation.summary)
-    if report.layers is not None:
-        lines += layers_lines(report.layers)
-    for line in lines:
-        out.print(line, highlight=False, soft_wrap=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sqakd_deploy.consoles import as_text
 from sqakd_deploy.errors import ParityError
 from sqakd_deploy.exporting import Conformance, Coverage
 from sqakd_deploy.files import size_on_disk
@@ -126,6 +128,11 @@ class ParityReport:
     float_layers: int | None = None
     isolated: Mapping[str, IsolatedReport] = field(default_factory=dict)
     metadata: tuple[Difference, ...] = ()
+
+    def __str__(self) -> str:
+        # By its name: what shows reports imports them.
+        parts = resolve_name("sqakd_deploy.verification.showing:parity_parts")
+        return as_text(parts(self))
 
     @property
     def explained(self) -> tuple[str, ...]:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from rich.console import JustifyMethod
 from rich.table import Table
 
 from sqakd_deploy.exporting import Conformance, FloatFallback
 from sqakd_deploy.verification.isolated import SIMULATED, IsolatedReport
-from sqakd_deploy.verification.layers import KINDS, Begin, Kind, LayersReport, TensorReport
 from sqakd_deploy.verification.saturation import SaturationReport
 from sqakd_deploy.verification.stages import ParityReport, isolated_faults
 
-_SHOWN = 20
-"""Tensors in a table; --json has all."""
+_FEW_IMAGES = 100
+"""One of fewer is more than a percent."""
 
 
 def percent(value: float | None) -> str:
@@ -40,26 +38,35 @@ def parity_table(report: ParityReport) -> Table:
             f"{stage.max_error:.2f} steps",
             f"{stage.mean_error:.4f} steps",
         )
-    table.caption = f"one step = {report.output_step:.4g} ({report.output_step_source})"
+    return table
+
+
+def parity_lines(report: ParityReport) -> list[str]:
+    """What the figures of a comparison mean, a line each."""
+    lines = [f"one step = {report.output_step:.4g} ({report.output_step_source})"]
+    if report.samples < _FEW_IMAGES:
+        lines.append(
+            f"{report.samples} images alone: a difference in few images is not seen; more with "
+            "--data or --samples"
+        )
     if report.answers == 1 and report.samples > 1:
-        table.caption += "\nall images get one answer: agreement shows nothing here, errors do"
+        lines.append("all images get one answer: agreement shows nothing here, errors do")
     if report.ties:
         tie = f"the student's largest logits tie in {report.ties} images"
-        table.caption += f"\n{tie}: any of those answers is its own"
+        lines.append(f"{tie}: any of those answers is its own")
     if report.explained:
-        table.caption += (
-            "\nwhere one image is answered otherwise, a value lies on the border of two codes: each"
-            "\nlayer is right on the codes that the runtime computed for it"
+        lines.append(
+            "where one image is answered otherwise, a value lies on the border of two codes: each "
+            "layer is right on the codes that the runtime computed for it"
         )
     if report.exact:
-        table.caption += f"\nbit for bit the student's logits: {', '.join(report.exact)}"
+        lines.append(f"bit for bit the student's logits: {'; '.join(report.exact)}")
     if any(stage.only_rounding and stage.differing > 1 for stage in report.stages):
-        table.caption += (
-            "\nwithout optimisations sums are float32's: each layer is right on the codes before"
-            "\nit, and how far the network carries their rounding is not counted"
+        lines.append(
+            "without optimisations sums are float32's: each layer is right on the codes before it, "
+            "and how far the network carries their rounding is not counted"
         )
-    table.caption_justify = "left"
-    return table
+    return lines
 
 
 def conformance_table(conformance: Conformance) -> Table:
@@ -180,7 +187,7 @@ def _right_layers(isolated: Mapping[str, IsolatedReport]) -> list[str]:
         return []
     deciding = [part for part in of_runtimes.values() if part.decides]
     some = next(iter(deciding or of_runtimes.values()))
-    where = f"on the runtime's own codes ({_images(some.images)})"
+    where = f"on the runtime's own codes ({which_images(some.images)})"
     stages = ", ".join(stage for stage, part in isolated.items() if not part.decides)
     unread = f"not all can be read at once ({stages})" if stages else ""
     if not deciding:
@@ -189,124 +196,18 @@ def _right_layers(isolated: Mapping[str, IsolatedReport]) -> list[str]:
     border = f"; of {some.codes} codes so many lay on a border and fell the other way: "
     ties = border + ", ".join(moved) if moved else ""
     right = f"layers: all {len(some.tensors)} quantised tensors are the student's {where}{ties}"
-    right += _copies(max(part.moved for part in deciding))
+    right += copies(max(part.moved for part in deciding))
     return [f"{right}; elsewhere {unread}" if unread else right]
 
 
-def _copies(moved: float) -> str:
+def copies(moved: float) -> str:
     """That codes were read from copies of the file that are not the same to the bit."""
     return f"; read from copies whose answers differ by up to {moved:.1e} steps" if moved else ""
 
 
-def _images(count: int) -> str:
+def which_images(count: int) -> str:
+    """Images that layers were run on, in words."""
     return f"the {count} images that differ most" if count > 1 else "one image"
-
-
-def layers_table(report: LayersReport) -> Table:
-    """Quantised tensors that differ, worst first, each in its worst stage."""
-    count = len(report.tensors)
-    title = f"{count} quantised tensors, on {_images(report.images)}"
-    table = Table(title=title, title_justify="left")
-    for name in ("tensor", "largest error", "mean error", "codes that differ", "SNR", "begins"):
-        justify: JustifyMethod = "left" if name in ("tensor", "begins") else "right"
-        table.add_column(name, justify=justify, overflow="fold")
-    differing = [t for t in report.tensors if not t.stages or t.worst[0] < 0]
-    for tensor in differing[:_SHOWN]:
-        table.add_row(*_tensor_row(tensor))
-    more = len(differing) - _SHOWN
-    left = [f"{more} more, none of them worse: see --json"] if more > 0 else []
-    same = count - len(differing)
-    left += [f"{same} are the student's, code for code"] if same else []
-    table.caption, table.caption_justify = "; ".join(left) or None, "left"
-    return table
-
-
-def _tensor_row(tensor: TensorReport) -> tuple[str, ...]:
-    stage = max(tensor.stages, key=lambda s: (s.max_error, s.share), default=None)
-    begins = "; ".join(_begin(begin) for begin in tensor.begins)
-    if stage is None:
-        return tensor.name, "—", "—", "—", "—", "unseen"
-    same = stage.max_error == 0
-    return (
-        tensor.name,
-        f"{stage.max_error:.2f} steps",
-        f"{stage.mean_error:.4f} steps",
-        f"{stage.share:.2f} %",
-        "—" if stage.snr is None else f"{stage.snr:.1f} dB",
-        begins or ("" if same else "before it"),
-    )
-
-
-def _begin(begin: Begin) -> str:
-    return f"{_where(begin)}, {begin.kind} ({begin.stage}, {begin.images} images)"
-
-
-def _where(begin: Begin) -> str:
-    return " or in ".join(["here", *begin.or_in])
-
-
-def layers_lines(report: LayersReport) -> list[str]:
-    """Where differences begin, and what cannot be seen."""
-    lines = [_kind_line(report, kind) for kind in KINDS]
-    lines = [line for line in lines if line]
-    if not lines:
-        differ = any(tensor.worst[0] < 0 for tensor in report.tensors)
-        seen = "where differences begin cannot be seen"
-        lines = [seen if differ else "no quantised tensor differs from the student's"]
-    lines += [f"not in the file under its name: {name}" for name in report.missing]
-    lines += [f"not compared: {name}: {why}" for name, why in report.unsupported.items()]
-    for stage, isolated in report.isolated.items():
-        lines += _isolated_lines(stage, isolated)
-    for stage, names in report.unseen.items():
-        lines.append(f"unseen in {stage} (reading changes the answers): {', '.join(names)}")
-    return lines
-
-
-def _isolated_lines(stage: str, report: IsolatedReport) -> list[str]:
-    """Every layer on the codes before it."""
-    whose = "its integers'" if stage == SIMULATED else "the runtime's own"
-    by = f", by up to {report.largest} steps" if report.differing else ""
-    lines = [
-        f"each layer on {whose} codes ({stage}): {report.differing} of {report.codes} "
-        f"codes differ{by}"
-    ]
-    if report.worst is not None and report.differing:
-        worst = report.worst
-        lines[0] += (
-            f"; values lie up to {worst.outside:.1e} steps beyond the border of their codes "
-            f"({worst.name})"
-        )
-        lines[0] += "" if report.faulty else ": rounding"
-    lines[0] += _copies(report.moved)
-    faults = report.faults(stage)
-    lines += faults
-    if faults and not report.decides:
-        lines.append(
-            f"that decides nothing: the codes ({stage}) are of {_sources(report)}, since reading "
-            "all at once changes the answers, and one may have rounded as another did not"
-        )
-    return lines
-
-
-def _sources(report: IsolatedReport) -> str:
-    """What codes are of that need not fit together."""
-    if report.programs > 1:
-        return f"{report.programs} programs"
-    return f"the runtime and, for {', '.join(report.unread)}, of the student"
-
-
-def _kind_line(report: LayersReport, kind: Kind) -> str:
-    """Where differences of a kind begin, first in topological order; empty if there are none."""
-    begun = [(t, b) for t in report.begun for b in t.begins if b.kind == kind]
-    if not begun:
-        return ""
-    count = len({tensor.name for tensor, _ in begun})
-    tensor, begin = begun[0]
-    return (
-        f"{kind}: differences begin in {count} tensors, the first {tensor.name} "
-        f"({begin.stage}, {begin.images} images, up to {begin.max_error:.2f} steps)"
-        + (f", or before it in {', '.join(begin.or_in)}, unseen" if begin.or_in else "")
-    )
 
 
 def saturation_table(report: SaturationReport) -> Table:

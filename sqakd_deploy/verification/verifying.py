@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sqakd_deploy.consoles import as_text
 from sqakd_deploy.data.preprocessing import Preprocessing
 from sqakd_deploy.errors import DataError, ParityError, SpecError
 from sqakd_deploy.exporting import (
@@ -22,7 +24,7 @@ from sqakd_deploy.exporting import (
 )
 from sqakd_deploy.graph import Grid
 from sqakd_deploy.pixels import PREPROCESSING_KEY, pixel_of_zero
-from sqakd_deploy.plugins import exporters, get_exporter, get_runtime, runtimes
+from sqakd_deploy.plugins import exporters, get_exporter, get_runtime, runtimes_for
 from sqakd_deploy.verification.bounds import other_bounds, other_terms
 from sqakd_deploy.verification.constants import (
     HIGHEST,
@@ -85,6 +87,11 @@ class Verification:
     saturation: SaturationReport
     reference: Reference = field(repr=False)
     unknown: str | None = None
+
+    def __str__(self) -> str:
+        # By its name: what shows reports imports them.
+        parts = resolve_name("sqakd_deploy.verification.showing:verification_parts")
+        return as_text(parts(self))
 
     @property
     def constants(self) -> tuple[Difference, ...] | None:
@@ -169,7 +176,7 @@ def verify_file(
     """
     file = read_file(path)
     runtime = proving_runtime(file, others)
-    named, others = others is not None, runtimes() if others is None else others
+    named, others = others is not None, runtimes_for(path) if others is None else others
     others = {name: other for name, other in others.items() if name != runtime.name}
     expected = reference.expected()
     stated = _metadata(file, reference)
