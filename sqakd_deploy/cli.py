@@ -201,6 +201,8 @@ def export(path: Path, **options: Any) -> None:
     For target tensorrt, a profile, nothing is run in TensorRT: the stages are ONNX Runtime's, and
     the file is checked against the documented rules. One that breaks any is refused.
     """
+    if options["target"] is not None:
+        _commands("plugins").get_exporter(options["target"])  # refused at once, without torch
     _commands().export(path, **options)
 
 
@@ -245,12 +247,7 @@ def verify(path: Path, **options: Any) -> None:
     answers that --save-reference wrote, or any .npz of "images" (preprocessed, N×C×H×W) and
     "logits"; of OpenVINO IR, answers alone.
     """
-    # Imported late, as in _commands; with --reference, torch is not imported at all.
-    if options["reference"] is None:
-        _commands()
-    import sqakd_deploy.verification.command as command
-
-    command.verify(path, **options)
+    _commands("verification.command").verify(path, **options)
 
 
 @main.command(epilog=TEACHER)
@@ -352,7 +349,7 @@ def bench(**options: Any) -> None:
 @JSON
 def list_(kind: str | None, as_json: bool) -> None:
     """Show the methods, models, datasets and targets there are."""
-    _commands().list_all(kind, as_json)
+    _commands("catalogue").list_all(kind, as_json)
 
 
 if __name__ == "__main__":

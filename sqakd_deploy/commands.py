@@ -17,20 +17,13 @@ from sqakd_deploy.api import check_folder, export_proven, would_change
 from sqakd_deploy.checkpoint import CONFIG, TEACHER, Run, newest_run, open_run
 from sqakd_deploy.config import DataConfig, RunConfig, load_config, merge
 from sqakd_deploy.consoles import console, print_json, show
-from sqakd_deploy.data import DATASETS
 from sqakd_deploy.errors import CheckpointError, DataError, ModelError, SpecError
 from sqakd_deploy.exporting import ExportOptions
-from sqakd_deploy.models import MADE_FOR, list_models
 from sqakd_deploy.origin import origin_of
 from sqakd_deploy.parity import Tolerance
-from sqakd_deploy.plugins import exporters, get_exporter
+from sqakd_deploy.plugins import get_exporter
 from sqakd_deploy.progress import listener_for
-from sqakd_deploy.quantizers import METHODS
-from sqakd_deploy.report import (
-    listing,
-    score_table,
-    train_table,
-)
+from sqakd_deploy.report import score_table, train_table
 from sqakd_deploy.runs import held_out, load_student
 from sqakd_deploy.scoring import score_file, score_run, score_weights
 from sqakd_deploy.spec import parse_bits
@@ -218,8 +211,6 @@ def export(
     out, progress = _consoles()
     for file in filter(None, (path, save_reference)):  # before anything takes time
         check_folder(file)
-    if target is not None:
-        get_exporter(target)
     how = ExportOptions(**options)
     opened = open_run(run) if run else newest_run()
     check_form(get_exporter(target or opened.config.quantization.target), path, how.opset)
@@ -254,31 +245,3 @@ def export(
     report.raise_for_failures()
     if not as_json:
         out.print(f"wrote {artifact.path}", highlight=False, soft_wrap=True)
-
-
-def _origin(name: str) -> str:
-    return f"built in, for {MADE_FOR[name]}" if name in MADE_FOR else "torchvision"
-
-
-_OTHER_MODELS = (
-    "other models: timm:NAME, where timm is installed; file.py:function or package.module:function "
-    "for your own"
-)
-
-
-def list_all(kind: str | None, as_json: bool) -> None:
-    """Print what there is to choose from."""
-    groups: dict[str, dict[str, str]] = {
-        "methods": {name: method.summary for name, method in METHODS.items()},
-        "models": {name: _origin(name) for name in list_models()},
-        "datasets": {name: dataset.summary for name, dataset in DATASETS.items()},
-        "targets": {name: exporter.summary for name, exporter in sorted(exporters().items())},
-    }
-    chosen = {kind: groups[kind]} if kind else groups
-    if as_json:
-        print_json(chosen)
-        return
-    out, _ = _consoles()
-    show(out, listing(chosen))
-    if "models" in chosen:
-        show(out, [_OTHER_MODELS])

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich.table import Table
 
 from sqakd_deploy.results import TrainResult
 from sqakd_deploy.scoring import Score
 from sqakd_deploy.verification.tables import kib, percent
-
-__all__ = [
-    "kib",
-    "listing",
-    "percent",
-    "score_table",
-    "train_table",
-]
 
 
 def _bits(counts: Mapping[int, int]) -> str:
@@ -53,16 +44,3 @@ def train_table(result: TrainResult) -> Table:
     seconds = ", ".join(f"{part} {value:.1f} s" for part, value in result.seconds.items())
     table.add_row("time", seconds)
     return table
-
-
-def listing(groups: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """Names with a line about each, a table a group."""
-    tables = []
-    for title, rows in groups.items():
-        table = Table(title=title, title_justify="left", show_header=False)
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column()
-        for name, summary in rows.items():
-            table.add_row(name, str(summary))
-        tables.append(table)
-    return tables

@@ -482,6 +482,7 @@ def test_without_torch(folder: Path, tmp_path: Path) -> None:
         result = json.loads(done.stdout)
         assert len(result["rows"]) == 1 + bool(more)
         assert more or result["baseline"].startswith("no fp32 beside it: there is no torch here;")
+    assert "onnxruntime" in called("list", "targets").stdout
     done = called("list")
     assert done.returncode == 6
     assert done.stderr.startswith("error: this needs torch, which is not installed")

@@ -173,7 +173,7 @@ def test_weights_of_the_ends_are_no_wider_than_the_target_takes() -> None:
 class Normed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.norm = nn.InstanceNorm2d(3)
+        self.norm = nn.InstanceNorm2d(3, track_running_stats=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.flatten(self.norm(x), 1)

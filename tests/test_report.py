@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from sqakd_deploy.catalogue import listing
 from sqakd_deploy.consoles import console
 from sqakd_deploy.progress import PlainListener, RichListener, listener_for
-from sqakd_deploy.report import listing, score_table, train_table
+from sqakd_deploy.report import score_table, train_table
 from sqakd_deploy.results import TrainResult
 from sqakd_deploy.scoring import Score
 from sqakd_deploy.strict_json import strict

@@ -31,7 +31,7 @@ TORCH_FREE = (
 )
 TORCH_FREE += ("abilities", "strict_json")
 TORCH_FREE += ("bench.measure", "bench.inputs", "bench.process", "bench.worker", "cpu")
-TORCH_FREE += ("bench.command", "listening", "progress")
+TORCH_FREE += ("bench.command", "catalogue", "listening", "progress")
 TORCH_FREE_VERIFICATION = ("command", "reference", "tables", "verifying")
 TORCH_FREE_DATA = ("preprocessing", "splits", "options", "digits", "decode", "layout", "load")
 TORCH_FREE_EXPORTERS = ("onnxruntime", "openvino", "qonnx", "tensorrt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -274,3 +275,26 @@ def test_a_damaged_reference_is_named(content: bytes, tmp_path: Path) -> None:
 def test_a_reference_that_cannot_be_written(home: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot write the reference .*No such file"):
         save_reference(load_reference(home / "plain.npz"), tmp_path / "nowhere" / "r.npz")
+
+
+def test_many_faults_are_counted_not_listed(home: Path, tmp_path: Path) -> None:
+    """As where the wrong run was named: whoever reads them wants the first."""
+    proto = onnx.load(home / "m.onnx")
+    for tensor in proto.graph.initializer:
+        if tensor.name.endswith(("/scale", "/bias")):
+            array = numpy_helper.to_array(tensor)
+            made = (
+                array + array.dtype.type(1)
+                if array.dtype == np.int32
+                else array * array.dtype.type(1.5)
+            )
+            tensor.CopyFrom(numpy_helper.from_array(made, tensor.name))
+    onnx.save(proto, tmp_path / "m.onnx")
+    result = run("verify", tmp_path / "m.onnx", "--run", home / "r", *ONE)
+    assert result.exit_code == 3
+    lines = result.stdout.splitlines()
+    assert len([line for line in lines if line.startswith("wrong constant: ")]) == 10
+    more = next(line for line in lines if line.startswith("and "))
+    assert re.fullmatch(r"and \d+ more: see --json", more)
+    assert len(json.loads(run("verify", tmp_path / "m.onnx", "--run", home / "r", "--json",
+                              *ONE).stdout)["constants"]) == 10 + int(more.split()[1])  # fmt: skip

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from sqakd_deploy.verification.isolated import SIMULATED, IsolatedReport
 from sqakd_deploy.verification.layers import KINDS, Begin, Kind, LayersReport, TensorReport
-from sqakd_deploy.verification.tables import copies, which_images
+from sqakd_deploy.verification.tables import copies, first_of, which_images
 
 _SHOWN = 20
 """Tensors in a table; --json has all."""
@@ -129,7 +129,7 @@ def _isolated_lines(stage: str, report: IsolatedReport) -> list[str]:
         lines[0] += "" if report.faulty else ": rounding"
     lines[0] += copies(report.moved)
     faults = report.faults(stage)
-    lines += faults
+    lines += first_of(faults)
     if faults and not report.decides:
         lines.append(
             f"that decides nothing: the codes ({stage}) are of {_sources(report)}, since reading "

@@ -111,6 +111,9 @@ def _other_lines(report: ParityReport) -> list[str]:
 
 _RULES = "rules are explained in docs/runtime-rules.md of sqakd-deploy's sources"
 
+_LISTED = 10
+"""Faults in what people read; --json has all."""
+
 _FEW = 3
 """More fall-backs than this, of one kind for one reason, share a line."""
 
@@ -166,18 +169,25 @@ def constants_lines(
         unknown: why layers were not compared, of OpenVINO IR, nor constants if they are None.
     """
     wrong = [f"wrong: {difference}" for difference in report.metadata]
-    wrong += isolated_faults(report.isolated) or _right_layers(report.isolated)
+    wrong += first_of(isolated_faults(report.isolated)) or _right_layers(report.isolated)
     if unknown is not None:
         what = "constants and layers" if report.constants is None else "layers"
         wrong.append(f"{what}: not compared, since {unknown}")
     if report.constants:
-        return [*(f"wrong constant: {difference}" for difference in report.constants), *wrong]
+        named = [f"wrong constant: {difference}" for difference in report.constants]
+        return [*first_of(named), *wrong]
     if report.constants is not None:
         return ["constants: all those of the student", *wrong]
     if unknown is not None:
         return wrong
     why = "the file is neither QDQ nor QONNX" if known else "only answers are known"
     return [f"constants: not compared, since {why}", *wrong]
+
+
+def first_of(lines: list[str]) -> list[str]:
+    """The first few lines, and how many more there are."""
+    more = len(lines) - _LISTED
+    return [*lines[:_LISTED], f"and {more} more: see --json"] if more > 1 else lines
 
 
 def _right_layers(isolated: Mapping[str, IsolatedReport]) -> list[str]:
