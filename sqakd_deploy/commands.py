@@ -14,11 +14,12 @@ from rich.console import Console
 import sqakd_deploy.training.train as training
 from sqakd_deploy.abilities import check_form
 from sqakd_deploy.api import check_folder, export_proven, would_change
-from sqakd_deploy.checkpoint import CONFIG, TEACHER, Run, newest_run, open_run
+from sqakd_deploy.checkpoint import CONFIG, TEACHER, Run, newest_run, open_run, own_run
 from sqakd_deploy.config import DataConfig, RunConfig, load_config, merge
 from sqakd_deploy.consoles import console, print_json, show
 from sqakd_deploy.errors import CheckpointError, DataError, ModelError, SpecError
 from sqakd_deploy.exporting import ExportOptions
+from sqakd_deploy.onnx_file import read_onnx
 from sqakd_deploy.origin import origin_of
 from sqakd_deploy.parity import Tolerance
 from sqakd_deploy.plugins import get_exporter
@@ -146,7 +147,9 @@ def evaluate(
     elif what.suffix == ".onnx":
         if settings.get("model"):
             raise SpecError(f"{what} holds its whole model; leave out --model and --model-arg")
-        config, chosen = load_config(None, settings), runtime or "onnxruntime"
+        named = "source" in settings.get("data", {})
+        whole = settings if named else merge(_own_images(what), settings)
+        config, chosen = load_config(None, whole), runtime or "onnxruntime"
         with _naming_defaults(config, what):
             scores = [score_file(what, config, runtime=chosen, limit=samples, listener=listener)]
     else:
@@ -159,6 +162,16 @@ def evaluate(
         print_json([asdict(score) for score in scores])
     else:
         out.print(score_table(scores))
+
+
+def _own_images(file: Path) -> dict[str, Any]:
+    """The images of the run that a file was exported from, as settings; none if it is not found."""
+    facts = {entry.key: entry.value for entry in read_onnx(file, weights=False).metadata_props}
+    try:
+        data = own_run(facts, file).config.data
+    except CheckpointError:
+        return {}
+    return {"data": {"source": data.source, "skip_bad_images": data.skip_bad_images}}
 
 
 @contextmanager

@@ -187,6 +187,8 @@ def test_grey_images_for_a_model_of_rgb() -> None:
     assert model.graph.input[0].type.tensor_type.shape.dim[1].dim_value == 3
     (score, _), (file,) = scores("s"), scores("m.onnx", "--data", "grey", "--channels", "3")
     assert file["top1"] == score["top1"]
+    copytree("s", "runs/s")  # among which the file's own run is found, and its images
+    assert scores("m.onnx") == [file]
     for what, text in (("s", "leave out --channels"), ("m.onnx", "takes images of 3, got 1;")):
         refused = run("eval", what, "--data", "grey", "--channels", "1")
         assert (refused.exit_code, text in refused.stderr) == (2, True)
