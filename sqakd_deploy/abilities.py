@@ -40,6 +40,17 @@ class FormalExporter(Exporter, Protocol):
 
 
 @runtime_checkable
+class AccumulatingExporter(Exporter, Protocol):
+    """An exporter that says how wide its runtime's sums are; others' are int32.
+
+    Attributes:
+        accumulator_bits: of a sum of products of codes; None where it is made as wide as it must.
+    """
+
+    accumulator_bits: int | None
+
+
+@runtime_checkable
 class ReadableSession(Session, Protocol):
     """A session that runs a file node by node, as written, and hands out what it computes."""
 
@@ -56,6 +67,11 @@ class ReadableSession(Session, Protocol):
 def packs_of(exporter: Exporter) -> frozenset[int]:
     """Weight bits that an exporter can pack; none if it does not say."""
     return exporter.packs if isinstance(exporter, PackingExporter) else frozenset()
+
+
+def accumulator_bits_of(exporter: Exporter) -> int | None:
+    """Bits of a sum of products of codes, None where any sum fits."""
+    return exporter.accumulator_bits if isinstance(exporter, AccumulatingExporter) else 32
 
 
 def check_form(exporter: Exporter, path: Path, opset: int | None) -> None:

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -231,7 +232,9 @@ def own_run(metadata: Mapping[str, str], path: Path, root: Path = Path("runs")) 
     if wanted is None:
         raise CheckpointError(f"{path} does not say whose student it is; name its run with --run")
     for student in _students(root):
-        if json.dumps(checksum_of(student)) == wanted:
+        with suppress(CheckpointError):  # one that cannot be read hides no other
+            if json.dumps(checksum_of(student)) != wanted:
+                continue
             return open_run(student.parent)
     raise CheckpointError(
         f"{path} is the student of no run under {root.resolve()}; name its own with --run"

@@ -290,8 +290,8 @@ def eval_(ctx: click.Context, what: Path, **options: Any) -> None:
 
     Runs, their teachers' weights and exported files know how their images are prepared, and a run
     its data, of which it is said if they have changed since; so do files of a run under runs/. For
-    anything else say so with --data, --input-size, --channels, --mean and --std. The held-out part is used: of a folder without a
-    test part a tenth, or all of it where a run is scored that was trained on other images.
+    anything else say so with --data, --input-size, --channels, --mean and --std. The held-out part
+    is used: of a folder without a test part, every tenth image of each class.
     """
     _commands().evaluate(what, settings_of(ctx), **options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -84,12 +85,15 @@ def train(
 
 def _own_settings(run: Path, command: str) -> SpecError:
     """That a run which goes on takes no settings, and how another with its settings begins."""
-    anew = f"sqakd-deploy {command} --config {run / CONFIG}"
+    refusal = "--resume goes on with the run's own settings; give no others"
+    if not (run / CONFIG).is_file():
+        return SpecError(refusal)
+    parts = [command, "--config", str(run / CONFIG)]
     if (run / TEACHER).is_file():
-        anew += f" --weights {run / TEACHER}"
+        parts += ["--weights", str(run / TEACHER)]
     return SpecError(
-        "--resume goes on with the run's own settings; give no others. What is to be otherwise "
-        f"takes a new run: '{anew}' and the other settings"
+        f"{refusal}. What is to be otherwise takes a new run: `sqakd-deploy {shlex.join(parts)}` "
+        "and the other settings"
     )
 
 
@@ -150,13 +154,13 @@ def evaluate(
         named = "source" in settings.get("data", {})
         whole = settings if named else merge(_own_images(what), settings)
         config, chosen = load_config(None, whole), runtime or "onnxruntime"
-        with _naming_defaults(config, what):
+        with _naming_defaults(what, settings, config):
             scores = [score_file(what, config, runtime=chosen, limit=samples, listener=listener)]
     else:
         with_weights = merge(settings, {"model": {"weights": str(what)}})
         config = load_config(None, with_weights)
         unknown = origin_of(config.model).model is None
-        with _naming_defaults(config, what, of_model=unknown):
+        with _naming_defaults(what, settings, config, of_model=unknown):
             scores = [score_weights(config, samples, listener)]
     if as_json:
         print_json([asdict(score) for score in scores])
@@ -171,16 +175,19 @@ def _own_images(file: Path) -> dict[str, Any]:
         data = own_run(facts, file).config.data
     except CheckpointError:
         return {}
-    return {"data": {"source": data.source, "skip_bad_images": data.skip_bad_images}}
+    kept = ("source", "skip_bad_images", "cache", "max_cache_gb", "workers")
+    return {"data": {name: getattr(data, name) for name in kept}}
 
 
 @contextmanager
-def _naming_defaults(config: RunConfig, what: Path, *, of_model: bool = False) -> Iterator[None]:
+def _naming_defaults(
+    what: Path, settings: dict[str, Any], config: RunConfig, *, of_model: bool = False
+) -> Iterator[None]:
     """Where a file and images do not go together, say which of it is what nobody named."""
     taken = {}
-    if of_model and "name" not in config.model.model_fields_set:
+    if of_model and "name" not in settings.get("model", {}):
         taken["--model"] = config.model.name
-    if "source" not in config.data.model_fields_set:
+    if "source" not in settings.get("data", {}):
         taken["--data"] = config.data.source
     try:
         yield
@@ -188,7 +195,7 @@ def _naming_defaults(config: RunConfig, what: Path, *, of_model: bool = False) -
         if not taken or not what.exists():
             raise
         options, names = " and ".join(taken), " and ".join(taken.values())
-        raise type(error)(f"{error} (without {options} that is {names}: give yours)") from error
+        raise type(error)(f"{error} ({names}, since no {options} was given)") from error
 
 
 def _other_images(run: Run, settings: dict[str, Any]) -> DataConfig:

@@ -198,13 +198,13 @@ def held_out(
     )
     facts = loaded.run.facts["data"]
     known = data.difference(facts.get("classes"), facts["num_classes"]) is None
-    foreign = source is not None and not same_place(source, config.source)
+    foreign = source is not None and not _same_place(source, config.source)
     part = data.whole if foreign and data.whole is not None else data.test
     split = limited(part if known else ImageSplit(part.images), limit)
     return still_batches(split, loaded.preprocessing), split
 
 
-def same_place(source: str, other: str) -> bool:
+def _same_place(source: str, other: str) -> bool:
     """Whether two names of data are one data set's or one folder's."""
     return (
         source == other or Path(source).expanduser().resolve() == Path(other).expanduser().resolve()

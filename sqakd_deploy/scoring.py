@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from pydantic import ValidationError
 from sqakd_deploy.checkpoint import CHECKSUM, TEACHER, Run, opened
 from sqakd_deploy.config import DataConfig, RunConfig
 from sqakd_deploy.data import ImageData, Preprocessing
-from sqakd_deploy.data.fitted import limited
 from sqakd_deploy.errors import CheckpointError, DataError, ExportError, SpecError
 from sqakd_deploy.evaluate import Logits, accuracy, predict
 from sqakd_deploy.listening import Listener
@@ -29,7 +28,7 @@ from sqakd_deploy.origin import origin_in, origin_of
 from sqakd_deploy.pixels import PREPROCESSING_KEY
 from sqakd_deploy.plugins import get_runtime
 from sqakd_deploy.preparing import build, check_there, load
-from sqakd_deploy.runs import load_student, load_teacher, same_place, still_batches
+from sqakd_deploy.runs import load_student, load_teacher, still_batches
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,7 @@ def score_run(
 
     Args:
         run: the folder, opened or not; a teacher's run has one model.
-        config: of other images; the run's own by default. Of another folder without a test part,
-            all images are taken.
+        config: of other images; the run's own by default.
         limit: at most so many images.
         listener: hears of the progress.
 
@@ -107,8 +105,7 @@ def score_run(
     own = run.config.data
     wanted = run.config.model_copy(update={"data": config or own})
     listener = listener or Listener()
-    foreign = not same_place(wanted.data.source, own.source)
-    data = _labelled(wanted, origin.preprocessing, limit, listener, whole=foreign)
+    data = _labelled(wanted, origin.preprocessing, limit, listener)
     facts = run.facts["data"]
     _same_classes(data, str(run.path), facts["classes"], facts["num_classes"])
     before = run.facts.get(CHECKSUM)
@@ -210,22 +207,15 @@ def _labelled(
     preprocessing: Preprocessing | None,
     limit: int | None,
     listener: Listener | None,
-    *,
-    whole: bool = False,
 ) -> ImageData:
-    """Images to score on, as the test part: those held out, or all of a folder without one."""
     listener = listener or Listener()
     data = load(config, listener, preprocessing=preprocessing, limit=limit)
-    found = data.whole if whole else None
-    if found is not None:
-        data = replace(data, test=limited(found, limit))
     if data.test.labels is None:
         raise DataError(
             f"{data.name}: these images have no labels, which scores need: give --data a tree of "
             "class folders"
         )
-    kind = "held-out " if found is None else ""
-    listener.message(f"scoring on {len(data.test)} {kind}images of {data.name}")
+    listener.message(f"scoring on {len(data.test)} held-out images of {data.name}")
     return data
 
 

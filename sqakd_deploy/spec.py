@@ -227,8 +227,6 @@ class DistillConfig(Spec):
             )
         if self.kl_weight != 1.0 and self.loss == "ce":
             raise SpecError("kl_weight: the loss 'ce' has no KL to weigh; leave it out")
-        if self.temperature != 4.0 and self.loss == "ce":
-            raise SpecError("temperature: the loss 'ce' has no KL to soften; leave it out")
         if self.feature_weight and self.loss == "ce":
             raise SpecError("feature_weight: goes with the losses 'kl' and 'kl+ce', not with 'ce'")
         return self

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from sqakd_deploy.abilities import packs_of
+from sqakd_deploy.abilities import accumulator_bits_of, packs_of
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.exporting import PROFILE_KEY, Artifact, ExportOptions, ProfileExporter
 from sqakd_deploy.lowering.accumulators import check_accumulators
@@ -39,7 +39,7 @@ def write(
         metadata: strings that travel in the file, beside the spec.
 
     Raises:
-        ExportError: if a layer cannot be written, or can sum beyond int32, naming it.
+        ExportError: if a layer cannot be written, or sums beyond its runtime's integers, naming it.
         SpecError: if target, options and metadata do not go together.
     """
     spec, options = spec_of(student), options or ExportOptions()
@@ -56,6 +56,6 @@ def write(
         check_target(lower(student), get_exporter(spec.target), exporter, anyway=anyway)
         facts[TARGET_KEY] = json.dumps(exporter.name)
     graph = lower(student, facts)
-    check_accumulators(graph)
+    check_accumulators(graph, accumulator_bits_of(exporter))
     graph, form = fed_as(graph, options)
     return replace(exporter.export(graph, path, options), input_form=form)

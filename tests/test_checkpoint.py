@@ -173,6 +173,8 @@ def test_a_files_own_run_is_found(tmp_path: Path) -> None:
     assert own_run(said, path, tmp_path).path.name == "b"
     with pytest.raises(CheckpointError, match=r"^m\.onnx does not say whose student it is; name"):
         own_run({}, path, tmp_path)
+    (create_run(RunConfig(), tmp_path / "newest").path / STUDENT).mkdir()  # cannot be read
+    assert own_run(said, path, tmp_path).path.name == "b"
     (tmp_path / "b" / STUDENT).write_text("trained on")
     with pytest.raises(CheckpointError, match=r"m\.onnx is the student of no run under .*--run"):
         own_run(said, path, tmp_path)

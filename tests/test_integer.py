@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sqakd_deploy import graph as ir
 from sqakd_deploy.api import export
 from sqakd_deploy.errors import ExportError, ModelError
+from sqakd_deploy.lowering.accumulators import check_accumulators
 from sqakd_deploy.lowering.folding import bounds_needed, fold, with_bias
 from sqakd_deploy.lowering.integer import lower, lower_snapped, snap_biases
 from sqakd_deploy.parity import verify
@@ -132,6 +133,10 @@ def test_a_sum_beyond_int32_is_refused(inputs: int, fits: bool, tmp_path: Path) 
     with pytest.raises(ExportError, match=r"layer '1' can sum up to \d+, .*--layer-bits 1=7"):
         export(student, tmp_path / "m.onnx")
     assert not any(tmp_path.iterdir())
+    graph = lower(student)
+    check_accumulators(graph, None)
+    with pytest.raises(ExportError, match=r"sums in int24, up to 8388607: no width"):
+        check_accumulators(graph, 24)
 
 
 def test_every_value_is_written_once_before_it_is_read() -> None:

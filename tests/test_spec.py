@@ -85,7 +85,6 @@ def test_delta_is_a_number_or_hessian() -> None:
         ),
         ({"nesterov": True, "optimizer": "sgd", "momentum": 0.0}, "got 'sgd' with 0; change them"),
         ({"loss": "ce", "kl_weight": 2.0}, "kl_weight: the loss 'ce' has no KL to weigh"),
-        ({"loss": "ce", "temperature": 2.0}, "temperature: the loss 'ce' has no KL to soften"),
         ({"kl_weight": 0}, "kl_weight: .*greater than 0, got 0"),
         ({"optimizer": "lion"}, "optimizer: .*'adam' or 'sgd', got 'lion'"),
         ({"momentum": 1.0}, "momentum: .*less than 1, got 1.0"),

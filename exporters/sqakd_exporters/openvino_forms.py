@@ -7,6 +7,7 @@ or leave it. Rule numbers are those of ``docs/runtime-rules.md``.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -84,8 +85,10 @@ def _fence(name: str, values: dict[str, g.Value], output: str) -> list[g.Node]:
     if len(source.shape) == _RANK:
         return [_pool(name, output)]
     image, pooled = f"{output}/image", f"{output}/pooled"
+    batch, *fixed = source.shape
+    last = math.prod(extent or 0 for extent in fixed[2:])  # 1 of none
     for made in (image, pooled):
-        values[made] = g.Value(made, (*source.shape, 1, 1)[:_RANK], source.grid)
+        values[made] = g.Value(made, (batch, *(*fixed, 1)[:2], last), source.grid)
     return [
         g.Reshape(image, (name,), image),
         _pool(image, pooled),

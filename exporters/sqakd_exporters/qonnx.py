@@ -48,6 +48,7 @@ class QonnxExporter:
     placement = PlacementRules()
     suffixes = (".onnx",)
     opsets = range(OPSET, OPSETS.stop)
+    accumulator_bits = None  # hardware is built as wide as its sums are; the executor sums in float
 
     def __init__(self) -> None:
         _require_qonnx()

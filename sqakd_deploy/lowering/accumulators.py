@@ -1,32 +1,40 @@
-"""Whether what a layer sums fits the int32 that runtimes sum it in."""
+"""Whether what a layer sums fits the integer that a runtime sums it in."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
 from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import ExportError
 
-_LIMIT = 2**31 - 1
 
+def check_accumulators(graph: ir.IntegerGraph, bits: int | None) -> None:
+    """Refuse layers of which some input would leave the accumulator: sums wrap round unnoticed.
 
-def check_accumulators(graph: ir.IntegerGraph) -> None:
-    """Refuse layers of which some input would leave int32, where sums wrap round unnoticed.
+    Of int32 it takes some 66,000 inputs of 8-bit weights of one sign; no image need have shown it.
 
-    It takes some 66,000 inputs of 8-bit weights of one sign; no image need have shown it.
+    Args:
+        graph: of the student.
+        bits: of the runtime's accumulators; None fits every sum.
 
     Raises:
-        ExportError: naming the layer.
+        ExportError: naming the layer, and the bits at which its weights would do.
     """
+    limit = math.inf if bits is None else 2 ** (bits - 1) - 1
     for node in graph.nodes:
         if not isinstance(node, (ir.Conv, ir.Linear)) or not isinstance(node.weight, ir.IntWeight):
             continue
         grid = graph.values[node.inputs[0]].grid
         largest = 0 if grid is None else _largest_sum(node, node.weight, grid)
-        if largest > _LIMIT:
+        if largest > limit:
+            fewer = node.weight.bits - math.ceil(math.log2(largest / limit))
+            how = f"train it with fewer bits (--layer-bits {node.name}={fewer})"
+            remedy = how if fewer >= 1 else "no width of its weights would do"
             raise ExportError(
-                f"layer {node.name!r} can sum up to {largest}, and runtimes sum in int32, up to "
-                f"{_LIMIT}: train it with fewer bits (--layer-bits {node.name}=7)"
+                f"layer {node.name!r} can sum up to {largest}, and the runtime sums in int{bits}, "
+                f"up to {limit}: {remedy}"
             )
 
 

@@ -83,10 +83,12 @@ def _check_used(config: RunConfig) -> None:
 
     Not in the specs themselves, so that runs which did set it can still be read.
     """
-    spec, delta = config.quantization, config.distillation.delta
+    spec, how = config.quantization, config.distillation
+    if how.loss == "ce" and how.temperature != DistillConfig().temperature:
+        raise SpecError("temperature: the loss 'ce' has no KL to soften; leave it out")
     methods = (spec.weights.method, spec.activations.method)
     scaled = any(METHODS[method].scales_gradient for method in methods)
-    if delta != DistillConfig().delta and not scaled:
+    if how.delta != DistillConfig().delta and not scaled:
         raise SpecError(
             f"delta: scales gradients of the method ewgs, and is nothing to {methods[0]}; leave it "
             "out, or take --method ewgs"

@@ -46,8 +46,7 @@ def parity_lines(report: ParityReport) -> list[str]:
     lines = [f"one step = {report.output_step:.4g} ({report.output_step_source})"]
     if report.samples < _FEW_IMAGES:
         lines.append(
-            f"{report.samples} images alone: a difference in few images is not seen; more with "
-            "--data or --samples"
+            f"{report.samples} images alone: what differs in one of a hundred may not be among them"
         )
     if report.answers == 1 and report.samples > 1:
         lines.append("all images get one answer: agreement shows nothing here, errors do")
