@@ -36,7 +36,8 @@ Status = Literal["running", "interrupted", "failed", "complete"]
 CONFIG, STATE, METRICS = "config.yaml", "run.json", "metrics.jsonl"
 TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
 LAST = "last"
-STUDENT_KEY = "sqakd.student"  # in an exported file's metadata: checksum_of its run's student
+SPEC_KEY = "sqakd.spec"  # in an exported file's metadata, as the next
+STUDENT_KEY = "sqakd.student"  # checksum_of its run's student
 CHECKSUM = "checksum_of_images"  # among a run's facts: ImageData.checksum when it was trained
 
 
@@ -231,11 +232,15 @@ def own_run(metadata: Mapping[str, str], path: Path, root: Path = Path("runs")) 
     wanted = metadata.get(STUDENT_KEY)
     if wanted is None:
         raise CheckpointError(f"{path} does not say whose student it is; name its run with --run")
+    found = []
     for student in _students(root):
         with suppress(CheckpointError):  # one that cannot be read hides no other
-            if json.dumps(checksum_of(student)) != wanted:
-                continue
-            return open_run(student.parent)
+            if json.dumps(checksum_of(student)) == wanted:
+                found.append(open_run(student.parent))
+    if found:  # targets that place alike train the same weights
+        spec = metadata.get(SPEC_KEY)
+        same = [run for run in found if run.config.quantization.model_dump_json() == spec]
+        return (same or found)[0]
     raise CheckpointError(
         f"{path} is the student of no run under {root.resolve()}; name its own with --run"
     )

@@ -10,7 +10,7 @@ Examples:
   sqakd-deploy train --bits 2 --layer-bits 'stage1.*=4' --layer-bits conv1=4
   sqakd-deploy train --config run.yaml --lr 5e-4 --output runs/lower-rate
   sqakd-deploy train --resume runs/lower-rate
-  accelerate launch --num_processes 4 -m sqakd_deploy train --bits 4
+  torchrun --standalone --nproc-per-node 2 -m sqakd_deploy train --bits 4
 """
 TEACHER = """\b
 Examples:

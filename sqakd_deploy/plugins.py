@@ -138,7 +138,7 @@ def _load_one(entry: EntryPoint, protocol: type[Plugin]) -> Plugin | None:
         plugin = entry.load()()
     except UnavailableError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         warnings.warn(
             f"plugin {entry.name!r} ({entry.value}) failed to load: {error}", stacklevel=4
         )

@@ -175,6 +175,12 @@ def test_a_files_own_run_is_found(tmp_path: Path) -> None:
         own_run({}, path, tmp_path)
     (create_run(RunConfig(), tmp_path / "newest").path / STUDENT).mkdir()  # cannot be read
     assert own_run(said, path, tmp_path).path.name == "b"
+    other = RunConfig(quantization=QuantSpec(target="qonnx"))
+    (create_run(other, tmp_path / "twin").path / STUDENT).write_text("b")
+    for config, name in ((other, "twin"), (RunConfig(), "b")):  # by the spec, of equal students
+        spec = {"sqakd.spec": config.quantization.model_dump_json()}
+        assert own_run(said | spec, path, tmp_path).path.name == name
+    (tmp_path / "twin" / STUDENT).unlink()
     (tmp_path / "b" / STUDENT).write_text("trained on")
     with pytest.raises(CheckpointError, match=r"m\.onnx is the student of no run under .*--run"):
         own_run(said, path, tmp_path)

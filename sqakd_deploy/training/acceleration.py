@@ -179,7 +179,7 @@ def compiler_options() -> dict[str, Any] | None:
 
     if not (_is_x86() and sys.platform == "linux"):
         return None
-    if "cpp.march" not in torch._inductor.list_options():  # torch 2.11 has no way to pass a flag
+    if "cpp.march" not in torch._inductor.list_options():  # torch 2.12 has no way to pass a flag
         return None
     return {"cpp.march": "native -fno-tree-slp-vectorize"}
 
