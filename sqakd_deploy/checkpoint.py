@@ -30,14 +30,14 @@ from sqakd_deploy.data import DATASETS
 from sqakd_deploy.errors import CheckpointError, SqakdError
 from sqakd_deploy.files import replacing, write_text
 from sqakd_deploy.nonfinite import non_finite_tensor
+from sqakd_deploy.spec import SPEC_KEY
 from sqakd_deploy.strict_json import strict
 
 Status = Literal["running", "interrupted", "failed", "complete"]
 CONFIG, STATE, METRICS = "config.yaml", "run.json", "metrics.jsonl"
 TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
 LAST = "last"
-SPEC_KEY = "sqakd.spec"  # in an exported file's metadata, as the next
-STUDENT_KEY = "sqakd.student"  # checksum_of its run's student
+STUDENT_KEY = "sqakd.student"  # in a file's metadata: checksum_of its run's student
 CHECKSUM = "checksum_of_images"  # among a run's facts: ImageData.checksum when it was trained
 
 

@@ -15,12 +15,12 @@ from rich.console import Console
 import sqakd_deploy.training.train as training
 from sqakd_deploy.abilities import check_form
 from sqakd_deploy.api import check_folder, export_proven, would_change
+from sqakd_deploy.bench.inputs import metadata_of
 from sqakd_deploy.checkpoint import CONFIG, TEACHER, Run, newest_run, open_run, own_run
 from sqakd_deploy.config import DataConfig, RunConfig, load_config, merge
 from sqakd_deploy.consoles import console, print_json, show
 from sqakd_deploy.errors import CheckpointError, DataError, ModelError, SpecError
 from sqakd_deploy.exporting import ExportOptions
-from sqakd_deploy.onnx_file import read_onnx
 from sqakd_deploy.origin import origin_of
 from sqakd_deploy.parity import Tolerance
 from sqakd_deploy.plugins import get_exporter
@@ -170,10 +170,9 @@ def evaluate(
 
 def _own_images(file: Path) -> dict[str, Any]:
     """The images of the run that a file was exported from, as settings; none if it is not found."""
-    facts = {entry.key: entry.value for entry in read_onnx(file, weights=False).metadata_props}
     try:
-        data = own_run(facts, file).config.data
-    except CheckpointError:
+        data = own_run(metadata_of(file), file).config.data
+    except (CheckpointError, ModelError):
         return {}
     kept = ("source", "skip_bad_images", "cache", "max_cache_gb", "workers")
     return {"data": {name: getattr(data, name) for name in kept}}

@@ -25,6 +25,9 @@ from pydantic_core import PydanticCustomError
 
 from sqakd_deploy.errors import SpecError
 
+SPEC_KEY = "sqakd.spec"
+"""Of a :class:`QuantSpec` in a file's metadata."""
+
 Bits = Annotated[int, Field(ge=1, le=8)]
 _NO_TRUTH = "wanted a number, not a truth value, which YAML reads yes, on and true as"
 BitsText = Annotated[str, Field(coerce_numbers_to_str=True)]  # YAML reads 8 as a number

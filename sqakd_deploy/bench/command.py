@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from sqakd_deploy.bench.inputs import input_of
+from sqakd_deploy.bench.inputs import input_of, metadata_of
 from sqakd_deploy.bench.measure import BenchOptions, BenchReport, bench
 from sqakd_deploy.bench.plot import check_picture, draw
 from sqakd_deploy.bench.report import bench_lines, bench_tables
@@ -82,8 +82,7 @@ def _baseline(model: Path, run: Path | None, folder: Path) -> tuple[Path | None,
         export_teacher(opened, path)
         return path, f"fp32: the teacher of {opened.path}"
     try:
-        facts = input_of(model)
-        opened = own_run({} if facts is None else facts.metadata, model)
+        opened = own_run(metadata_of(model), model)
         export_teacher(opened, path)
     except (CheckpointError, ModelError, ExportError) as error:
         return None, f"no fp32 beside it: {error}"

@@ -13,6 +13,7 @@ from sqakd_deploy.errors import ModelError
 from sqakd_deploy.exporting import PROFILE_KEY
 from sqakd_deploy.onnx_file import read_onnx
 from sqakd_deploy.pixels import INPUT_KEY, PREPROCESSING_KEY
+from sqakd_deploy.spec import SPEC_KEY
 
 IR = ".xml"  # the only other kind of file that a runtime here opens
 
@@ -57,6 +58,17 @@ def input_of(path: Path) -> InputShape | None:
         ModelError: if it has several inputs, or one that is not of images.
     """
     return _ir_input(path) if path.suffix == IR and path.is_file() else onnx_input(path)
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """What a file says of itself, by key.
+
+    Raises:
+        ExportError: as :func:`input_of`.
+        ModelError: as :func:`input_of`.
+    """
+    found = input_of(path)
+    return {} if found is None else found.metadata
 
 
 def onnx_input(path: Path) -> InputShape:
@@ -113,10 +125,10 @@ def _layout(metadata: dict[str, str]) -> str | None:
 
 
 def _bits(metadata: dict[str, str]) -> tuple[int, int] | None:
-    if "sqakd.spec" not in metadata:
+    if SPEC_KEY not in metadata:
         return None
     try:
-        spec = json.loads(metadata["sqakd.spec"])
+        spec = json.loads(metadata[SPEC_KEY])
         return int(spec["weights"]["bits"]), int(spec["activations"]["bits"])
     except (ValueError, KeyError, TypeError):
         return None  # another program's, or another version's

@@ -39,6 +39,7 @@ from sqakd_deploy.lowering.subpixel import Subpixel, as_pixels, subpixel
 from sqakd_deploy.lowering.transposed import QuantTransposed2d
 from sqakd_deploy.quantization import BATCH_NORMS, input_shape_of, spec_of
 from sqakd_deploy.quantizers import ActivationQuantizer
+from sqakd_deploy.spec import SPEC_KEY
 from sqakd_deploy.tracing.trace import describe, is_tensor, reads, shape, tensor_inputs
 
 _SNAPPED = 1e-2  # steps of the accumulator that float32 may leave a bias beside its integer
@@ -62,7 +63,7 @@ def lower(student: nn.Module, metadata: Mapping[str, str] | None = None) -> ir.I
 def lowered(student: nn.Module, metadata: Mapping[str, str] | None = None) -> Lowered:
     """As :func:`lower`, with where each node came from."""
     spec = spec_of(student)
-    facts = {"sqakd.spec": spec.model_dump_json(), **(metadata or {})}
+    facts = {SPEC_KEY: spec.model_dump_json(), **(metadata or {})}
     return _Lowering(student).run(facts)  # type: ignore[arg-type]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from sqakd_deploy.bench.inputs import input_of
+from sqakd_deploy.bench.inputs import metadata_of
 from sqakd_deploy.consoles import console, print_json, show
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.plugins import get_runtime
@@ -85,9 +85,7 @@ def _from_run(
     from sqakd_deploy.verification.isolating import isolator_of
     from sqakd_deploy.verification.student import record, reference_of
 
-    facts = input_of(path)
-    stated = {} if facts is None else facts.metadata
-    loaded = load_student(open_run(run) if run else own_run(stated, path))
+    loaded = load_student(open_run(run) if run else own_run(metadata_of(path), path))
     console(stderr=True).print(
         f"verifying against {loaded.run.path} ({loaded.run.status})", highlight=False
     )

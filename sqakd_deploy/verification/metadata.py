@@ -15,11 +15,12 @@ from typing import Any
 from onnx import TensorProto
 
 from sqakd_deploy.pixels import INPUT_KEY, PREPROCESSING_KEY
+from sqakd_deploy.spec import SPEC_KEY
 from sqakd_deploy.verification.constants import Difference
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.onnx_layers import OnnxFile
 
-CLASSES_KEY, SPEC_KEY = "sqakd.classes", "sqakd.spec"
+CLASSES_KEY = "sqakd.classes"
 
 KEYS = (PREPROCESSING_KEY, CLASSES_KEY, SPEC_KEY)
 """Whose values are JSON and compared."""

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
+from sqakd_deploy.spec import SPEC_KEY
 from sqakd_deploy.verification import constants as c
 from sqakd_deploy.verification.computed import computed_constants
 from sqakd_deploy.verification.layout import channels_first
@@ -102,7 +103,7 @@ class OnnxFile(ABC):
     def target(self) -> str | None:
         """The target that the file was written for, if it says so."""
         own = self.stated("sqakd.target")
-        return own if isinstance(own, str) else self._fact("sqakd.spec", "target")
+        return own if isinstance(own, str) else self._fact(SPEC_KEY, "target")
 
     @property
     def takes_pixels(self) -> bool:
