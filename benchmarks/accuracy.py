@@ -335,6 +335,8 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help="write the tables there, run none")
     arguments = parser.parse_args()
     cells = [cell for cell in grid() if fnmatch(cell.key, arguments.only)]
+    if not cells:
+        parser.error(f"--only: no cell is named like {arguments.only!r}; --list names them")
     known = Results(arguments.json).read()
     if arguments.list:
         for cell in cells:

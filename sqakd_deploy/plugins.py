@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from sqakd_deploy.abilities import FormalExporter
 from sqakd_deploy.errors import SpecError, UnavailableError
@@ -143,11 +143,23 @@ def _load_one(entry: EntryPoint, protocol: type[Plugin]) -> Plugin | None:
             f"plugin {entry.name!r} ({entry.value}) failed to load: {error}", stacklevel=4
         )
         return None
-    if not isinstance(plugin, protocol):
-        warnings.warn(
-            f"plugin {entry.name!r} ({entry.value}) lacks some attributes of the "
-            f"{protocol.__name__} protocol",
-            stacklevel=4,
-        )
+    wrong = _misfit(plugin, entry.name, protocol)
+    if wrong:
+        warnings.warn(f"plugin {entry.name!r} ({entry.value}) {wrong}", stacklevel=4)
         return None
     return plugin
+
+
+def _misfit(plugin: Any, name: str, protocol: type[Plugin]) -> str | None:
+    """What keeps something from being the plugin of a name."""
+    lacking = [member for member in _members(protocol) if not hasattr(plugin, member)]
+    if lacking:
+        return f"lacks what the protocol {protocol.__name__} asks for: {', '.join(lacking)}"
+    own = plugin.name
+    return None if own == name else f"calls itself {own!r}, not as its entry point does"
+
+
+def _members(protocol: type) -> list[str]:
+    """Attributes and methods that a protocol asks for."""
+    parts = {*vars(protocol), *getattr(protocol, "__annotations__", ())}
+    return sorted(part for part in parts if not part.startswith("_"))

@@ -34,7 +34,7 @@ from sqakd_deploy.cpu import Cpu, describe_cpu
 from sqakd_deploy.data.preprocessing import Preprocessing
 from sqakd_deploy.errors import ExportError, ModelError, SpecError
 from sqakd_deploy.exporting import Coverage, ExportOptions, FloatFallback
-from sqakd_deploy.plugins import get_runtime, runtimes
+from sqakd_deploy.plugins import RUNTIMES, get_runtime, runtimes
 from sqakd_deploy.quantization import calibrate, quantize
 from sqakd_deploy.spec import QuantSpec
 from sqakd_deploy.training.train import train
@@ -316,6 +316,68 @@ def test_a_runtime_that_refuses_is_left_out_or_an_error(tmp_path: Path) -> None:
         bench(broken, runtime=("onnxruntime",))
     with pytest.raises(ExportError, match=r"no runtime opens the file: .*ONNX Runtime cannot load"):
         bench(broken)
+
+
+STRANGERS = """
+import os
+import numpy as np
+from sqakd_deploy.exporting import Coverage
+
+class Opened:
+    input_shape = (None, 3, 8, 8)
+    def run(self, images):
+        return np.zeros((len(images), 5), np.float32)
+    def coverage(self):
+        return Coverage({}, {})
+
+class Stranger:
+    def open(self, path, *, optimize=True, threads=None):
+        return self.session()
+
+class Raises(Stranger):
+    name = "raises"
+    class session(Opened):
+        def run(self, images):
+            raise ZeroDivisionError("a bug of its own")
+
+class Dies(Stranger):
+    name = "dies"
+    class session(Opened):
+        def run(self, images):
+            os._exit(3)
+
+class Tells(Stranger):
+    name = "tells"
+    class session(Opened):
+        def coverage(self):
+            return {"Conv": 1}
+"""
+
+
+@pytest.fixture
+def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed distribution of runtimes that open every file and fail later."""
+    (tmp_path / "strangers.py").write_text(STRANGERS)
+    info = tmp_path / "strangers-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strangers\nVersion: 1.0\n")
+    names = "".join(f"{name.lower()} = strangers:{name}\n" for name in ("Raises", "Dies", "Tells"))
+    (info / "entry_points.txt").write_text(f"[{RUNTIMES}]\n{names}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+@pytest.mark.usefixtures("strangers")
+def test_a_runtime_that_fails_later_is_left_out_or_an_error(tmp_path: Path) -> None:
+    path = made_model(tmp_path / "m.onnx", ["N", 3, 8, 8])
+    made = bench(path, fp32=path, options=BenchOptions((1,), 1, 2, 0.01, 0))
+    assert {row.runtime for row in made.rows} >= {"onnxruntime"}
+    assert {row.runtime for row in made.rows}.isdisjoint({"raises", "dies", "tells"})
+    assert "ZeroDivisionError: a bug of its own" in made.skipped["raises"]
+    assert "ended with code 3" in made.skipped["dies"]
+    assert "the runtime failed with TypeError" in made.skipped["tells"]
+    with pytest.raises(ExportError, match="a bug of its own"):
+        bench(path, runtime=("raises", "onnxruntime"), options=QUICK)
 
 
 def test_ir_is_measured_where_it_can_be_opened(tmp_path: Path) -> None:

@@ -18,11 +18,13 @@ import onnx
 import pytest
 
 from sqakd_deploy import plugins
+from sqakd_deploy.config import RunConfig
 from sqakd_deploy.errors import SpecError, UnavailableError
 from sqakd_deploy.exporting import Artifact, ExportOptions, PlacementRules
 from sqakd_deploy.graph import IntegerGraph
 from sqakd_deploy.plugins import EXPORTERS, RUNTIMES, exporters, get_exporter, get_runtime, runtimes
 from sqakd_deploy.spec import QuantSpec
+from sqakd_deploy.training.train import train
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,6 +53,10 @@ class Player:
         raise NotImplementedError
 
 
+class Toast(Toy):
+    name = "toast"
+
+
 class Incomplete:
     name = "incomplete"
 
@@ -66,7 +72,7 @@ def lacks() -> None:
 @pytest.fixture(autouse=True)
 def _module(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("toy_plugins")
-    for part in (Toy, Player, Incomplete, fails, lacks):
+    for part in (Toy, Toast, Player, Incomplete, fails, lacks):
         setattr(module, part.__name__, part)
     monkeypatch.setitem(sys.modules, "toy_plugins", module)
 
@@ -96,8 +102,12 @@ def test_an_entry_point_is_found_and_built() -> None:
         (entry("Nothing", "bad"), r"plugin 'bad' .* failed to load: .*Nothing"),
         (EntryPoint("bad", "no_such_module_here:Toy", EXPORTERS), "No module named"),
         (EntryPoint("bad", "toy_plugins", EXPORTERS), "plugin 'bad' .* failed to load"),
-        (entry("Incomplete", "bad"), r"plugin 'bad' .* lacks some attributes of the Exp"),
-        (entry("Player", "bad"), r"plugin 'bad' .* lacks some attributes of the Exp"),
+        (
+            entry("Incomplete", "bad"),
+            r"lacks what the protocol Exporter asks for: check, expor",
+        ),
+        (entry("Player", "bad"), r"plugin 'bad' .* lacks what .*: check, export, placement, run"),
+        (entry("Toy", "bad"), r"plugin 'bad' .* calls itself 'toy', not as its entry point does"),
     ],
 )
 @pytest.mark.parametrize("first", [True, False])
@@ -139,7 +149,7 @@ def test_a_broken_twin_does_not_count() -> None:
 
 def test_an_unknown_name_lists_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = {
-        EXPORTERS: [entry("Toy"), entry("Toy", "toast")],
+        EXPORTERS: [entry("Toy"), entry("Toast", "toast")],
         RUNTIMES: [entry("Player", "player", RUNTIMES)],
     }
     monkeypatch.setattr(plugins, "_installed", lambda group: installed[group])
@@ -347,3 +357,16 @@ def test_the_command_line_lists_a_third_party(as_json: bool, environment: dict[s
     assert "plugin 'broken' (sqakd_broken:Exporter) failed to load: half installed" in done.stderr
     if as_json:
         json.loads(done.stdout)
+
+
+def test_a_target_without_a_proof_is_refused_before_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Export would need its runtime, after hours."""
+    monkeypatch.setattr(Toast, "runtime", "oven", raising=False)
+    installed = {EXPORTERS: [entry("Toast", "toast")], RUNTIMES: [entry("Player", "player")]}
+    monkeypatch.setattr(plugins, "_installed", lambda group: installed[group])
+    config = RunConfig.model_validate({"quantization": {"target": "toast"}})
+    with pytest.raises(SpecError, match="target 'toast' has no proof here: unknown runtime 'oven'"):
+        train(config, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -54,6 +54,7 @@ from sqakd_deploy.verification.layers import LayersReport, compare_layers
 from sqakd_deploy.verification.measures import range_step
 from sqakd_deploy.verification.reading import read_file
 from sqakd_deploy.verification.reference import Reference, Tensor, load_reference, save_reference
+from sqakd_deploy.verification.running import run_stages
 from sqakd_deploy.verification.signs import never_negative
 from sqakd_deploy.verification.stages import Tolerance, isolated_faults
 from sqakd_deploy.verification.student import Rounding, record, reference_of, roundings
@@ -1456,6 +1457,45 @@ def test_every_runtime_that_opens_the_file_takes_part(
     assert report.layers is not None
     assert report.layers.first is not None
     assert [(b.kind, b.stage) for b in report.layers.first.begins] == [("optimiser", "other")]
+
+
+class Talks:
+    """A runtime whose session says something else than this package's reports need."""
+
+    name = "talks"
+
+    def __init__(self, classes: int = 5, covered: object = None) -> None:
+        self.classes, self.covered = classes, covered
+
+    def open(self, path: Path, *, optimize: bool = True, threads: int | None = None) -> Session:
+        return cast("Session", self)
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        return np.zeros((len(images), self.classes), np.float32)
+
+    def coverage(self) -> object:
+        return self.covered
+
+
+def test_answers_of_another_shape_decide_where_the_runtime_does(
+    reference: Reference, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bystander's are its own fault; one that proves the file, or is named, must not have any."""
+    odd = {"talks": Talks(classes=4)}
+    monkeypatch.setattr(verifying, "runtimes_for", lambda path: odd)
+    shown = verify(model, reference, others=None)
+    assert shown.failures == []
+    assert "got (64, 4)" in shown.parity.skipped["talks"]
+    with pytest.raises(ExportError, match=r"talks cannot run the file: .*got \(64, 4\)"):
+        verify(model, reference, others=odd)
+
+
+def test_coverage_that_is_none_is_an_error_before_there_is_a_report(
+    reference: Reference, model: Path
+) -> None:
+    batches, talks = list(reference.batches), Talks(covered={"Conv": 1})
+    with pytest.raises(ExportError, match="talks: wanted a Coverage of its session, got dict"):
+        run_stages(model, batches, reference.expected(), talks)
 
 
 def test_another_models_file_is_refused(reference: Reference, tmp_path: Path) -> None:

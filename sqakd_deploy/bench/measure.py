@@ -60,7 +60,7 @@ class BenchReport:
         fp32: the float file that it was compared with, if any.
         shape: of the images in a run ``(N, C, H, W)``.
         rows: by threads and runtime, the model before its float one.
-        skipped: runtimes that could not open the file, each with its reason.
+        skipped: runtimes that could not open or run the file, each with its reason.
         cpu: of this machine.
         load_average: of the machine before files were opened (processes), None if it is not known.
         bits: of weights and activations, where the file says so.
@@ -140,8 +140,12 @@ def bench(
         stated = [(files[kind], given.shape) for kind, given in known.items() if given is not None]
         told = [(c.path, tuple(w.shape)) for c, w in workers.items() if w.shape is not None]
         shape = _shape(stated or told, files[MODEL], how)
-        take_turns(list(workers.values()), shape, how, progress)
-        rows = tuple(worker.row(how.batch) for worker in workers.values())
+        lost: dict[Candidate, str] | None = None if runtime else {}
+        take_turns(list(workers.values()), shape, how, progress, lost)
+        rows = _rows(workers, how.batch, lost)
+    skipped |= {_left_out(candidate): reason for candidate, reason in (lost or {}).items()}
+    if not rows:
+        raise ExportError(f"no runtime runs the file: {'; '.join(skipped.values())}")
     facts = known[MODEL]
     return BenchReport(
         path=files[MODEL],
@@ -180,12 +184,40 @@ def _start(
         except ExportError as error:
             if strict:
                 raise
-            which = ", fp32" if candidate.kind == FP32 else ""
-            skipped[candidate.runtime + which] = str(error)
+            skipped[_left_out(candidate)] = str(error)
     kept = {c: process for c, process in started.items() if c.runtime not in skipped}
     if not kept:
         raise ExportError(f"no runtime opens the file: {'; '.join(skipped.values())}")
     return kept, skipped
+
+
+def _left_out(candidate: Candidate) -> str:
+    """What takes no part, as reports call it."""
+    return candidate.runtime + (", fp32" if candidate.kind == FP32 else "")
+
+
+def _rows(
+    workers: Mapping[Candidate, Process], batch: int, lost: dict[Candidate, str] | None
+) -> tuple[Row, ...]:
+    """What was measured, but for runtimes in which the model failed.
+
+    Args:
+        workers: that took their turns.
+        batch: images in each run.
+        lost: those that failed; those that fail now are added. None lets them raise.
+    """
+    rows = {}
+    for candidate, worker in workers.items():
+        if lost is not None and candidate in lost:
+            continue
+        try:
+            rows[candidate] = worker.row(batch)
+        except ExportError as error:
+            if lost is None:
+                raise
+            lost[candidate] = str(error)
+    failed = {candidate.runtime for candidate in lost or () if candidate.kind == MODEL}
+    return tuple(row for candidate, row in rows.items() if candidate.runtime not in failed)
 
 
 def _shape(
@@ -225,6 +257,7 @@ def take_turns(
     shape: tuple[int, ...],
     how: BenchOptions,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    lost: dict[Candidate, str] | None = None,
 ) -> None:
     """Round after round; who begins moves on, so that no place in the round is always one's.
 
@@ -233,10 +266,20 @@ def take_turns(
         shape: of a run's images ``(N, C, H, W)``.
         how: rounds, seconds and warm-up.
         progress: called with the turns done and their total.
+        lost: takes those that fail, with the reason; they have no more turns. None lets them raise.
+
+    Raises:
+        ExportError: if a runtime cannot run its file.
     """
     total = how.rounds * len(workers)
     for turn in range(total):
         round_, place = divmod(turn, len(workers))
         worker = workers[(round_ + place) % len(workers)]
-        worker.take_turn(shape, how.warmup, how.seconds)
+        if lost is None or worker.candidate not in lost:
+            try:
+                worker.take_turn(shape, how.warmup, how.seconds)
+            except ExportError as error:
+                if lost is None:
+                    raise
+                lost[worker.candidate] = str(error)
         progress(turn + 1, total)

@@ -34,10 +34,13 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            answer = getattr(worker, request.pop("do"))(**request)
+            answer = json.dumps(getattr(worker, request.pop("do"))(**request))
         except SqakdError as error:
-            answer = {"error": " ".join(str(error).split())}
-        answers.write(json.dumps(answer) + "\n")
+            answer = json.dumps({"error": " ".join(str(error).split())})
+        except Exception as error:  # a stranger's runtime; whoever asks decides what that ends
+            told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            answer = json.dumps({"error": f"the runtime failed with {told}"})
+        answers.write(answer + "\n")
         answers.flush()
 
 

@@ -85,7 +85,10 @@ def find_splits(path: Path, message: Message = lambda text: None) -> tuple[Listi
     """
     if not path.is_dir():
         what = "is not a folder" if path.exists() else "does not exist"
-        raise DataError(f"data folder {path} {what}")
+        raise DataError(
+            f"data folder {path} {what}; name a folder of images, or a data set of those that "
+            "`sqakd-deploy list datasets` shows"
+        )
     path = _inner(path)
     trains, tests = _parts(path)
     if not (trains and tests):

@@ -23,7 +23,7 @@ from sqakd_deploy.listening import Listener
 from sqakd_deploy.lowering.borders import settle
 from sqakd_deploy.lowering.lowerable import without_form
 from sqakd_deploy.models import load_any_weights
-from sqakd_deploy.plugins import get_exporter
+from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import is_calibrated, quantize
 from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.results import TrainResult, score
@@ -74,7 +74,12 @@ def _check(config: RunConfig) -> None:
     spec = config.quantization
     for method in (spec.weights.method, spec.activations.method):
         METHODS[method]
-    get_exporter(spec.target).check(spec)
+    exporter = get_exporter(spec.target)
+    exporter.check(spec)
+    try:  # a student that nothing can prove is worth no training
+        get_runtime(exporter.runtime)
+    except SpecError as error:
+        raise SpecError(f"target {spec.target!r} has no proof here: {error}") from error
     _check_used(config)
 
 

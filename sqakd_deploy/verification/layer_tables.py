@@ -84,7 +84,7 @@ def _tensor_row(tensor: TensorReport) -> tuple[str, ...]:
         f"{stage.mean_error:.4f}",
         f"{stage.share:.2f} %",
         "—" if stage.snr is None else f"{stage.snr:.1f} dB",
-        begins or ("" if same else "before it"),
+        begins if stage.stage in begins or same else f"{begins or 'before it'} [{stage.stage}]",
     )
 
 

@@ -98,22 +98,39 @@ def run_stages(
     outputs = {name: _logits(session, batches) for name, session in sessions.items()}
     *_, last = sessions.values()
     skipped: dict[str, str] = {}
+    for name, output in outputs.items():
+        _check_shape(name, output, expected)
     for name, other in (others or {}).items():
         try:
-            outputs[name] = _logits(other.open(path), batches)
+            output = _logits(other.open(path), batches)
+            _check_shape(name, output, expected)
         except Exception as error:  # a stranger's plugin must not keep the others from reporting
             reason = " ".join(str(error).split()) or type(error).__name__
             if others_decide:
                 raise ExportError(f"{name} cannot run the file: {reason}") from error
             skipped[name] = reason
-    for name, output in outputs.items():
-        if output.shape != expected.logits.shape:
-            raise ParityError(
-                f"{name}: wanted logits {expected.logits.shape}, as the {expected.name} gave "
-                f"them, got {output.shape}: the file is another model's"
-            )
+        else:
+            outputs[name] = output
     undecided = frozenset() if others_decide else frozenset(others or {}) - frozenset(skipped)
-    return Runs(outputs, last.coverage(), skipped, undecided, sessions)
+    return Runs(outputs, _coverage(runtime, last), skipped, undecided, sessions)
+
+
+def _check_shape(name: str, output: Logits, expected: Expected) -> None:
+    if output.shape != expected.logits.shape:
+        raise ParityError(
+            f"{name}: wanted logits {expected.logits.shape}, as the {expected.name} gave "
+            f"them, got {output.shape}: the file is another model's"
+        )
+
+
+def _coverage(runtime: Runtime, session: Session) -> Coverage:
+    """What a session says that it runs in integers, before a report is made of it."""
+    covered = session.coverage()
+    if not isinstance(covered, Coverage):
+        raise ExportError(
+            f"{runtime.name}: wanted a Coverage of its session, got {type(covered).__name__}"
+        )
+    return covered
 
 
 def _logits(session: Session, batches: Sequence[NDArray[np.float32]]) -> Logits:
