@@ -309,7 +309,9 @@ def test_an_empty_folder_says_what_was_searched_for(tmp_path: Path) -> None:
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "archive.zip").write_text("")
-    with pytest.raises(DataError, match=r"^data folder .*archive\.zip is not a folder; name a folder of images"):
+    with pytest.raises(
+        DataError, match=r"^data folder .*archive\.zip is not a folder; name a folder of images"
+    ):
         load_data(tmp_path / "archive.zip")
 
 

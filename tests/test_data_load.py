@@ -31,9 +31,9 @@ def test_an_unknown_name_lists_the_names() -> None:
 
 
 def test_a_path_that_does_not_exist_is_no_name(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^data folder .*pictures does not exist$"):
+    with pytest.raises(DataError, match=r"^data folder .*pictures does not exist; name a folder"):
         load_data(tmp_path / "pictures")
-    with pytest.raises(DataError, match=r"^data folder sub/pictures does not exist$"):
+    with pytest.raises(DataError, match=r"^data folder sub/pictures does not exist; name a folder"):
         load_data("sub/pictures")
 
 
