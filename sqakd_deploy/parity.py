@@ -16,6 +16,7 @@ from sqakd_deploy.lowering.integer import lower
 from sqakd_deploy.modes import in_plain_mode
 from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import input_shape_of, spec_of
+from sqakd_deploy.verification.comparing import differences_of
 from sqakd_deploy.verification.converting import converter_of
 from sqakd_deploy.verification.ir_file import conversion_of
 from sqakd_deploy.verification.isolated import IMAGES
@@ -33,7 +34,7 @@ from sqakd_deploy.verification.stages import (
     report_of,
 )
 from sqakd_deploy.verification.student import reference_of
-from sqakd_deploy.verification.verifying import differences_of, isolated_stages
+from sqakd_deploy.verification.verifying import isolated_stages
 
 __all__ = [
     "ParityReport",
@@ -96,7 +97,7 @@ def verify(
     file = _file(path)
     if file is not None and reference.constants is not None:
         conversion = conversion_of(file, converter_of(student))
-        differences = differences_of(conversion, reference.constants)
+        differences = differences_of(conversion, reference.constants, reference.operators)
         worst = runs.worst_images(expected, IMAGES)
         isolator, farthest = isolator_of(student), reference.images(worst)
         isolated = isolated_stages(isolator, conversion.file, runtime, farthest, runs.sessions)

@@ -26,6 +26,7 @@ from sqakd_deploy.lowering.integer import lower, snap_biases
 from sqakd_deploy.plugins import get_exporter, get_runtime
 from sqakd_deploy.quantization import calibrate, quantize
 from sqakd_deploy.spec import QuantSpec, TensorSpec
+from sqakd_deploy.verification.comparing import compare_with_student
 from sqakd_deploy.verification.constants import constants_of, offset
 from sqakd_deploy.verification.isolated import SIMULATED
 from sqakd_deploy.verification.isolating import isolate, isolator_of
@@ -34,7 +35,7 @@ from sqakd_deploy.verification.settings import DILATION, FILLER, ORDER, PADDING
 from sqakd_deploy.verification.student import record, reference_of
 from sqakd_deploy.verification.tables import constants_lines, coverage_lines
 from sqakd_deploy.verification.taps import read_codes
-from sqakd_deploy.verification.verifying import compare_with_student, verify_file
+from sqakd_deploy.verification.verifying import verify_file
 
 pytest.importorskip("qonnx")
 

@@ -39,13 +39,14 @@ from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec
 from sqakd_deploy.tracing.attention import OpenAttention, open_attention
 from sqakd_deploy.tracing.trace import trace
 from sqakd_deploy.training.distillation import distill
+from sqakd_deploy.verification.comparing import compare_with_student
 from sqakd_deploy.verification.constants import constants_of
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolating import isolate, isolator_of
 from sqakd_deploy.verification.reading import read_file
 from sqakd_deploy.verification.student import record, reference_of
 from sqakd_deploy.verification.tables import coverage_lines
-from sqakd_deploy.verification.verifying import compare_with_student, verify_file
+from sqakd_deploy.verification.verifying import verify_file
 
 # As in test_export_contract: float noise of some 1e-7 puts a code of an image in some tens on the
 # other side of a rounding boundary; through the layers behind that is a few steps of a logit.

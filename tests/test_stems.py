@@ -29,10 +29,10 @@ from sqakd_deploy.exporting import ExportOptions
 from sqakd_deploy.lowering.integer import lower
 from sqakd_deploy.quantization import calibrate, quantize
 from sqakd_deploy.verification import rearranged
+from sqakd_deploy.verification.comparing import compare_with_student
 from sqakd_deploy.verification.constants import constants_of
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.saturation import saturation_in, saturation_of
-from sqakd_deploy.verification.verifying import compare_with_student
 
 
 def stem(channels: int = 3, outputs: int = 8, size: int = 32, **options: object) -> g.IntegerGraph:
@@ -492,8 +492,8 @@ def test_files_that_cannot_be_followed_are_named(
 def test_large_images_are_followed_row_by_row() -> None:
     """A row of digests for each weight; the rows themselves would be 100 MB."""
     image = np.arange(1, 1 + 512 * 512, dtype=np.int32).reshape(1, 1, 512, 512)
-    window = rearranged._Window((5, 5), (2, 2, 2, 2), (1, 1))
-    read = window.outputs(image, (1, 1))
+    window = rearranged._Window((5, 5), (2, 2, 2, 2), (1, 1), (1, 1))
+    read = window.outputs(image)
     assert read is not None
     tracemalloc.start()
     assert len(set(rearranged._rows(read))) == 25

@@ -17,16 +17,10 @@ from onnx import NodeProto
 from sqakd_deploy.pixels import PREPROCESSING_KEY
 from sqakd_deploy.verification.constants import Difference
 from sqakd_deploy.verification.file import QdqFile
+from sqakd_deploy.verification.kinds import BOUNDING, NEARLY_NOTHING, WITH_TERM, is_part
 from sqakd_deploy.verification.onnx_layers import OnnxFile
 from sqakd_deploy.verification.signs import never_negative, number
 
-_BOUNDING = ("Clip", "Max", "Min", "Relu")
-_NEARLY_NOTHING = (
-    *("Ceil", "Celu", "Elu", "Floor", "LeakyRelu", "Mod", "Round", "Selu", "Shrink"),
-    *("ThresholdedRelu", "Where"),
-)
-"""Leave most numbers as they are, or can."""
-_WITH_TERM = ("Add", "Div", "Mul", "Sub")
 _IDLE_WITH_ZERO = ("Add", "Mul")
 """ONNX Runtime rounds codes anew by adding nothing; OpenVINO counts images by nothing times one
 (rule O14)."""
@@ -44,19 +38,21 @@ def other_bounds(file: OnnxFile, expected: Collection[str]) -> Iterator[Differen
         for name in node.input:
             readers[name].append(node)
     for node in file.model.graph.node:
-        bounding = node.op_type in _BOUNDING
-        if not (bounding or node.op_type in _NEARLY_NOTHING) or _is_constant(file, node):
+        bounding = node.op_type in BOUNDING
+        if not (bounding or node.op_type in NEARLY_NOTHING) or _is_constant(file, node):
             continue
         explained = bounding and (
             _of_neighbour(file, node, readers[node.output[0]]) or _cuts_nothing(file, node)
         )
         if not explained and not _of_student(node, expected):
-            what = f"the student has no {node.op_type} {_place(file, node)}"
+            what = f"the student has no {node.op_type} {place(file, node)}"
             yield Difference(node.name or node.output[0], "layer", 1, 1, what)
 
 
-def other_terms(file: QdqFile, expected: Collection[str]) -> Iterator[Difference]:
-    """Sums and products with a constant that the student has not.
+def other_terms(
+    file: OnnxFile, expected: Collection[str], *, whole: bool = False
+) -> Iterator[Difference]:
+    """Sums and products with a constant that the student has not, and others if all are known.
 
     None is what changes nothing (:data:`_IDLE_WITH_ZERO`), nor what the metadata say that raw
     pixels are prepared by.
@@ -64,29 +60,35 @@ def other_terms(file: QdqFile, expected: Collection[str]) -> Iterator[Difference
     Args:
         file: whose.
         expected: names of the student's layers.
+        whole: these are all its nodes, and not only those that have constants.
     """
     for node in file.model.graph.node:
-        if node.op_type not in _WITH_TERM or _is_constant(file, node):
+        if node.op_type not in WITH_TERM or _is_constant(file, node):
             continue
-        known = [value for name in node.input if (value := number(file, name)) is not None]
-        if not known or _of_student(node, expected) or _prepares(file, node, known[0]):
+        if _of_student(node, expected) or file.factors().intersection(node.output):
+            continue
+        constants = [name for name in node.input if not file.depends(name)]
+        if not (constants or whole):
+            continue
+        known = [number(file, name) for name in constants]
+        if any(value is not None and _prepares(file, node, value) for value in known):
             continue
         if node.op_type in _IDLE_WITH_ZERO and any(_is_nothing(file, n) for n in node.input):
             continue
-        what = f"the student has no such {node.op_type} {_place(file, node)}"
+        what = f"the student has no such {node.op_type} {place(file, node)}"
         yield Difference(node.name or node.output[0], "layer", 1, 1, what)
 
 
 def _is_constant(file: OnnxFile, node: NodeProto) -> bool:
-    return file.constant(node.output[0]) is not None
+    return not file.depends(node.output[0])
 
 
 def _of_student(node: NodeProto, expected: Collection[str]) -> bool:
-    """Whether it has a layer's name, or is a part of one: see constants.parts_of."""
-    return node.name in expected or node.name.rpartition("/")[0] in expected
+    """Whether it has a layer's name, or is a part of one."""
+    return node.name in expected or is_part(node, expected)
 
 
-def _prepares(file: QdqFile, node: NodeProto, constant: NDArray[np.float32]) -> bool:
+def _prepares(file: OnnxFile, node: NodeProto, constant: NDArray[np.float32]) -> bool:
     """Whether it is a step of what the metadata say that raw pixels are prepared by."""
     stated = file.stated(PREPROCESSING_KEY)
     if not file.takes_pixels or not isinstance(stated, dict):
@@ -102,15 +104,15 @@ def _of_neighbour(file: OnnxFile, node: NodeProto, readers: Collection[NodeProto
     """Whether it is compared with what is before or behind it: of codes, of what is rounded next
     (if it has a name to be found by), or of a length before it divides."""
     before = _before(file, node)
-    if before is not None and before.name in file.quantizers:
-        return True
+    if before is not None and before.name in file.quantizers and isinstance(file, QdqFile):
+        return file.clip_behind(before) is node
     if node.op_type == "Max":
         return bool(readers) and all(reader.op_type == "Div" for reader in readers)
     rounded = bool(readers) and all(reader.name in file.quantizers for reader in readers)
     return rounded and bool(node.name) and node.op_type != "Min"
 
 
-def _is_nothing(file: QdqFile, name: str) -> bool:
+def _is_nothing(file: OnnxFile, name: str) -> bool:
     """Whether a constant is zero; as a code, 0 of scale 1: a kernel sums in steps of its output,
     where a large scale does not cancel."""
     producer = file.producer(name)
@@ -131,11 +133,11 @@ def _cuts_nothing(file: OnnxFile, node: NodeProto) -> bool:
 
 def _before(file: OnnxFile, node: NodeProto) -> NodeProto | None:
     """The node that writes what one reads of the images."""
-    source = next(name for name in node.input if name and file.constant(name) is None)
+    source = next(name for name in node.input if file.depends(name))
     return file.producer(source)
 
 
-def _place(file: OnnxFile, node: NodeProto) -> str:
+def place(file: OnnxFile, node: NodeProto) -> str:
     """Behind which of the nodes that have a name."""
     before = _before(file, node)
     while before is not None and not before.name:

@@ -11,6 +11,7 @@ from onnx import ModelProto, NodeProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from sqakd_deploy.errors import ExportError
+from sqakd_deploy.verification.flow import has_graph
 
 
 def computed_constants(model: ModelProto, path: Path) -> dict[str, NDArray[Any]]:
@@ -52,7 +53,8 @@ def _constant_nodes(model: ModelProto) -> list[NodeProto]:
     for node in model.graph.node:
         inputs = [name for name in node.input if name]
         constant = known.issuperset(inputs) if inputs else node.op_type == "Constant"
-        if constant and not node.domain and node.op_type != "DequantizeLinear":
+        plain = not (node.domain or has_graph(node)) and node.op_type != "DequantizeLinear"
+        if constant and plain:
             known.update(node.output)
             found.append(node)
     return found

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sqakd_deploy import graph as ir
-from sqakd_deploy.verification.settings import settings_of
+from sqakd_deploy.verification.settings import AXIS, settings_of
 
 Facts: TypeAlias = Mapping[str, NDArray[Any]]
 """What a layer's constants hold, by what they are called here."""
@@ -83,12 +83,19 @@ def _facts(graph: ir.IntegerGraph, node: ir.Node) -> Iterator[tuple[str, NDArray
     elif isinstance(node, (ir.ChannelAffine, ir.LayerNorm)):
         yield SCALE, node.scale
         yield SHIFT, node.shift
+    elif isinstance(node, ir.Softmax):
+        yield AXIS, np.array(from_behind(node.axis, len(graph.values[node.output].shape)))
     elif isinstance(node, ir.Resize):
         yield SCALE, np.array([1.0, 1.0, *node.scale], np.float32)
     elif isinstance(node, ir.WithConstant):
         yield CONSTANT, node.constant
     else:
         yield from _layer_facts(getattr(node, "weight", None), getattr(node, "bias", None))
+
+
+def from_behind(axis: int, rank: int) -> int:
+    """An axis as counted from the last, which is -1."""
+    return axis if axis < 0 else axis - rank
 
 
 def quantizer_facts(step: np.float32, grid: ir.Grid) -> dict[str, NDArray[Any]]:

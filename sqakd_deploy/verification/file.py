@@ -39,7 +39,7 @@ class QdqFile(OnnxFile):
         whether no Div, by 255, follows."""
         if not self.takes_pixels:
             return False
-        reals = [d.output[0] for d in self._dequantizers(self.model.graph.input[0].name)]
+        reals = [d.output[0] for d in self._dequantizers(self.inputs[0].name)]
         readers = [reader for real in reals for reader in self._readers.get(real, [])]
         return bool(readers) and all(reader.op_type != "Div" for reader in readers)
 
@@ -69,7 +69,7 @@ class QdqFile(OnnxFile):
 
     def input_facts(self) -> c.Facts:
         """What readers make of the codes of the graph's input, where it is codes."""
-        return dict(self._read_by(self.model.graph.input[0].name, 0))
+        return dict(self._read_by(self.inputs[0].name, 0))
 
     def zero_before(self, node: NodeProto) -> float:
         """The zero-point of the codes that a node reads; 0 of reals."""

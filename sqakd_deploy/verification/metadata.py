@@ -76,9 +76,9 @@ def _detail(wanted: Any, got: Any) -> str:
 
 def _input(file: OnnxFile, image: Sequence[int]) -> dict[str, Any]:
     """What a file should say of its input."""
-    if not file.model.graph.input:  # which no runtime opens
+    if not file.inputs:  # which no runtime opens
         return {}
-    source = file.model.graph.input[0]
+    source = file.inputs[0]
     tensor = source.type.tensor_type
     facts: dict[str, Any] = {"name": source.name, "batch": file.batch}
     if tensor.elem_type in _TYPES:

@@ -17,13 +17,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx.shape_inference import infer_shapes
 
 from sqakd_deploy.spec import SPEC_KEY
 from sqakd_deploy.verification import constants as c
 from sqakd_deploy.verification.computed import computed_constants
+from sqakd_deploy.verification.flow import dependent, used
 from sqakd_deploy.verification.layout import channels_first
-from sqakd_deploy.verification.settings import settings_in
+from sqakd_deploy.verification.settings import AXIS, settings_in
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _WITH_CONSTANT = ("Add", "Expand", "Mul", "PRelu")
@@ -88,7 +90,6 @@ class OnnxFile(ABC):
         self.model = model
         graph = self.model.graph
         self._nodes = list(graph.node)
-        self._by_name = {node.name: node for node in self._nodes if node.name}
         self._producers = {name: node for node in self._nodes for name in node.output}
         self._readers: dict[str, list[NodeProto]] = {}
         for node in self._nodes:
@@ -96,6 +97,29 @@ class OnnxFile(ABC):
                 self._readers.setdefault(name, []).append(node)
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
         self._computed = computed_constants(self.model, path)
+        self._dependent = dependent(self._nodes, {source.name for source in self.inputs})
+        # A layer is what the answers depend on: a copy beside it, of its name, is none.
+        live = used(self._nodes, [result.name for result in graph.output])
+        self._by_name = {n.name: n for n in self._nodes if n.name and live.intersection(n.output)}
+
+    @property
+    def inputs(self) -> list[ValueInfoProto]:
+        """What has to be fed: older files name their initializers among the inputs, too."""
+        held = {tensor.name for tensor in self.model.graph.initializer}
+        return [source for source in self.model.graph.input if source.name not in held]
+
+    @property
+    def nodes(self) -> list[NodeProto]:
+        """All of the graph."""
+        return self._nodes
+
+    def depends(self, name: str) -> bool:
+        """Whether a value depends on what images hold, and not on their number and size alone."""
+        return name in self._dependent
+
+    def factors(self) -> frozenset[str]:
+        """What products and quotients give that are compared as a quantizer's scales."""
+        return frozenset()
 
     # -- what it says of itself --------------------------------------------------------------
 
@@ -108,7 +132,7 @@ class OnnxFile(ABC):
     @property
     def takes_pixels(self) -> bool:
         """Whether it takes raw pixels."""
-        kinds = [source.type.tensor_type.elem_type for source in self.model.graph.input]
+        kinds = [source.type.tensor_type.elem_type for source in self.inputs]
         return kinds == [TensorProto.UINT8]
 
     def _fact(self, key: str, field: str) -> str | None:
@@ -138,7 +162,7 @@ class OnnxFile(ABC):
     @property
     def batch(self) -> int | None:
         """The batch size that the file insists on, None if any will do."""
-        inputs = self.model.graph.input
+        inputs = self.inputs
         dims = inputs[0].type.tensor_type.shape.dim if inputs else ()
         return int(dims[0].dim_value) or None if dims else None
 
@@ -215,6 +239,10 @@ class OnnxFile(ABC):
             for name, value in zip((c.SCALE, c.SHIFT), self._inputs(node, 1), strict=False):
                 if value is not None:
                     yield name, value
+        elif node.op_type in ("LogSoftmax", "Softmax"):
+            axes = [attribute.i for attribute in node.attribute if attribute.name == "axis"]
+            axis, rank = [*axes, -1][0], self._ranks.get(node.output[0], 0)
+            yield AXIS, np.array(c.from_behind(axis, rank))
         elif node.op_type == "Resize" and len(node.input) == 3:
             scales = self.constant(node.input[2])
             if scales is not None:
@@ -223,6 +251,13 @@ class OnnxFile(ABC):
             known = [value for value in self._inputs(node, 0) if value is not None]
             if len(known) == 1:
                 yield c.CONSTANT, known[0]
+
+    @cached_property
+    def _ranks(self) -> dict[str, int]:
+        """How many axes values have, where that can be told."""
+        inferred = infer_shapes(self.model).graph
+        known = [v for v in inferred.value_info if v.type.tensor_type.HasField("shape")]
+        return {value.name: len(value.type.tensor_type.shape.dim) for value in known}
 
     def _inputs(self, node: NodeProto, first: int) -> list[NDArray[Any] | None]:
         return [self.constant(name) for name in node.input[first:]]

@@ -89,6 +89,14 @@ class QonnxFile(OnnxFile):
             return None
         return None if self._number(readers[0]) is None else readers[0]
 
+    def factors(self) -> frozenset[str]:
+        """What the Div before a quantizer and the Mul behind it give."""
+        found: set[str] = set()
+        for node in self.quantizers.values():
+            if self._step(node) is not None:
+                found |= {str(node.input[0]), self._held(node)}
+        return frozenset(found)
+
     def _number(self, node: NodeProto) -> NDArray[Any] | None:
         """The one number that is the second input of an operator; None where that is another."""
         (value,) = self._tensorwise(node)

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import product
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,10 +27,11 @@ from onnx.reference import ReferenceEvaluator
 
 from sqakd_deploy.verification import constants as c
 from sqakd_deploy.verification.file import QdqFile
-from sqakd_deploy.verification.settings import DILATION, PADDING
+from sqakd_deploy.verification.settings import DILATION, PADDING, STRIDE
 
 ARRANGEMENT = "arrangement of what it reads, in which the student's was not found"
 
+_OF_WINDOW = (PADDING, DILATION, STRIDE)
 _MOVES = ("Pad", "Reshape", "Slice", "Transpose")
 
 _Ids: TypeAlias = NDArray[np.int32]
@@ -52,13 +52,13 @@ def as_in_the_student(file: QdqFile, layer: str, found: c.Facts, expected: c.Fac
         followed to what the student reads.
     """
     codes, wanted = (facts.get(c.WEIGHT_CODES, np.zeros(0)) for facts in (found, expected))
-    stated = all(name in facts for facts in (found, expected) for name in (PADDING, DILATION))
+    stated = all(name in facts for facts in (found, expected) for name in _OF_WINDOW)
     if codes.ndim != 4 or wanted.ndim != 4 or codes.shape == wanted.shape or not stated:
         return found
     source, moves = _moves(file, layer)
     if not moves or file.node(layer).op_type != "Conv" or len(codes) != len(wanted):
         return found
-    kept = {name: expected[name] for name in (PADDING, DILATION)}
+    kept = {name: expected[name] for name in _OF_WINDOW}
     same = _weights(file, layer, source, moves, expected)
     if same is None:
         return {**found, **kept, c.WEIGHT_CODES: wanted, ARRANGEMENT: np.zeros(())}
@@ -94,16 +94,10 @@ def _weights(
     if moved is None or moved.shape[1] != codes.shape[1]:
         return None
     own = _Window.of(codes, found)
-    read = own.outputs(moved, given.get("strides", [1, 1]))
-    if read is None:
+    read, wants = own.outputs(moved), _Window.of(wanted, expected).outputs(image)
+    if read is None or wants is None or read.shape[3:] != wants.shape[3:]:
         return None
-    students = _Window.of(wanted, expected)
-    for stride in students.strides(image, read.shape[3:]):
-        wants = students.outputs(image, stride)
-        same = None if wants is None else _matched(read, codes, wants, wanted)
-        if same is not None:
-            return same
-    return None
+    return _matched(read, codes, wants, wanted)
 
 
 def _shape(model: ModelProto, name: str) -> tuple[int, int, int] | None:
@@ -170,17 +164,18 @@ class _Window:
         kernel: rows and columns of it.
         padding: above, left, below, right.
         dilation: of rows and columns.
+        stride: down and across.
     """
 
     kernel: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
+    stride: tuple[int, ...]
 
     @classmethod
     def of(cls, codes: NDArray[Any], facts: c.Facts) -> _Window:
         """Of a convolution's weights and settings."""
-        padding, dilation = (tuple(map(int, facts[name])) for name in (PADDING, DILATION))
-        return cls(codes.shape[2:], padding, dilation)
+        return cls(codes.shape[2:], *(tuple(map(int, facts[name])) for name in _OF_WINDOW))
 
     def _left(self, image: _Ids) -> list[int]:
         """Rows and columns that the window can move by."""
@@ -192,26 +187,17 @@ class _Window:
             for (extent, more), (size, apart) in zip(extents, spans, strict=True)
         ]
 
-    def strides(self, image: _Ids, outputs: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-        """All strides that give so many outputs."""
-        axes = zip(self._left(image), outputs, strict=True)
-        fitting = [
-            [step for step in range(1, left + 2) if left // step + 1 == count]
-            for left, count in axes
-        ]
-        yield from product(*fitting)
-
-    def outputs(self, image: _Ids, stride: Any) -> _Ids | None:
+    def outputs(self, image: _Ids) -> _Ids | None:
         """A view of what each weight reads, ``(C, kH, kW, oH, oW)``; None if it does not fit."""
-        least = (min(self.padding), min(self._left(image)), min(self.dilation) - 1, min(stride) - 1)
-        if min(least) < 0:
+        steps = min(*self.dilation, *self.stride)
+        if min(*self.padding, *self._left(image), steps - 1) < 0:
             return None
         top, left, bottom, right = self.padding
         padded = np.pad(image[0], ((0, 0), (top, bottom), (left, right)))
         spread = [(s - 1) * d + 1 for s, d in zip(self.kernel, self.dilation, strict=True)]
         windows = sliding_window_view(padded, spread, axis=(1, 2))
         down, across = self.dilation
-        chosen = windows[:, :: stride[0], :: stride[1], ::down, ::across]
+        chosen = windows[:, :: self.stride[0], :: self.stride[1], ::down, ::across]
         found: _Ids = chosen.transpose(0, 3, 4, 1, 2)
         return found
 

@@ -19,6 +19,7 @@ from sqakd_deploy.files import replacing
 from sqakd_deploy.verification.constants import Constants
 from sqakd_deploy.verification.measures import Logits, range_step
 from sqakd_deploy.verification.metadata import KEYS
+from sqakd_deploy.verification.operators import Operators
 from sqakd_deploy.verification.running import Expected
 from sqakd_deploy.verification.sizes import Sizes
 
@@ -26,6 +27,7 @@ BATCH = 64
 """Images that run at a time where a file does not say otherwise."""
 
 _CONSTANT, _METADATA, _TENSOR, _GRID = "constant", "metadata", "tensor", "grid"
+_OPERATOR = "operator"
 _SEPARATOR = "|"  # in no name of a module
 
 
@@ -56,6 +58,7 @@ class Reference:
         step: that logit errors are counted in, and where it comes from; None if not known.
         sizes: of the student; None if not known.
         constants: of every layer; None if not known.
+        operators: what each of its nodes is, by its name; None if not known.
         metadata: what the file should say of itself, JSON by key; None if not known.
         tensors: by the quantizer's name; None if not known.
         tensor_images: indices ``(M,)`` of the images that the tensors are of.
@@ -71,6 +74,7 @@ class Reference:
     metadata: Mapping[str, str] | None = None
     tensors: Mapping[str, Tensor] | None = None
     tensor_images: NDArray[np.int64] | None = None
+    operators: Operators | None = None
 
     def expected(self) -> Expected:
         """What the stages of a file are compared with."""
@@ -105,6 +109,8 @@ def save_reference(reference: Reference, path: Path) -> None:
     for layer, facts in (reference.constants or {}).items():
         for name, array in facts.items():
             arrays[_SEPARATOR.join((_CONSTANT, layer, name))] = array
+    for name, kind in (reference.operators or {}).items():
+        arrays[_SEPARATOR.join((_OPERATOR, name))] = np.array(kind)
     for key, text in (reference.metadata or {}).items():
         arrays[_SEPARATOR.join((_METADATA, key))] = np.array(text)
     if reference.tensor_images is not None:
@@ -163,9 +169,10 @@ def _reference(arrays: Mapping[str, NDArray[Any]]) -> Reference:
         (float(arrays["step"]), str(arrays["step_source"])) if "step" in arrays else None,
         Sizes(*(int(size) for size in arrays["sizes"])) if "sizes" in arrays else None,
         _constants(arrays) or None,
-        _metadata(arrays) or None,
+        _texts(arrays, _METADATA) or None,
         _tensors(arrays) or None,
         arrays.get("tensor_images"),
+        _texts(arrays, _OPERATOR) or None,
     )
 
 
@@ -236,9 +243,9 @@ def _constants(arrays: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArra
     return found
 
 
-def _metadata(arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+def _texts(arrays: Mapping[str, NDArray[Any]], wanted: str) -> dict[str, str]:
     keys = {key: key.partition(_SEPARATOR) for key in arrays}
-    return {name: str(arrays[key]) for key, (kind, _, name) in keys.items() if kind == _METADATA}
+    return {name: str(arrays[key]) for key, (kind, _, name) in keys.items() if kind == wanted}
 
 
 def _tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:

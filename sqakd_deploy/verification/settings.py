@@ -18,9 +18,13 @@ from onnx import NodeProto, helper
 from sqakd_deploy import graph as ir
 
 PADDING, DILATION, ORDER = "padding", "dilation", "order of axes"
+STRIDE, WINDOW, AXIS, INTERPOLATION = "stride", "window", "axis", "way of interpolating"
 AMOUNTS, KIND, FILLER = "amounts of padding", "kind of padding", "what is padded with"
 EPSILON, SLOPE, OFFSET, TANH = "epsilon", "slope", "value at 0", "computed by tanh"
 FACTORS = {"alpha": "factor of products", "beta": "factor of the bias"}
+
+STRIDED = "strided"
+"""Last part of the name of a Slice that takes over a convolution's stride."""
 
 Setting: TypeAlias = tuple[str, str, NDArray[Any]]
 """Name of a node in a file, what is set, and to what."""
@@ -30,6 +34,8 @@ _GATES = {"hard_sigmoid": "", "hard_swish": "/hard_sigmoid"}
 
 
 _KINDS = ("constant", "reflect", "edge")
+_COORDINATES = "coordinate_transformation_mode"
+_INTERPOLATIONS = (("linear", "half_pixel"), ("linear", "align_corners"))
 
 
 def settings_of(node: ir.Node) -> Iterator[Setting]:
@@ -37,6 +43,12 @@ def settings_of(node: ir.Node) -> Iterator[Setting]:
     if isinstance(node, ir.Conv):
         yield node.name, PADDING, np.array(node.padding)
         yield node.name, DILATION, np.array(node.dilation)
+        yield node.name, STRIDE, np.array(node.stride)
+    elif isinstance(node, (ir.MaxPool, ir.AveragePool)):
+        yield node.name, WINDOW, np.array(node.kernel)
+        yield node.name, STRIDE, np.array(node.stride)
+    elif isinstance(node, ir.Resize):
+        yield node.name, INTERPOLATION, np.array(int(node.align_corners))
     elif isinstance(node, ir.Transpose):
         yield node.name, ORDER, np.array(node.perm)
     elif isinstance(node, ir.Pad):
@@ -58,7 +70,12 @@ def settings_of(node: ir.Node) -> Iterator[Setting]:
 
 _ATTRIBUTES: Mapping[str, Mapping[str, tuple[str, Any]]] = MappingProxyType(
     {
-        "Conv": {"pads": (PADDING, [0] * 4), "dilations": (DILATION, [1] * 2)},
+        "Conv": {
+            "pads": (PADDING, [0] * 4),
+            "dilations": (DILATION, [1] * 2),
+        },
+        "MaxPool": {"kernel_shape": (WINDOW, []), "strides": (STRIDE, [1] * 2)},
+        "AveragePool": {"kernel_shape": (WINDOW, []), "strides": (STRIDE, [1] * 2)},
         "Transpose": {"perm": (ORDER, [])},
         "LayerNormalization": {"epsilon": (EPSILON, 1e-5)},
         "Elu": {"alpha": (SLOPE, 1.0)},
@@ -87,7 +104,15 @@ def settings_in(
     for attribute, (name, usual) in _ATTRIBUTES.get(node.op_type, {}).items():
         value = np.array(given.get(attribute, usual))
         yield name, value.astype(np.float32) if value.dtype.kind == "f" else value
-    if node.op_type == "Gelu":
+    if node.op_type == "Conv":
+        stride = np.array(given.get("strides", [1, 1]))
+        yield STRIDE, stride * _steps_before(node, producer, constant)
+    elif node.op_type == "Resize":
+        ways = given.get("mode", b"nearest"), given.get(_COORDINATES, b"half_pixel")
+        way = tuple(text.decode() for text in ways)
+        here = way in _INTERPOLATIONS
+        yield INTERPOLATION, np.array(_INTERPOLATIONS.index(way) if here else -1)
+    elif node.op_type == "Gelu":
         yield TANH, np.array(given.get("approximate") == b"tanh")
     elif node.op_type == "Gemm":  # no student has any, and a MatMul cannot
         factors = {name: given.get(attribute, 1.0) for attribute, name in FACTORS.items()}
@@ -106,3 +131,18 @@ def settings_in(
         if least is not None and least.op_type == "Max":
             known = [constant(name) for name in least.input]
             yield from ((EPSILON, value) for value in known if value is not None)
+
+
+def _steps_before(
+    node: NodeProto,
+    producer: Callable[[str], NodeProto | None],
+    constant: Callable[[str], NDArray[Any] | None],
+) -> NDArray[Any]:
+    """The stride of a convolution that a slice in front of it has taken over."""
+    before = producer(node.input[0])
+    if before is not None and before.op_type == "DequantizeLinear":
+        before = producer(before.input[0])
+    if before is None or not node.name or before.name != f"{node.name}/{STRIDED}":
+        return np.ones(1, np.int64)
+    steps = constant(before.input[4]) if len(before.input) > 4 else None
+    return np.ones(1, np.int64) if steps is None else steps

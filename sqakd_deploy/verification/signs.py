@@ -11,6 +11,7 @@ from onnx import NodeProto
 
 from sqakd_deploy.verification import constants as c
 from sqakd_deploy.verification.file import QdqFile
+from sqakd_deploy.verification.onnx_layers import OnnxFile
 
 _MOVING = (
     "Add",
@@ -33,7 +34,7 @@ _SEVERAL = ("Add", "Concat", "Mul")
 _POSITIVE = ("Abs", "Relu", "Sigmoid", "HardSigmoid", "Softmax")
 
 
-def number(file: QdqFile, name: str) -> NDArray[Any] | None:
+def number(file: OnnxFile, name: str) -> NDArray[Any] | None:
     """What a constant holds, or the reals that constant codes with one scale stand for."""
     producer = file.producer(name)
     if producer is None or producer.op_type != "DequantizeLinear":

@@ -17,6 +17,7 @@ from sqakd_deploy.lowering.integer import lower
 from sqakd_deploy.tracing.shapes import Recorder
 from sqakd_deploy.tracing.trace import first_tensor
 from sqakd_deploy.verification.constants import constants_of, offset
+from sqakd_deploy.verification.operators import operators_of
 from sqakd_deploy.verification.reference import Reference, Tensor
 from sqakd_deploy.verification.sizes import sizes_of
 from sqakd_deploy.verification.stages import output_step
@@ -50,6 +51,7 @@ def reference_of(
         sizes_of(graph),
         constants_of(graph),
         graph.metadata,
+        operators=operators_of(graph),
     )
 
 

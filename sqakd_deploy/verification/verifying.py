@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sqakd_deploy.consoles import as_text
-from sqakd_deploy.data.preprocessing import Preprocessing
 from sqakd_deploy.errors import DataError, ParityError, SpecError
 from sqakd_deploy.exporting import (
     Conformance,
@@ -22,25 +21,10 @@ from sqakd_deploy.exporting import (
     conformance_of,
     named_stages,
 )
-from sqakd_deploy.graph import Grid
-from sqakd_deploy.pixels import PREPROCESSING_KEY, pixel_of_zero
 from sqakd_deploy.plugins import exporters, get_exporter, get_runtime, runtimes_for
-from sqakd_deploy.verification.bounds import other_bounds, other_terms
-from sqakd_deploy.verification.constants import (
-    HIGHEST,
-    LOWEST,
-    READER_ZERO,
-    SCALE,
-    STEP,
-    ZERO_POINT,
-    Constants,
-    Difference,
-    Facts,
-    compare_constants,
-)
-from sqakd_deploy.verification.equivalents import in_one_form
-from sqakd_deploy.verification.file import QdqFile
-from sqakd_deploy.verification.ir_file import Conversion, Converter, IrFile, conversion_of
+from sqakd_deploy.verification.comparing import differences_of
+from sqakd_deploy.verification.constants import Difference
+from sqakd_deploy.verification.ir_file import Converter, IrFile, conversion_of
 from sqakd_deploy.verification.isolated import (
     IMAGES,
     SIMULATED,
@@ -185,7 +169,7 @@ def verify_file(
     conversion = conversion_of(file, converter)
     file, differences = conversion.file, None
     if reference.constants is not None:
-        differences = differences_of(conversion, reference.constants)
+        differences = differences_of(conversion, reference.constants, reference.operators)
     layers = None
     if layer_samples and not isinstance(file, IrFile):
         reference = _with_tensors(reference, runs, layer_samples, recorder)
@@ -225,48 +209,6 @@ def _metadata(file: OnnxFile, reference: Reference) -> tuple[Difference, ...]:
     if found and file.takes_pixels:
         raise ParityError(f"the file is not its student: {in_one_line([*map(str, found)])}")
     return tuple(found)
-
-
-def differences_of(conversion: Conversion, expected: Constants) -> list[Difference] | None:
-    """A file's constants that are not the student's, or where it is not the conversion that it
-    should be; None if it has them in no form known here."""
-    file = conversion.file
-    found = compare_with_student(file, expected) if file.known_form else None
-    return [*conversion.differences, *(found or ())] if conversion.differences else found
-
-
-def compare_with_student(file: OnnxFile, expected: Constants) -> list[Difference]:
-    """Compare a file's constants with a student's.
-
-    A file that takes pixels as codes has no first quantizer; what is left of it is what the first
-    layer makes of its input: the scale, and the pixel that stands for zero. Numbers in another form
-    are no difference; a bound, term or factor that the student has nowhere is one, though no image
-    may show it.
-    """
-    others = [*other_bounds(file, expected)]
-    if isinstance(file, QdqFile):  # QONNX's quantizers may have factors
-        others += other_terms(file, expected)
-    expected, constants = in_one_form(file, expected, file.constants)
-    first = next((name for name, facts in expected.items() if STEP in facts), None)
-    if not isinstance(file, QdqFile) or not file.takes_codes or first is None:
-        return [*compare_constants(expected, constants, file.unsupported), *others]
-    known, read = _of_pixels(file, expected[first]), file.input_facts()
-    wanted = {**expected, first: known}
-    constants = {**constants, first: {name: read[name] for name in known}}
-    return [*compare_constants(wanted, constants, file.unsupported), *others]
-
-
-def _of_pixels(file: QdqFile, quantizer: Facts) -> Facts:
-    """What readers should make of pixels that are codes, of a student's first quantizer."""
-    stated = file.stated(PREPROCESSING_KEY)
-    if not isinstance(stated, dict):
-        return {SCALE: quantizer[SCALE]}
-    low, high, zero = (int(quantizer[name]) for name in (LOWEST, HIGHEST, ZERO_POINT))
-    step, scale = np.float32(quantizer[STEP]), np.float32(quantizer[SCALE][0])
-    preprocessing = Preprocessing.parse(stated, PREPROCESSING_KEY)
-    pixel = pixel_of_zero(step, Grid(scale, zero, low, high), preprocessing)
-    zeros = np.array([] if pixel is None else [pixel])  # none: pixels are not its codes
-    return {SCALE: quantizer[SCALE], READER_ZERO: zeros}
 
 
 def _batches(file: OnnxFile, reference: Reference) -> list[NDArray[np.float32]]:
