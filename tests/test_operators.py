@@ -316,6 +316,28 @@ def test_an_operator_that_is_another_is_named(fault: str, attention: Made, tmp_p
     assert any(text in failure for failure in found), found
 
 
+def test_an_idle_dropout_is_none(residual: Made, tmp_path: Path) -> None:
+    for training in (False, True):
+        plant = at_input(("Dropout", ["x", np.float32(0.5), np.array(training)]))
+        found = failures(residual, plant, tmp_path)
+        assert any("no Dropout of the input" in failure for failure in found) == training
+
+
+def test_a_branch_without_inputs_is_named(residual: Made, tmp_path: Path) -> None:
+    """Its graphs read the image from around them."""
+
+    def plant(graph: Graph) -> None:
+        ends = [helper.make_tensor_value_info("same", TensorProto.FLOAT, None)]
+        same = helper.make_node("Identity", ["x"], ["same"])
+        inner = helper.make_graph([same], "same", [], ends)
+        always = graph.constant(np.array(True))
+        node = helper.make_node("If", [always], ["y"], then_branch=inner, else_branch=inner)
+        graph.before(graph.node("quant_x"), node)
+
+    found = failures(residual, plant, tmp_path)
+    assert found == ["y: layer: the student has no If with graphs of its own of the input"]
+
+
 def test_an_axis_may_be_counted_from_either_end(attention: Made, tmp_path: Path) -> None:
     assert failures(attention, with_attributes("Softmax", axis=2), tmp_path) == []
 

@@ -886,6 +886,25 @@ def test_metadata_that_nobody_can_read_are_a_difference(
     assert report.failures == [f"metadata {key}: value: it is no JSON"]
 
 
+@pytest.mark.parametrize(
+    ("key", "stated", "text"),
+    [
+        ("sqakd.classes", ["ant", "bee"], "value: 2 names in the file, for 5 logits"),
+        ("sqakd.preprocessing", PREPARED | {"input_size": [9, 9]}, "input_size: [3, 9, 9] in the"),
+        ("sqakd.preprocessing", {"channels": 1}, "input_size: [1, 8, 8] in the file, for images"),
+    ],
+)
+def test_what_a_file_cannot_mean_is_a_difference(
+    key: str, stated: object, text: str, student: torch.fx.GraphModule, model: Path
+) -> None:
+    """Whether the student says anything of it or not."""
+    proto = onnx.load(model)
+    onnx.helper.set_model_props(proto, {key: json.dumps(stated)})
+    onnx.save(proto, model)
+    (failure,) = verify(model, reference_of(student, [images(4)])).failures
+    assert failure.startswith(f"metadata {key}: {text}")
+
+
 def test_what_a_file_does_not_say_is_no_difference(
     student: torch.fx.GraphModule, model: Path
 ) -> None:

@@ -133,8 +133,9 @@ def _cuts_nothing(file: OnnxFile, node: NodeProto) -> bool:
 
 def _before(file: OnnxFile, node: NodeProto) -> NodeProto | None:
     """The node that writes what one reads of the images."""
-    source = next(name for name in node.input if file.depends(name))
-    return file.producer(source)
+    sources = (name for name in node.input if file.depends(name))
+    source = next(sources, None)  # none of a node whose graphs read the images
+    return None if source is None else file.producer(source)
 
 
 def place(file: OnnxFile, node: NodeProto) -> str:

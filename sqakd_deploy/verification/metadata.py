@@ -35,7 +35,7 @@ _NCHW, _NHWC = "NCHW", "NHWC"
 
 
 def metadata_differences(
-    file: OnnxFile, expected: Mapping[str, str], image: Sequence[int]
+    file: OnnxFile, expected: Mapping[str, str], image: Sequence[int], answers: int
 ) -> list[Difference]:
     """Metadata that say otherwise than the student, or than the file's own input is.
 
@@ -43,6 +43,7 @@ def metadata_differences(
         file: whose.
         expected: metadata of the student, JSON by key; others than this package's are left alone.
         image: shape of one prepared image.
+        answers: how many logits there are to one.
     """
     pairs = [(key, json.loads(expected[key]), file.stated(key)) for key in KEYS if key in expected]
     pairs.append((INPUT_KEY, _input(file, image), file.stated(INPUT_KEY)))
@@ -53,7 +54,23 @@ def metadata_differences(
         if got is not None
         for field, detail in _contradictions("", wanted, got)
     ]
+    found += _misfits(file, expected, image, answers)
     return [Difference(f"metadata {key}", field, 1, 1, detail) for key, field, detail in found]
+
+
+def _misfits(
+    file: OnnxFile, expected: Mapping[str, str], image: Sequence[int], answers: int
+) -> Iterator[tuple[str, str, str]]:
+    """What cannot be so, of what the student says nothing of."""
+    names, prepared = file.stated(CLASSES_KEY), file.stated(PREPROCESSING_KEY)
+    if CLASSES_KEY not in expected and isinstance(names, list) and len(names) != answers:
+        yield CLASSES_KEY, "value", f"{len(names)} names in the file, for {answers} logits"
+    if PREPROCESSING_KEY in expected or not isinstance(prepared, dict):
+        return
+    channels, size = prepared.get("channels", image[0]), prepared.get("input_size", image[1:])
+    if [channels, *size] != [*image]:
+        detail = f"{[channels, *size]} in the file, for images {[*image]}"
+        yield PREPROCESSING_KEY, "input_size", detail
 
 
 def _contradictions(field: str, wanted: Any, got: Any) -> Iterator[tuple[str, str]]:

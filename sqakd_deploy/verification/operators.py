@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import TypeAlias
 
+import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from sqakd_deploy import graph as ir
@@ -109,7 +110,7 @@ def other_operators(file: OnnxFile, known: Operators) -> Iterator[Difference]:
             if node.op_type not in wanted:
                 what = f"{node.op_type} in the file, {' or '.join(wanted)} in the student"
                 yield Difference(name, "operator", 1, 1, what)
-        elif known and not (_has_own_rules(node) or _is_idle(node) or is_part(node, known)):
+        elif known and not (_has_own_rules(node) or _is_idle(file, node) or is_part(node, known)):
             what = f"the student has no {node.op_type} {place(file, node)}"
             yield Difference(name, "layer", 1, 1, what)
 
@@ -118,11 +119,12 @@ def _has_own_rules(node: NodeProto) -> bool:
     return node.op_type in (*BOUNDING, *NEARLY_NOTHING, *WITH_TERM)
 
 
-def _is_idle(node: NodeProto) -> bool:
+def _is_idle(file: OnnxFile, node: NodeProto) -> bool:
     """Whether it changes no number: codes may become reals, but not the other way."""
     if node.op_type == "Cast":
         given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         return given.get("to") in (TensorProto.FLOAT, TensorProto.DOUBLE)
     if node.op_type == "Dropout":  # which runs as one only if its third input says so
-        return len(node.input) < 3 or not node.input[2]
+        training = file.constant(node.input[2]) if len(node.input) > 2 else np.array(False)
+        return training is not None and not training
     return node.op_type in _IDLE

@@ -204,8 +204,8 @@ def _metadata(file: OnnxFile, reference: Reference) -> tuple[Difference, ...]:
         ParityError: if that keeps images from being fed to it: raw pixels are made of prepared
             images by what the file says of them.
     """
-    image = next(iter(reference.batches)).shape[1:]
-    found = metadata_differences(file, reference.metadata or {}, image)
+    image, answers = next(iter(reference.batches)).shape[1:], reference.logits.shape[1]
+    found = metadata_differences(file, reference.metadata or {}, image, answers)
     if found and file.takes_pixels:
         raise ParityError(f"the file is not its student: {in_one_line([*map(str, found)])}")
     return tuple(found)
