@@ -255,7 +255,10 @@ class OnnxFile(ABC):
     @cached_property
     def _ranks(self) -> dict[str, int]:
         """How many axes values have, where that can be told."""
-        inferred = infer_shapes(self.model).graph
+        try:
+            inferred = infer_shapes(self.model).graph
+        except Exception:  # whatever it raises of strangers' nodes, or of 2 GB
+            return {}
         known = [v for v in inferred.value_info if v.type.tensor_type.HasField("shape")]
         return {value.name: len(value.type.tensor_type.shape.dim) for value in known}
 
