@@ -58,7 +58,7 @@ def quantize(
     exporter = get_exporter(spec.target)
     exporter.check(spec)
     input_shape = _image_shape(example)
-    opened = unwrapped(network(model, "model"))
+    opened = unwrapped(network(model, "model"), input_shape)
     open_attention(opened)
     traced = trace(opened, input_shape)
     student = Student(traced, traced.graph, type(opened).__name__)
@@ -253,7 +253,8 @@ def calibrate(student: nn.Module, images: Tensor | Iterable[object]) -> None:
             tuple, the first element; nothing else is looked at).
 
     Raises:
-        DataError: if there is no image, or too few in a batch for BatchNorm.
+        DataError: if there is no image, or too few in a batch for BatchNorm, or one that is not
+            finite; the student is left as it was.
     """
     kept = [{name: t.clone() for name, t in n.named_buffers()} for n in batch_norms(student)]
     with _as_it_was_if_refused(student):
@@ -300,7 +301,7 @@ def _run_by_batches(
     seen = 0
     with batch_statistics(student):
         for batch in [images] if isinstance(images, Tensor) else images:
-            some = images_in(batch, shape)
+            some = images_in(batch, shape, wait=True)
             if not len(some):
                 continue
             before(len(some) / (seen + len(some)))
