@@ -24,7 +24,7 @@ from sqakd_deploy.quantizers.injectors import act_quant, weight_quant
 from sqakd_deploy.spec import QuantSpec
 from sqakd_deploy.student import Student
 from sqakd_deploy.tracing.attention import open_attention
-from sqakd_deploy.tracing.lifting import free_name
+from sqakd_deploy.tracing.lifting import check_layers, free_name
 from sqakd_deploy.tracing.trace import check_answers, describe, separate_calls, trace
 from sqakd_deploy.tracing.unwrapping import refuse_hooks, unwrapped
 
@@ -50,7 +50,8 @@ def quantize(
     Raises:
         SpecError: if a method or target is unknown, the target cannot run the spec, or the example
             has another form.
-        ModelError: if the model cannot be traced or holds a layer without an integer form.
+        ModelError: if the model cannot be traced, holds a layer without an integer form, or no
+            convolution or linear layer.
     """
     spec = QuantSpec() if spec is None else setting(spec, QuantSpec, "spec")
     for side in (spec.weights, spec.activations):
@@ -66,6 +67,7 @@ def quantize(
     refuse_hooks(student)
     placement = place(student, spec, exporter.placement)
     check_answers(student)
+    check_layers(student)
     with _made_where_it_is(student):
         for path, bits in placement.layers.items():
             _replace_layer(student, path, spec, bits)
