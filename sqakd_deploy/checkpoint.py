@@ -115,14 +115,12 @@ def create_run(config: RunConfig, folder: Path | str | None, kind: str = "studen
     """
     label = config.label if kind == "student" else f"{config.base}-{kind}"
     path = Path(folder) if folder else Path("runs") / label
-    if folder and (path / CONFIG).exists():
-        raise CheckpointError(f"{path} already holds a run: choose another --output, or remove it")
     try:
         if folder:
             path.mkdir(parents=True, exist_ok=True)
         else:
             path = new_folder(path)
-        write_text(path / CONFIG, config.to_yaml())
+        _take(path, config.to_yaml())
         run = Run(path, config)
         run.update(status="running", kind=kind, started_in=str(Path.cwd()))
     except OSError as error:
@@ -130,6 +128,21 @@ def create_run(config: RunConfig, folder: Path | str | None, kind: str = "studen
             f"cannot write the run folder {path}: {error.strerror}; choose another with --output"
         ) from error
     return run
+
+
+def _take(path: Path, config: str) -> None:
+    """Make a folder that of a run: of two starts at once in the same, one gets it."""
+    try:
+        (path / CONFIG).touch(exist_ok=False)
+    except FileExistsError:
+        raise CheckpointError(
+            f"{path} already holds a run: choose another --output, or remove it"
+        ) from None
+    try:
+        write_text(path / CONFIG, config)
+    except BaseException:
+        (path / CONFIG).unlink(missing_ok=True)
+        raise
 
 
 def new_folder(path: Path) -> Path:

@@ -37,6 +37,7 @@ from sqakd_deploy.options import (
     weights_option,
     work_options,
 )
+from sqakd_deploy.streams import take_any_text
 
 _HEAVY = ("torch", "torchvision", "brevitas")
 _WITHOUT = (
@@ -74,6 +75,7 @@ class _Group(click.Group):
     """Turns this package's errors into one line and their exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        take_any_text()
         try:
             return super().main(*args, **kwargs)
         except KeyboardInterrupt:

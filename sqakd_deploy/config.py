@@ -18,11 +18,15 @@ from sqakd_deploy.spec import DistillConfig, QuantSpec, Spec, read_yaml
 def _text(value: object) -> object:
     if value == "":  # as a path it would be the current folder
         raise PydanticCustomError("text", "wanted a name or a path, not an empty text")
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(value, os.PathLike):
+        return value
+    path = os.fspath(value)
+    # Path("./digits") is Path("digits"), and no more a data set's name than the former.
+    return os.path.join(os.curdir, path) if path == Path(path).name else path  # noqa: PTH118
 
 
 Text = Annotated[str, BeforeValidator(_text)]
-"""A name or a path; in Python a ``Path``, too."""
+"""A name or a path; in Python a ``Path``, too, which is never a name."""
 
 
 class ModelConfig(Spec):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sqakd_deploy.errors import DataError, ModelError, SpecError
+from sqakd_deploy.nonfinite import check_images
 from sqakd_deploy.student import Student
 
 T = TypeVar("T")
@@ -77,15 +78,17 @@ def setting(value: object, kind: type[T], what: str) -> T:
     raise SpecError(f"{what}: wanted a {kind.__name__}, got {_named(value)}")
 
 
-def images_in(batch: object, shape: tuple[int, ...] | None) -> Tensor:
+def images_in(batch: object, shape: tuple[int, ...] | None, *, wait: bool = False) -> Tensor:
     """The images of a batch: the tensor, or the first element of a tuple.
 
     Args:
         batch: of a person's own loader.
         shape: of an image that the student takes, ``(C, H, W)``; None for any.
+        wait: for a GPU, to see that its images are finite, too; it costs more in each training
+            step than it saves.
 
     Returns:
-        Float32 images ``(N, C, H, W)``; a copy of those made in ``inference_mode``, which no
+        Finite float32 images ``(N, C, H, W)``; a copy of those made in ``inference_mode``, which no
         gradient can be computed by.
 
     Raises:
@@ -109,6 +112,8 @@ def images_in(batch: object, shape: tuple[int, ...] | None) -> Tensor:
         raise DataError(
             f"images: wanted ({wanted}), as the student was made for, got {tuple(images.shape)}"
         )
+    if wait or images.device.type == "cpu":
+        check_images(images)
     return images.clone() if images.is_inference() else images
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from sqakd_deploy.errors import ModelError
+from sqakd_deploy.errors import DataError, ModelError
 
 
 def check_finite(model: nn.Module) -> None:
@@ -19,6 +19,27 @@ def check_finite(model: nn.Module) -> None:
     for name, value in model.named_parameters():
         if not bool(value.isfinite().all()):
             raise ModelError(f"the model's weights hold values that are not finite: {name}")
+
+
+def check_images(images: Tensor) -> None:
+    """Refuse images of which no range, statistic or gradient could be made.
+
+    Args:
+        images: ``(N, C, H, W)``; for a GPU's the program waits.
+
+    Raises:
+        DataError: if a number in them is not finite, saying where the first is.
+    """
+    images = images.detach()
+    # One pass, and no memory: a sum is not finite if a term is not, and else only if it overflows.
+    if images.is_meta or bool(images.sum().isfinite()):
+        return
+    at = (~images.isfinite()).nonzero()[:1].tolist()
+    if at:
+        raise DataError(
+            f"images: wanted finite numbers, got {float(images[tuple(at[0])])} at {at[0]} of "
+            f"{tuple(images.shape)}; prepare that image anew, or leave it out"
+        )
 
 
 def non_finite_tensor(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
@@ -47,8 +68,6 @@ def first_non_finite(model: nn.Module, images: Tensor) -> str:
     Returns:
         A phrase for an error message.
     """
-    if not bool(torch.isfinite(images).all()):
-        return "the images themselves are not finite"
     found: list[str] = []
 
     def watch(name: str) -> Callable[..., None]:

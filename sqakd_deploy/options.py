@@ -88,9 +88,21 @@ def _channels(ctx: click.Context, parameter: click.Parameter, value: str | None)
     _keep(ctx, parameter, numbers)
 
 
+def _cache(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        _only_one_cache(ctx)
+        _keep(ctx, parameter, value)
+
+
 def _no_cache(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value:
+        _only_one_cache(ctx)
         ctx.meta.setdefault("sqakd.settings", {}).setdefault("data", {})["cache"] = False
+
+
+def _only_one_cache(ctx: click.Context) -> None:
+    if "cache" in settings_of(ctx).get("data", {}):
+        raise click.UsageError("--cache and --no-cache contradict each other; give one", ctx)
 
 
 def _literal(text: str) -> Any:
@@ -202,7 +214,10 @@ data_options = grouped(
     setting("data.mean", "--mean", callback=_channels, metavar="R,G,B", help=_OF_MODEL),
     setting("data.std", "--std", callback=_channels, metavar="R,G,B", help=_OF_MODEL),
     setting(
-        "data.cache", "--cache", help="Folder for decoded images.  [default: the user's cache]"
+        "data.cache",
+        "--cache",
+        callback=_cache,
+        help="Folder for decoded images.  [default: the user's cache]",
     ),
     click.option(
         "--no-cache",

@@ -24,7 +24,7 @@ from sqakd_deploy.quantizers.injectors import act_quant, weight_quant
 from sqakd_deploy.spec import QuantSpec
 from sqakd_deploy.student import Student
 from sqakd_deploy.tracing.attention import open_attention
-from sqakd_deploy.tracing.lifting import free_name
+from sqakd_deploy.tracing.lifting import check_layers, free_name
 from sqakd_deploy.tracing.trace import check_answers, describe, separate_calls, trace
 from sqakd_deploy.tracing.unwrapping import refuse_hooks, unwrapped
 
@@ -50,7 +50,8 @@ def quantize(
     Raises:
         SpecError: if a method or target is unknown, the target cannot run the spec, or the example
             has another form.
-        ModelError: if the model cannot be traced or holds a layer without an integer form.
+        ModelError: if the model cannot be traced, holds a layer without an integer form, or no
+            convolution or linear layer.
     """
     spec = QuantSpec() if spec is None else setting(spec, QuantSpec, "spec")
     for side in (spec.weights, spec.activations):
@@ -58,7 +59,7 @@ def quantize(
     exporter = get_exporter(spec.target)
     exporter.check(spec)
     input_shape = _image_shape(example)
-    opened = unwrapped(network(model, "model"))
+    opened = unwrapped(network(model, "model"), input_shape)
     open_attention(opened)
     traced = trace(opened, input_shape)
     student = Student(traced, traced.graph, type(opened).__name__)
@@ -66,6 +67,7 @@ def quantize(
     refuse_hooks(student)
     placement = place(student, spec, exporter.placement)
     check_answers(student)
+    check_layers(student)
     with _made_where_it_is(student):
         for path, bits in placement.layers.items():
             _replace_layer(student, path, spec, bits)
@@ -253,7 +255,8 @@ def calibrate(student: nn.Module, images: Tensor | Iterable[object]) -> None:
             tuple, the first element; nothing else is looked at).
 
     Raises:
-        DataError: if there is no image, or too few in a batch for BatchNorm.
+        DataError: if there is no image, or too few in a batch for BatchNorm, or one that is not
+            finite; the student is left as it was.
     """
     kept = [{name: t.clone() for name, t in n.named_buffers()} for n in batch_norms(student)]
     with _as_it_was_if_refused(student):
@@ -300,7 +303,7 @@ def _run_by_batches(
     seen = 0
     with batch_statistics(student):
         for batch in [images] if isinstance(images, Tensor) else images:
-            some = images_in(batch, shape)
+            some = images_in(batch, shape, wait=True)
             if not len(some):
                 continue
             before(len(some) / (seen + len(some)))

@@ -267,14 +267,29 @@ _NO_YAML = (
 )
 
 
+class _Reader(yaml.SafeLoader):
+    """Refuses a key that is given twice in a mapping, of which YAML's own reader takes the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            name, line = (key.tag, key.value), key.start_mark.line + 1
+            if name in lines:
+                raise ValueError(f"{key.value!r} is given twice, in lines {lines[name]} and {line}")
+            lines[name] = line
+        return node
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping.
 
     Raises:
-        SpecError: if the file is missing, is not YAML, or does not hold a mapping.
+        SpecError: if the file is missing, is not YAML, or does not hold a mapping; if a key is
+            given twice in one.
     """
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = yaml.load(path.read_text(encoding="utf-8"), _Reader)
     except OSError as error:
         raise SpecError(f"cannot read config {path}: {error.strerror}") from error
     except _NO_YAML as error:

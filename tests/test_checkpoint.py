@@ -93,6 +93,43 @@ def test_a_run_is_never_written_over(tmp_path: Path) -> None:
         create_run(RunConfig(), tmp_path / "run")
 
 
+def test_of_two_starts_at_once_in_a_folder_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one begins its run when this one has seen that there is none."""
+    mkdir, others = Path.mkdir, list[Path]()
+    theirs = RunConfig.parse({"distillation": {"seed": 1}})
+
+    def meanwhile(path: Path, *arguments: int, **options: bool) -> None:
+        mkdir(path, *arguments, **options)
+        if not others:
+            others.append(path)
+            create_run(theirs, path)
+
+    monkeypatch.setattr(Path, "mkdir", meanwhile)
+    with pytest.raises(CheckpointError, match="already holds a run: choose another --output"):
+        create_run(RunConfig(), tmp_path / "run")
+    assert open_run(tmp_path / "run").config == theirs
+
+
+def test_a_run_may_begin_in_a_folder_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where one could not: it leaves nothing that would be taken for a run."""
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sqakd_deploy.checkpoint.write_text", full)
+        with pytest.raises(CheckpointError, match=r"cannot write the run folder .*No space left"):
+            create_run(RunConfig(), tmp_path)
+    create_run(RunConfig(), tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"cannot write the run folder .*File exists"):
+        create_run(RunConfig(), tmp_path / "file")
+
+
 def test_the_next_free_name_is_taken(tmp_path: Path) -> None:
     names = [new_folder(tmp_path / "run").name for _ in range(3)]
     assert names == ["run", "run-2", "run-3"]

@@ -27,8 +27,10 @@ from sqakd_deploy import __version__
 from sqakd_deploy.checkpoint import open_run
 from sqakd_deploy.cli import main
 from sqakd_deploy.config import RunConfig, load_config
+from sqakd_deploy.consoles import console
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.parity import Tolerance
+from sqakd_deploy.streams import take_any_text
 
 QUICK = ("--epochs", "1", "--teacher-epochs", "3")
 ANY = ("--model", SMALL)  # where ResNet-20 would only take longer
@@ -682,3 +684,54 @@ def test_sizes_that_no_memory_holds_are_refused() -> None:
     result = run("train", "--epochs", "0", "--input-size", "1000000", "1000000")
     assert result.exit_code == 2, result.output
     assert "input_size.0: Input should be less than or equal to 4096" in result.stderr
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_cache_and_none_contradict_each_other(order: tuple[int, int]) -> None:
+    options = (("--cache", "kept"), ("--no-cache",))
+    result = run("train", *options[order[0]], *options[order[1]])
+    assert result.exit_code == 2
+    assert "--cache and --no-cache contradict each other; give one" in result.stderr
+
+
+PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "escaped"),
+    [
+        ({"PYTHONIOENCODING": "ascii"}, ("list", "datasets"), "8\\xd78 (embedded)"),
+        ({"PYTHONIOENCODING": "latin-1"}, ("train", "--help"), "cores \\u2212 1"),
+        (PLAIN, ("list", "datasets"), "8\\xd78 (embedded)"),
+        (PLAIN, ("list", "datasets", "--json"), "8\\u00d78 (embedded)"),
+    ],
+)
+def test_text_that_stdout_cannot_encode_is_escaped(
+    environment: dict[str, str], arguments: tuple[str, ...], escaped: str
+) -> None:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHONIO", "PYTHONUT"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "sqakd_deploy", *arguments],
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        encoding="latin-1",
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert escaped in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize(
+    ("errors", "written"), [("strict", b"ou\\udcfft"), ("surrogateescape", b"ou\xfft")]
+)
+def test_names_that_are_no_utf_8_can_be_printed(
+    stream: str, errors: str, written: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=errors)
+    monkeypatch.setattr(sys, stream, out)
+    take_any_text()
+    console(stderr=stream == "stderr").print("ou\udcfft")
+    out.flush()
+    assert out.buffer.getvalue() == written + b"\n"  # type: ignore[attr-defined]

@@ -113,10 +113,15 @@ def test_an_empty_text_is_no_path(values: dict[str, object]) -> None:
 
 
 def test_in_python_a_path_is_as_good_as_its_text() -> None:
+    """And never a name: ``Path("./digits")`` is ``Path("digits")``."""
     weights, folder = Path("t.safetensors"), Path("images")
     data = DataConfig(source=folder, cache=folder)  # type: ignore[arg-type]
     config = RunConfig(model=ModelConfig(weights=weights), data=data)  # type: ignore[arg-type]
     assert (config.model.weights, config.data.source, config.data.cache) == (
-        "t.safetensors", "images", "images",
+        "./t.safetensors", "./images", "./images",
     )  # fmt: skip
+    for path in ("a/b", "/a", "../a", "."):
+        assert DataConfig(source=Path(path)).source == path  # type: ignore[arg-type]
+    assert DataConfig(source=Path("./digits")).source == "./digits"  # type: ignore[arg-type]
+    assert DataConfig(source="digits").source == "digits"
     assert RunConfig.parse(yaml.safe_load(config.to_yaml())) == config

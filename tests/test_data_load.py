@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sqakd_deploy.config import DataConfig
 from sqakd_deploy.data import (
     DATASETS,
     Augmentation,
@@ -115,3 +116,14 @@ def test_splits_refuse_what_is_no_image() -> None:
         ImageSplit(np.zeros((2, 1, 4, 4), np.uint8), np.zeros(3, np.int64))
     with pytest.raises(DataError, match=r"^labels: wanted class indices from 0, got -1$"):
         ImageSplit(np.zeros((1, 1, 4, 4), np.uint8), np.array([-1]))
+
+
+def test_a_path_in_a_config_is_a_folder_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = DataConfig(source=Path("./digits"))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="digits"):  # it is empty
+        load_data(config.source)
+    assert len(load_data("digits").classes) == 10

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -213,11 +213,66 @@ def test_steps_and_epochs_are_reported() -> None:
     assert steps[-1].lr < steps[0].lr / 5
 
 
-def test_a_loss_that_is_not_finite_stops_the_run() -> None:
+def spoilt(value: float = float("nan")) -> Tensor:
+    """Images of which one pixel is no number."""
     bad = images(64)
-    bad[40] = float("inf")
-    with pytest.raises(TrainingError, match="the loss is nan: the images themselves are not fin"):
-        trained(bad, calibration=images(64))
+    bad[40, 1, 2, 3] = value
+    return bad
+
+
+SPOILT = r"^images: wanted finite numbers, got {0} at \[{1}, 1, 2, 3\] of \({2}, 3, 8, 8\)"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("change", [calibrate, reestimate_batch_norm])
+@pytest.mark.parametrize("split", [64, 32])
+def test_images_that_are_not_finite_change_no_student(
+    change: Callable[[nn.Module, object], None], value: float, split: int
+) -> None:
+    student = trained(images(64))
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    batches = spoilt(value) if split == 64 else spoilt(value).split(split)
+    with pytest.raises(DataError, match=SPOILT.format(value, 40 % split, split)):
+        change(student, batches)
+    assert all(torch.equal(t, before[name]) for name, t in student.state_dict().items())
+
+
+@pytest.mark.parametrize("as_batches", [False, True])
+def test_training_on_images_that_are_not_finite_is_refused_as_such(as_batches: bool) -> None:
+    """Nor does a second try, with good ones, go on from ranges that are no numbers."""
+    teacher = network("residual")
+    student = quantize(teacher, spec("lsq"), example=SHAPE)
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    bad = list(spoilt().split(16)) if as_batches else spoilt()
+    words = SPOILT.format("nan", 40 % 16, 16) if as_batches else SPOILT.format("nan", 40, 64)
+    with pytest.raises(DataError, match=words):
+        distill(student, bad, teacher=teacher, config=SHORT)
+    assert all(torch.equal(t, before[name]) for name, t in student.state_dict().items())
+    distill(student, images(64), teacher=teacher, config=SHORT)
+
+
+@pytest.mark.parametrize("loss", ["kl", "ce"])
+def test_a_batch_that_is_not_finite_is_refused_before_its_step(loss: str) -> None:
+    """It was no part of what ranges were set by: neither weights nor statistics are spoilt."""
+    teacher = network("residual")
+    student = quantize(teacher, spec("lsq"), example=SHAPE)
+    batches = list(
+        zip(spoilt().split(16), torch.zeros(64, dtype=torch.int64).split(16), strict=True)
+    )
+    given = {"labelled": batches} if loss == "ce" else {}
+    config = SHORT.model_copy(update={"loss": loss, "epochs": 1})
+    with pytest.raises(DataError, match=SPOILT.format("nan", 8, 16)):
+        distill(student, batches, teacher=teacher, config=config, calibration=images(64), **given)
+    assert all(bool(tensor.isfinite().all()) for tensor in student.state_dict().values())
+
+
+def test_where_only_the_loss_is_looked_at_the_images_are_what_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a GPU, which no step waits for."""
+    monkeypatch.setattr("sqakd_deploy.given.check_images", lambda images: None)
+    with pytest.raises(DataError, match=SPOILT.format("nan", 8, 16)):
+        trained(list(spoilt().split(16)), calibration=images(64))
 
 
 def test_the_first_layer_that_is_not_finite_is_named() -> None:

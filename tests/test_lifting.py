@@ -570,3 +570,16 @@ def test_attention_that_has_no_form_is_refused(settings: dict[str, Any], what: s
     torch.manual_seed(0)
     with pytest.raises(ModelError, match=what):
         quantize(Branching(attend).eval(), example=SHAPE)
+
+
+class Means(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "model", [Means(), nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), Means()).eval()]
+)
+def test_a_model_without_layers_is_refused(model: nn.Module) -> None:
+    with pytest.raises(ModelError, match="wanted a model with a convolution or a linear layer"):
+        quantize(model, example=SHAPE)

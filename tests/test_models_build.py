@@ -256,3 +256,13 @@ def test_code_that_is_not_there(tmp_path: Path) -> None:
         build_model("net.py", num_classes=2)
     with pytest.raises(ModelError, match=r"^model 'net\.py:': wanted FILE\.py:FACTORY or PACKAGE"):
         build_model("net.py:", num_classes=2)
+
+
+def test_what_foreign_code_prints_is_no_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ("print('imported')", "import torch", "def make():", "    print('made')")
+    body = "\n".join((*lines, "    return torch.nn.Linear(1, 1)\n"))
+    (tmp_path / "loud.py").write_text(body)
+    build_model(f"{tmp_path / 'loud.py'}:make", num_classes=None)
+    assert tuple(capsys.readouterr()) == ("", "imported\nmade\n")

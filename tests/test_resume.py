@@ -275,3 +275,18 @@ def test_a_full_disk_costs_one_save_and_is_said(
     ]
     assert saves.restore(model, optimizer) == Position(step=1)
     assert [path.name for path in tmp_path.iterdir()] == ["save-000000001"]
+
+
+@pytest.mark.parametrize(("before", "now"), [(2, 3), (1, 2)])
+def test_a_save_of_another_width_is_of_another_model(before: int, now: int, tmp_path: Path) -> None:
+    """A row can be copied to each of two, which nobody would see."""
+    models, said = (nn.Linear(2, before), nn.Linear(2, now)), list[str]()
+    saves = Saves(tmp_path, 0.0, said.append)
+    saves.write(1, Position(step=1), models[0], torch.optim.Adam(models[0].parameters()))
+    kept = [parameter.detach().clone() for parameter in models[1].parameters()]
+    assert saves.restore(models[1], torch.optim.Adam(models[1].parameters())) is None
+    assert said == [
+        f"{tmp_path / 'save-000000001'} is damaged (it belongs to another model); going back to "
+        "the one before it"
+    ]
+    assert all(map(torch.equal, kept, models[1].parameters()))

@@ -114,3 +114,24 @@ def test_yaml_errors_name_the_file(tmp_path: Path) -> None:
         read_yaml(path)
     path.write_text("")
     assert read_yaml(path) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nlr: 2\nseed: 3\n", "'seed' is given twice, in lines 1 and 3"),
+        ("a:\n  b: 1\n  'b': 2\n", "'b' is given twice, in lines 2 and 3"),
+        ("a: {b: 1, b: 1}\n", "'b' is given twice, in lines 1 and 1"),
+    ],
+)
+def test_a_key_given_twice_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(SpecError, match=rf"run\.yaml is not valid YAML: {message}$"):
+        read_yaml(tmp_path / "run.yaml")
+
+
+def test_a_key_of_another_section_or_of_a_template_is_no_second_one(tmp_path: Path) -> None:
+    text = "a: &a {x: 1}\nb:\n  c: &c {<<: *a, x: 2}\nd: {<<: *c, y: 1, x: 3}\n"
+    (tmp_path / "run.yaml").write_text(text)
+    read = read_yaml(tmp_path / "run.yaml")
+    assert read == {"a": {"x": 1}, "b": {"c": {"x": 2}}, "d": {"x": 3, "y": 1}}

@@ -26,6 +26,7 @@ TORCH_FREE = (
     "files",
     "cli",
     "consoles",
+    "streams",
     "epilogs",
     "lowering.subpixel",
 )

@@ -15,6 +15,7 @@ import torch
 from networks import SHAPE, Residual, images
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from torchvision.ops import FrozenBatchNorm2d
 
 from sqakd_deploy.api import export
 from sqakd_deploy.errors import ModelError, SpecError
@@ -62,6 +63,77 @@ def test_synchronised_batch_norm_is_batch_norm() -> None:
     assert torch.equal(*(student(images()) for student in students))
     assert type(students[1].get_submodule("1")) is nn.BatchNorm2d
     assert isinstance(synced[1], nn.SyncBatchNorm)
+
+
+class Ranks(nn.Module):
+    """BatchNorm of vectors, of rows of pixels and of images; one of them under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.images = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.rows, self.fc = nn.BatchNorm1d(8), nn.Linear(8, 5)
+        self.vectors = self.again = nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.images(self.conv(x)).relu()
+        x = self.rows(x.flatten(2)).mean(2)
+        return self.fc(self.again(x).relu())
+
+
+def test_synchronised_batch_norm_is_that_of_its_inputs_rank() -> None:
+    """``convert_sync_batchnorm`` converts each kind alike."""
+    torch.manual_seed(0)
+    model = Ranks().eval()
+    synced = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+    synced.again = synced.vectors  # which is converted under the first of its names alone
+    students = [quantize(m, example=SHAPE) for m in (model, synced)]
+    assert names(students[0]) == names(students[1])
+    for student, teacher in zip(students, (model, synced), strict=True):
+        config = DistillConfig(epochs=1, batch_size=16)
+        distill(student, images(64), teacher=teacher, config=config)
+    assert torch.equal(*(student(images()) for student in students))
+
+
+def frozen(model: nn.Sequential) -> nn.Sequential:
+    """The model with torchvision's frozen BatchNorm, of the same numbers."""
+    norm = FrozenBatchNorm2d(model[1].num_features, model[1].eps)
+    norm.load_state_dict(model[1].state_dict())
+    return nn.Sequential(model[0], norm, *model[2:]).eval()
+
+
+def test_frozen_batch_norm_is_batch_norm_with_constant_factors(tmp_path: Path) -> None:
+    model = small()
+    for tensor in (model[1].running_mean, model[1].weight.data, model[1].bias.data):
+        tensor.normal_()
+    students = [quantize(m, example=SHAPE) for m in (model, frozen(model))]
+    layers = [[(n, type(m).__name__) for n, m in student.named_modules()] for student in students]
+    assert layers[0] == layers[1]
+    assert [name for name, p in students[1].named_parameters() if not p.requires_grad] == [
+        "1.weight",
+        "1.bias",
+    ]
+    for student in students:
+        calibrate(student, images(64))
+    assert torch.equal(*(student(images()) for student in students))
+    config = DistillConfig(epochs=1, batch_size=16)
+    kept = students[1].get_parameter("1.weight").clone()
+    distill(students[1], images(64), teacher=frozen(model), config=config)
+    assert torch.equal(students[1].get_parameter("1.weight"), kept)
+    report = verify(export(students[1], tmp_path / "model.onnx"), students[1], images())
+    report.raise_for_failures()
+    assert report.coverage is not None
+    assert report.coverage.integer == {"Conv": 2}
+    assert not report.coverage.fallbacks
+
+
+@pytest.mark.parametrize("other", [frozen, nn.SyncBatchNorm.convert_sync_batchnorm])
+def test_hooks_of_other_batch_norms_are_refused(
+    other: Callable[[nn.Sequential], nn.Sequential],
+) -> None:
+    model = other(small())
+    model[1].register_forward_hook(lambda module, inputs, output: output + 1)
+    with pytest.raises(ModelError, match="layer '1': it has forward hooks"):
+        quantize(model, example=SHAPE)
 
 
 def pruned(layer: nn.Module) -> None:

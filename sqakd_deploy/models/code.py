@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,7 +24,8 @@ def build_from_code(reference: str, sizes: Mapping[str, int], args: dict[str, An
     """Import a factory and call it.
 
     The folder of the file (or, for a module, the working folder) can be imported from meanwhile,
-    as if Python had been started there.
+    as if Python had been started there. What the code prints goes to stderr: stdout is for results,
+    which programs read.
 
     Args:
         reference: ``FILE.py:FACTORY`` or ``PACKAGE.MODULE:FACTORY``; a factory is a function or
@@ -40,7 +41,7 @@ def build_from_code(reference: str, sizes: Mapping[str, int], args: dict[str, An
     source, factory_name = check_reference(reference)
     is_file = source.endswith(".py")
     folder = Path(source).expanduser().resolve().parent if is_file else Path.cwd()
-    with _importable(folder):
+    with _importable(folder), redirect_stdout(sys.stderr):
         module = _import_file(source) if is_file else _import_module(source)
         factory = _factory(module, source, factory_name)
         return call_factory(reference, factory, {**_wanted(factory, sizes), **args})

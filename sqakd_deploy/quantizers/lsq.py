@@ -14,8 +14,9 @@ from sqakd_deploy.quantizers.unified import MIN_STEP, at_most, positive, scale_g
 class LsqWeight(WeightQuantizer):
     """``s·round(clip(w/s, Q_n, Q_p))`` with s learned.
 
-    ∂ŵ/∂s is ``round(w/s) − w/s`` inside the range and Q_n or Q_p beyond (LSQ eq. 3), times
-    ``1/√(N·Q_p)`` with N the weights that share s (LSQ §2.2). At 1 bit the levels are ±s/2.
+    ∂ŵ/∂s is ``round(w/s) − w/s`` inside the range and Q_n or Q_p beyond (LSQ eq. 3; a weight on a
+    bound counts as inside, as in SQAKD §3.1), times ``1/√(N·Q_p)`` with N the weights that share s
+    (LSQ §2.2). At 1 bit the levels are ±s/2.
     """
 
     step: nn.Parameter

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from sqakd_deploy.errors import ModelError
 from sqakd_deploy.tracing.shapes import attribute, noted_shape, run
 
 # Of a constant's making: they read no tensor, and give the same each time.
@@ -122,6 +123,23 @@ def lift_layers(traced: fx.GraphModule) -> None:
         call.meta, call.stack_trace = dict(node.meta), node.stack_trace
         node.replace_all_uses_with(call)
         traced.graph.erase_node(node)
+
+
+def check_layers(traced: nn.Module) -> None:
+    """Refuse a model in which there is nothing to compute in integers.
+
+    Args:
+        traced: with the layers that :func:`lift_layers` made.
+
+    Raises:
+        ModelError: if it has neither a convolution nor a linear layer.
+    """
+    kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+    if not any(isinstance(layer, kinds) for layer in traced.modules()):
+        raise ModelError(
+            "wanted a model with a convolution or a linear layer, got one without any: there is "
+            "nothing to quantise in it"
+        )
 
 
 def _is_attribute(value: object) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sqakd_deploy.data.batches import mixed_seed
 from sqakd_deploy.errors import DataError
+from sqakd_deploy.nonfinite import check_images
 from sqakd_deploy.spec import DistillConfig
 from sqakd_deploy.training.fitting import Loader
 
@@ -51,9 +52,11 @@ def as_loader(images: Tensor | Loader, config: DistillConfig) -> Loader:
     """Batches to train on: those given, or a tensor's.
 
     Raises:
-        DataError: if there are too few images, or batches without a length.
+        DataError: if there are too few images, or batches without a length; if a tensor's are not
+            all finite, before any work is done by them.
     """
     if isinstance(images, Tensor):
+        check_images(images)
         return TensorBatches(images, config.batch_size, config.seed)
     try:
         count = len(images)

@@ -96,8 +96,8 @@ def distill(
         SpecError: if a loss with labels gets none, or labels come with one that needs none, or the
             warm-up is as long as the run.
         DataError: if there are too few images to train or to normalise by, or batches without a
-            length, that can be gone through only once, or of anything but float32 images and, of
-            ``labelled``, a class of the model's for each.
+            length, that can be gone through only once, or of anything but finite float32 images
+            and, of ``labelled``, a class of the model's for each.
         ModelError: if the teacher does not answer as the student does, by two logits or more.
         TrainingError: if the loss is not finite.
     """

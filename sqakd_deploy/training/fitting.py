@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sqakd_deploy.data.batches import mixed_seed
 from sqakd_deploy.errors import TrainingError
 from sqakd_deploy.given import enough_to_normalise
-from sqakd_deploy.nonfinite import first_non_finite, non_finite_gradients
+from sqakd_deploy.nonfinite import check_images, first_non_finite, non_finite_gradients
 from sqakd_deploy.tracing.trace import first_tensor
 from sqakd_deploy.training.interrupts import held_interrupts
 from sqakd_deploy.training.kernels import compiling
@@ -155,7 +155,8 @@ class Fit:
         """Train to the end, from the newest save if there is one.
 
         Raises:
-            DataError: if a batch of one image cannot be normalised by.
+            DataError: if a batch of one image cannot be normalised by, or the loss is not finite
+                because the batch's images are not.
             TrainingError: if the loss is not finite (names the layer), or the gradients are not;
                 if compiling fails. The last save is kept.
             KeyboardInterrupt: after the step under way and a save; at once when pressed twice.
@@ -275,6 +276,7 @@ class Fit:
 
     def _stop(self, batch: Any, value: float) -> None:
         images = first_tensor(batch).to(self.accelerator.device)
+        check_images(images)
         where = first_non_finite(self.model, images)
         raise TrainingError(
             f"the loss is {value}: {where}. Training stopped before this step changed a weight; "

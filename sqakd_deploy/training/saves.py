@@ -152,7 +152,8 @@ def _put_back(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Fill the model's own tensors: ``load_state_dict`` has Brevitas make new parameters, and the
     optimizer would go on with the old ones."""
     own = model.state_dict()
-    if own.keys() != state.keys():
+    shapes, saved = ({name: t.shape for name, t in of.items()} for of in (own, state))
+    if shapes != saved:  # other shapes may be copied, too: a row to each of several
         raise ValueError("it belongs to another model")
     for name, tensor in own.items():
         tensor.copy_(state[name])
