@@ -51,16 +51,31 @@ def list_all(kind: str | None, as_json: bool) -> None:
     """Print names, each with a line about it.
 
     Args:
-        kind: of what; None for everything.
+        kind: of what; None for everything, but for what needs a package that is not installed:
+            that is named on stderr.
         as_json: as JSON.
+
+    Raises:
+        ModuleNotFoundError: if the kind that is asked for needs a package that is not installed.
     """
-    groups = {name: _GROUPS[name]() for name in ([kind] if kind else _GROUPS)}
+    groups = {kind: _GROUPS[kind]()} if kind else _all_groups()
     if as_json:
         print_json(groups)
         return
     show(console(), listing(groups))
     if "models" in groups:
         show(console(), [_OTHER_MODELS])
+
+
+def _all_groups() -> dict[str, dict[str, str]]:
+    groups = {}
+    for name, group in _GROUPS.items():
+        try:
+            groups[name] = group()
+        except ModuleNotFoundError as error:
+            line = f"{name}: not listed, since {error.name or error} is not installed"
+            show(console(stderr=True), [line])
+    return groups
 
 
 def listing(groups: Mapping[str, Mapping[str, str]]) -> list[Table]:

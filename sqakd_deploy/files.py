@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sqakd_deploy.errors import ExportError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -32,6 +34,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def size_on_disk(path: Path) -> int:
-    """Bytes of a file and of the weights beside it (IR's ``.bin``, ONNX's external data)."""
-    beside = [path.with_suffix(".bin")] if path.suffix == ".xml" else [Path(f"{path}.data")]
-    return sum(part.stat().st_size for part in (path, *beside) if part.exists())
+    """Bytes of a file and of the weights that belong to it: IR's ``.bin``, and the files that an
+    ONNX file names (external data), whatever lies beside it otherwise."""
+    parts = {part.resolve() for part in (path, *_weights_of(path))}
+    return sum(part.stat().st_size for part in parts if part.exists())
+
+
+def _weights_of(path: Path) -> list[Path]:
+    if path.suffix == ".xml":
+        return [path.with_suffix(".bin")]
+    from sqakd_deploy.onnx_file import read_onnx, weights_beside  # onnx takes a while
+
+    try:
+        return weights_beside(read_onnx(path, weights=False), path)
+    except ExportError:  # another format, of a plugin's
+        return []

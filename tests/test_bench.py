@@ -96,7 +96,10 @@ def test_figures_of_a_row() -> None:
     assert measured.p95 == 0.1
     assert measured.throughput == pytest.approx(2 * 100 / (1.275 + 5.0))
     only = row(MODEL, tuple(i / 1000 for i in range(1, 101)))
-    assert only.p95 == pytest.approx(0.096)
+    assert only.p95 == pytest.approx(0.095)
+    for count, wanted in ((1, 1), (2, 2), (19, 19), (20, 19), (21, 20), (40, 38), (41, 39)):
+        some = row(MODEL, tuple(float(i) for i in range(1, count + 1)))
+        assert some.p95 == wanted
 
 
 def test_speed_is_compared_turn_by_turn() -> None:
@@ -546,8 +549,33 @@ def test_without_torch(folder: Path, tmp_path: Path) -> None:
         assert more or result["baseline"].startswith("no fp32 beside it: there is no torch here;")
     assert "onnxruntime" in called("list", "targets").stdout
     done = called("list")
-    assert done.returncode == 6
+    assert done.returncode == 0
+    missing = [
+        f"{kind}: not listed, since torch is not installed" for kind in ("methods", "models")
+    ]
+    assert done.stderr.splitlines() == missing
+    assert "cifar10" in done.stdout
+    assert "onnxruntime" in done.stdout
+    done = called("list", "methods")
+    assert (done.returncode, done.stdout) == (6, "")
     assert done.stderr.startswith("error: this needs torch, which is not installed")
+
+
+def test_weights_beside_the_float_model(folder: Path, tmp_path: Path) -> None:
+    """As ``torch.onnx.export`` writes them: what the runtime makes of it still names them."""
+    path = tmp_path / "fp32.onnx"
+    onnx.save(
+        onnx.load(folder / "fp32.onnx"),
+        path,
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=128,
+    )
+    report = bench(folder / "model.onnx", fp32=path, runtime=["onnxruntime"], options=QUICK)
+    parts = path.stat().st_size + (tmp_path / "weights.bin").stat().st_size
+    alone = bench(folder / "fp32.onnx", runtime=["onnxruntime"], options=QUICK).rows[0]
+    _, found = report.rows
+    assert (found.size, found.coverage) == (parts, alone.coverage)
 
 
 def test_the_teacher_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -505,3 +505,143 @@ def test_a_layer_that_a_person_excluded_breaks_no_rule(
     onnx.save(model, tmp_path / "file.onnx")
     (fallback,) = OnnxRuntime().open(tmp_path / "file.onnx").coverage().fallbacks
     assert fallback.reason == reason
+
+
+# -- operators of other people's files ------------------------------------------------------------
+
+
+def between_quantizers(op_type: str, inputs: str = "d", **attributes: Any) -> File:
+    """x → Q → DQ → an operator → Q → DQ → y."""
+    file = File(opset=20)
+    file.pair("x", "d", file.grid("in", 0.02, 128))
+    file.op(op_type, inputs, "c", **attributes)
+    file.pair("c", "y", file.grid("out", 0.05, 128))
+    return file
+
+
+NORM = {"one": np.ones(CHANNELS, np.float32), "no": np.zeros(CHANNELS, np.float32)}
+FLOATS = [
+    between_quantizers("Sub", "d d"),
+    between_quantizers("Max", "d d"),
+    between_quantizers("Erf"),
+    between_quantizers("GlobalMaxPool"),
+    between_quantizers("LpPool", kernel_shape=[2, 2]),
+    between_quantizers("InstanceNormalization", "d one no"),
+    between_quantizers("ReduceMax", keepdims=1),
+    between_quantizers("HardSwish"),  # which the runtime knows as two operators
+    between_quantizers("Mish"),  # and this as three
+]
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("file", FLOATS, ids=[file.nodes[2].op_type for file in FLOATS])
+def test_every_operator_that_computes_in_float_counts(
+    file: File, named: bool, tmp_path: Path
+) -> None:
+    layer = file.nodes[2]
+    file.constants |= NORM if "one" in layer.input else {}
+    layer.name = "layer" if named else ""
+    (fallback,) = coverage(file, tmp_path).fallbacks
+    assert coverage(file, tmp_path).total == {layer.op_type: 1}
+    assert fallback.node == ("layer" if named else "c")
+    assert fallback.reason == f"the runtime has no integer {layer.op_type} (rule 10)"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        between_quantizers("DepthToSpace", blocksize=2),
+        between_quantizers("Transpose", perm=[0, 1, 3, 2]),
+        between_quantizers("Relu"),
+        between_quantizers("Max", "d zero"),
+        between_quantizers("Sub", "d zero"),  # as raw pixels are prepared
+    ],
+    ids=lambda file: file.nodes[2].op_type,
+)
+def test_what_moves_bounds_or_prepares_is_no_layer(file: File, tmp_path: Path) -> None:
+    file.constants |= {"zero": np.array(3.0, np.float32)}
+    assert coverage(file, tmp_path).total == {}
+
+
+def test_an_integer_softmax_counts_as_one(tmp_path: Path) -> None:
+    found = coverage(between_quantizers("Softmax", axis=1), tmp_path)
+    assert (found.integer, found.total) == ({"Softmax": 1}, {"Softmax": 1})
+
+
+def test_what_merges_into_float_layers_counts(tmp_path: Path) -> None:
+    """Activations in convolutions, in blocked layout and beside it; ``x · sigmoid(x)``."""
+    file = File(opset=18)
+    file.constants["W"] = RANDOM.normal(size=(CHANNELS, CHANNELS, 3, 3)).astype(np.float32)
+    file.op("Conv", "x W", "c", pads=[1] * 4, name="first")
+    file.op("HardSigmoid", "c", "g", alpha=1 / 6, beta=0.5, name="gate")
+    file.op("Mul", "c g", "h", name="hard-swish")
+    file.op("Conv", "h W", "c2", pads=[1] * 4, name="second")
+    file.op("Sigmoid", "c2", "s", name="silu gate")
+    file.op("Mul", "c2 s", "m", name="silu")
+    file.op("Conv", "m W", "c3", pads=[1] * 4, name="third")
+    file.op("Sigmoid", "c3", "s2", name="sigmoid")
+    file.op("Mul", "s2 m", "y", name="product")
+    wanted = {"Conv": 3, "HardSigmoid": 1, "Sigmoid": 2, "Mul": 3}
+    path = file.write(tmp_path / "file.onnx")
+    for optimize in (True, False):
+        found = OnnxRuntime().open(path, optimize=optimize).coverage()
+        assert found.total == wanted
+        names = [fallback.node for fallback in found.fallbacks]
+        assert sorted(names) == sorted(node.name for node in file.nodes)
+
+
+def test_what_the_runtime_joins_counts_as_the_files_operators(tmp_path: Path) -> None:
+    """A LayerNormalization of older opsets, whose factor and term are no layers of their own."""
+    file = File(shape=(CHANNELS,), opset=16)
+    file.constants |= NORM | {"two": np.array(2, np.float32), "e": np.array(1e-5, np.float32)}
+    file.op("ReduceMean", "x", "mean", axes=[-1], name="mean")
+    file.op("Sub", "x mean", "d", name="difference")
+    file.op("Pow", "d two", "p", name="square")
+    file.op("ReduceMean", "p", "v", axes=[-1], name="variance")
+    file.op("Add", "v e", "ve", name="epsilon")
+    file.op("Sqrt", "ve", "r", name="root")
+    file.op("Div", "d r", "n", name="quotient")
+    file.op("Mul", "n one", "k", name="factor")
+    file.op("Add", "k no", "y", name="term")
+    found = coverage(file, tmp_path)
+    assert found.total == {"ReduceMean": 2, "Sub": 1, "Pow": 1, "Sqrt": 1, "Div": 1}
+
+
+def test_initializers_that_are_inputs_keep_layers_in_float(tmp_path: Path) -> None:
+    """Callers may change them, unless the file is of an IR version in which all are inputs."""
+    file = conv()
+    model = onnx.load(file.write(tmp_path / "file.onnx"))
+    inputs = [
+        helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer
+    ]
+    model.graph.input.extend(inputs)
+    onnx.save(model, tmp_path / "file.onnx")
+    (fallback,) = OnnxRuntime().open(tmp_path / "file.onnx").coverage().fallbacks
+    assert (fallback.node, fallback.op_type) == ("the Conv", "Conv")
+    assert fallback.reason.startswith("initializers that it depends on are inputs of the graph")
+    model.ir_version = 3
+    onnx.save(model, tmp_path / "file.onnx")
+    assert OnnxRuntime().open(tmp_path / "file.onnx").coverage().integer == {"Conv": 1}
+
+
+@pytest.mark.parametrize("optimize", [True, False])
+def test_weights_in_another_file_are_found(
+    optimize: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime's graph, which is written elsewhere, still names it."""
+    file = conv()
+    model = onnx.load(file.write(tmp_path / "file.onnx"))
+    onnx.save(
+        model,
+        tmp_path / "apart.onnx",
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=64,
+    )
+    monkeypatch.chdir(tmp_path)
+    found = [
+        OnnxRuntime().open(Path(name), optimize=optimize).coverage()
+        for name in ("file.onnx", "apart.onnx")
+    ]
+    assert found[0] == found[1]
+    assert found[0].total == {"Conv": 1}

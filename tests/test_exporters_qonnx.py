@@ -68,6 +68,15 @@ def test_all_layers_have_integers(tmp_path: Path) -> None:
     assert dict(coverage.total) == dict(coverage.integer) == dict(case.integer)
 
 
+def test_an_excluded_layer_is_said_to_be_so(tmp_path: Path) -> None:
+    student = quantize(network("residual"), QuantSpec(exclude=("conv1",)), example=SHAPE)
+    calibrate(student, photos(32))
+    path = export(student, tmp_path / "m.onnx", target="qonnx").path
+    (fallback,) = QonnxRuntime().open(path).coverage().fallbacks
+    assert fallback.node == "conv1"
+    assert fallback.reason == "excluded from quantization ('conv1')"
+
+
 def quantizers(path: Path) -> list[tuple[str, int]]:
     """(what is quantised, bits) of each quantizer in a file; 1 for BipolarQuant."""
     graph = onnx.load(path).graph

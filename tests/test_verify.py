@@ -135,6 +135,59 @@ def test_a_true_file_passes_whole(
         ] * 2
 
 
+@pytest.mark.parametrize(
+    ("which", "count", "words"),
+    [
+        (range(12), 12, "the first 12 images"),
+        (range(12), 5, "the first 5 images"),
+        ([3, 1, 7], 3, "the 3 images that the reference has tensors of"),
+        ([3, 1, 7], 2, "the first 2 images that the reference has tensors of"),
+        ([3, 1, 7], 1, "one image"),
+    ],
+)
+def test_which_images_a_saved_reference_has_tensors_of(
+    which: list[int],
+    count: int,
+    words: str,
+    student: torch.fx.GraphModule,
+    reference: Reference,
+    model: Path,
+    tmp_path: Path,
+) -> None:
+    """They were chosen by another file's answers, or by nobody's."""
+    indices = np.array(which)
+    tensors = record(student, reference.images(indices))
+    saved = replace(reference, tensors=tensors, tensor_images=indices)
+    save_reference(saved, tmp_path / "r.npz")
+    read = load_reference(tmp_path / "r.npz")
+    assert f" quantised tensors, on {words}: all the" in str(
+        verify(model, read, layer_samples=count)
+    )
+    plant(model, "conv2/bias", at(4, lambda code: code + np.int32(4000)))
+    assert f" quantised tensors, on {words}; errors" in str(
+        verify(model, read, layer_samples=count)
+    )
+
+
+def test_weights_in_another_file(
+    student: torch.fx.GraphModule, reference: Reference, model: Path, tmp_path: Path
+) -> None:
+    apart = tmp_path / "apart.onnx"
+    onnx.save(
+        onnx.load(model),
+        apart,
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=200,
+    )
+    inside = verify(model, reference, student, isolator=isolator_of(student))
+    report = verify(apart, reference, student, isolator=isolator_of(student))
+    report.raise_for_failures()
+    assert report.parity.coverage == inside.parity.coverage
+    assert report.layers == inside.layers
+    assert report.parity.size == sum(p.stat().st_size for p in (apart, tmp_path / "weights.bin"))
+
+
 @pytest.mark.parametrize("width", [80, 100])
 def test_tables_of_layers_keep_words_whole(
     width: int, student: torch.fx.GraphModule, reference: Reference, model: Path

@@ -13,45 +13,16 @@ from onnx import NodeProto, TensorProto
 
 from sqakd_deploy.exporting import Coverage, FloatFallback
 from sqakd_exporters.reasons import reason
-from sqakd_exporters.view import GraphView, attribute
+from sqakd_exporters.view import GraphView, attribute, text
 
 FLOAT_LAYERS = {
-    "Conv": "Conv",
     "FusedConv": "Conv",
     "NhwcFusedConv": "Conv",
-    "ConvTranspose": "ConvTranspose",
-    "Gemm": "Gemm",
     "FusedGemm": "Gemm",
-    "MatMul": "MatMul",
     "FusedMatMul": "MatMul",
-    "Add": "Add",
-    "Concat": "Concat",
-    "AveragePool": "AveragePool",
-    "GlobalAveragePool": "GlobalAveragePool",
-    "MaxPool": "MaxPool",
-    "Mul": "Mul",
     "QuickGelu": "Mul",
-    "Sigmoid": "Sigmoid",
-    "HardSigmoid": "HardSigmoid",
-    "Elu": "Elu",
-    "Gelu": "Gelu",
-    "PRelu": "PRelu",
-    "Reciprocal": "Reciprocal",
-    "Softplus": "Softplus",
-    "Sqrt": "Sqrt",
-    "LeakyRelu": "LeakyRelu",
-    "BatchNormalization": "BatchNormalization",
-    "LayerNormalization": "LayerNormalization",
-    "LogSoftmax": "LogSoftmax",
-    "Softmax": "Softmax",
-    "Tanh": "Tanh",
-    "Div": "Div",
-    "ReduceL2": "ReduceL2",
-    "ReduceMean": "ReduceMean",
-    "ReduceSumSquare": "ReduceSumSquare",
-    "Resize": "Resize",
 }
-"""Operators that count, by what ONNX Runtime may call them when they stay in float."""
+"""What ONNX Runtime may call layers that stay in float; others have ONNX's names."""
 
 INTEGER_LAYERS = {
     "QLinearConv": "Conv",
@@ -74,9 +45,30 @@ INTEGER_LAYERS = {
 """Operators with integer kernels."""
 
 _EITHER = ("Concat", "MaxPool", "Resize")  # run in whatever type they are given
+_OTHER_INTEGER = "QLinear"  # what the names of ONNX Runtime's other integer operators begin with
+
+_CODES = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+_MOVES = (
+    *("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Tile", "Pad"),
+    *("Slice", "Split", "Gather", "GatherElements", "GatherND", "DepthToSpace", "SpaceToDepth"),
+    *("ScatterElements", "ScatterND", "ReverseSequence", "Trilu", "Where", "Cast", "CastLike"),
+    *("Identity", "Dropout", "ReorderInput", "ReorderOutput"),
+)
+_BOUNDS = ("Relu", "Clip")
+_ABOUT = (  # of numbers, which are none
+    *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not", "Xor"),
+    *("IsInf", "IsNaN", "Shape", "Size"),
+)
+NO_LAYERS = frozenset((*_CODES, *_MOVES, *_BOUNDS, *_ABOUT))
+"""Operators that compute nothing of their own; all others are layers."""
+
+_FLOATS = (
+    *(TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE),
+    None,  # not known, of a runtime's own operators
+)
 
 # What ONNX Runtime appends to the name of a node that it made of another.
-_FROM_NODE = ("/MatMulAddFusion",)
+_FROM_NODE = ("/MatMulAddFusion", "/QuickGeluFusion/")
 _FROM_OUTPUT = ("_nchwc",)
 _FROM_BATCH_NORM = "_bn_nchwc"  # a float BatchNormalization as a convolution
 
@@ -106,20 +98,46 @@ def measure(
     """
     file, made = GraphView(written), GraphView(optimised)
     integer: Counter[str] = Counter()
-    floating: Counter[str] = Counter()
-    fallbacks = []
+    floating: dict[str, FloatFallback] = {}  # by output: several nodes may stand for one layer
+    seen: set[str] = set()
     for node in made.nodes:
         if not made.carries_data(node) or _adds_nothing(made, node):
             continue
-        if node.op_type in INTEGER_LAYERS or _on_integers(made, node):
-            integer[INTEGER_LAYERS.get(node.op_type, node.op_type)] += 1
-        elif node.op_type in FLOAT_LAYERS and not _prepares(made, node):
-            for fallback in _explained(file, node, fusing):
-                floating[fallback.op_type] += 1
-                fallbacks.append(fallback)
+        kind = _integer_kind(made, node)
+        if kind in NO_LAYERS:
+            continue
+        if kind is not None:
+            integer[kind] += 1
+        elif _computes(made, node):
+            for output, fallback in _explained(file, made, node, seen, fusing):
+                floating.setdefault(output, fallback)
     unfolded = tuple(_restoring(made)) if fusing else ()
-    total = integer + floating
-    return Coverage(dict(integer), dict(total), tuple(fallbacks), _packed(file), unfolded)
+    total = integer + Counter(fallback.op_type for fallback in floating.values())
+    fallbacks = tuple(floating.values())
+    return Coverage(dict(integer), dict(total), fallbacks, _packed(file), unfolded)
+
+
+def _integer_kind(made: GraphView, node: NodeProto) -> str | None:
+    """What layer a node of the runtime's graph is in integers; None if it is none of these."""
+    if node.op_type in INTEGER_LAYERS:
+        return INTEGER_LAYERS[node.op_type]
+    if node.op_type.startswith(_OTHER_INTEGER):
+        return node.op_type.removeprefix(_OTHER_INTEGER)
+    return node.op_type if node.op_type in _EITHER and made.is_integer(node.input[0]) else None
+
+
+def _computes(graph: GraphView, node: NodeProto) -> bool:
+    """Whether a node in float is a layer: no bound, nothing that prepares pixels or changes
+    nothing."""
+    data = graph.carried(node)
+    if node.op_type in NO_LAYERS or not data or graph.type_of(data[0]) not in _FLOATS:
+        return False
+    if node.op_type in ("Max", "Min"):
+        return len(data) > 1
+    if node.op_type in ("Div", "Sub") and node.input[0] == data[0]:  # as with raw pixels
+        return len(data) > 1
+    source = graph.producers.get(data[0])
+    return node.op_type != "Abs" or source is None or source.op_type != "Softmax"
 
 
 def _adds_nothing(made: GraphView, node: NodeProto) -> bool:
@@ -166,29 +184,88 @@ def _needed_by(made: GraphView, node: NodeProto) -> str:
     return node.name or node.output[0]
 
 
-def _prepares(made: GraphView, node: NodeProto) -> bool:
-    """Whether it divides by a constant, as the preparing of raw pixels does: no layer."""
-    return node.op_type == "Div" and made.constant(node.input[1]) is not None
-
-
-def _on_integers(made: GraphView, node: NodeProto) -> bool:
-    return node.op_type in _EITHER and made.is_integer(node.input[0])
-
-
-def _explained(file: GraphView, node: NodeProto, fusing: bool) -> list[FloatFallback]:
-    """The float layers that one node of the runtime's graph stands for, each with its reason."""
-    origin = origin_of(file, node)
-    if origin is None:
-        kind = FLOAT_LAYERS[node.op_type]
-        return [FloatFallback(node.name, kind, "no such layer is in the file")]
-    layers = [origin]
-    if FLOAT_LAYERS[node.op_type] == "Conv" and len(node.input) > 3:  # computes conv(x) + input 3
-        layers += [reader for reader in file.readers(origin.output[0]) if reader.op_type == "Add"]
+def _explained(
+    file: GraphView, made: GraphView, node: NodeProto, seen: set[str], fusing: bool
+) -> list[tuple[str, FloatFallback]]:
+    """The float layers that a node of the runtime's graph stands for, by output, each with its
+    reason."""
+    layers = _layers_of(file, made, node, seen)
+    if not layers:
+        kind = FLOAT_LAYERS.get(node.op_type, node.op_type)
+        why = "no such layer is in the file"
+        return [(f"{node.op_type}({node.output[0]})", FloatFallback(node.name, kind, why))]
     because = (lambda layer: reason(file, layer)) if fusing else _without_fusions
     return [
-        FloatFallback(layer.name or layer.output[0], layer.op_type, because(layer))
-        for layer in layers
+        (one.output[0], FloatFallback(one.name or one.output[0], one.op_type, because(one)))
+        for one in layers
     ]
+
+
+def _layers_of(
+    file: GraphView, made: GraphView, node: NodeProto, seen: set[str]
+) -> list[NodeProto]:
+    """The layers of the file that a float node was made of: one, and what was merged into it.
+
+    Args:
+        file: the file.
+        made: the runtime's graph.
+        node: of that.
+        seen: outputs of the file's nodes that were looked at for others; these are added.
+    """
+    origin = origin_of(file, node)
+    layers = [] if origin is None else [origin]
+    if origin is not None and origin.op_type == "Conv":
+        if len(node.input) > 3:  # computes conv(x) + input 3
+            layers += [one for one in file.readers(origin.output[0]) if one.op_type == "Add"]
+        layers += _activated(file, origin, text(node, "activation"))
+    last = file.producers.get(node.output[0], origin)  # other layouts have values of their own
+    if last is not None:
+        parts = _parts(file, made, last, seen)
+        layers += [one for one in parts if _computes(file, one) and not _folds(file, one)]
+    else:
+        layers += _inlined(file, made, node)
+    return layers
+
+
+def _parts(file: GraphView, made: GraphView, last: NodeProto, seen: set[str]) -> list[NodeProto]:
+    """What the file has between one of its nodes and values that the runtime's graph has, too."""
+    found = [last]
+    for node in found:  # which grows
+        for name in file.carried(node):
+            maker = file.producers.get(name)
+            if maker is None or name in made.producers or maker.op_type in _CODES:
+                continue
+            if maker.output[0] not in seen:
+                seen.add(maker.output[0])
+                found.append(maker)
+    return found[::-1]
+
+
+def _folds(file: GraphView, node: NodeProto) -> bool:
+    """Whether a layer in front of it takes it up in its constants."""
+    affine = node.op_type in ("Add", "Sub", "Mul", "Div") and len(file.carried(node)) == 1
+    return affine or node.op_type == "BatchNormalization"
+
+
+def _activated(file: GraphView, layer: NodeProto, function: str) -> list[NodeProto]:
+    """What of the file is the function that the runtime computes with a layer."""
+    kinds = ("HardSigmoid", "HardSwish", "Mul") if function == "HardSwish" else (function,)
+    readers = file.readers(layer.output[0]) if function else []
+    found = [node for node in readers if node.op_type in kinds and _computes(file, node)]
+    if found or len(readers) != 1 or readers[0].op_type not in _MERGED:
+        return found
+    return _activated(file, readers[0], function)
+
+
+def _inlined(file: GraphView, made: GraphView, node: NodeProto) -> list[NodeProto]:
+    """The layer that a node was made of which the runtime knows as several others."""
+    while node.output[0] not in file.producers:
+        readers = made.readers(node.output[0])
+        if not readers:
+            return []
+        node = readers[0]
+    last = file.producers[node.output[0]]
+    return [last] if last.op_type != node.op_type and _computes(file, last) else []
 
 
 def _without_fusions(layer: NodeProto) -> str:
@@ -200,7 +277,8 @@ def origin_of(file: GraphView, node: NodeProto) -> NodeProto | None:
 
     Names are tried first, then outputs: a fused node has the output of the last node in it.
     """
-    kinds = ("Gemm", "MatMul") if "Gemm" in node.op_type else (FLOAT_LAYERS[node.op_type],)
+    kind = FLOAT_LAYERS.get(node.op_type, node.op_type)
+    kinds = ("Gemm", "MatMul") if kind == "Gemm" else (kind,)
     norm = file.producers.get(node.name.removesuffix(_FROM_BATCH_NORM))
     if node.name.endswith(_FROM_BATCH_NORM) and norm and norm.op_type == "BatchNormalization":
         return norm

@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -19,6 +18,7 @@ from sqakd_deploy.cpu import this_cpu
 from sqakd_deploy.errors import ExportError
 from sqakd_deploy.exporting import Artifact, Coverage, ExportOptions, PlacementRules
 from sqakd_deploy.graph import IntegerGraph
+from sqakd_deploy.onnx_file import read_onnx
 from sqakd_deploy.spec import QuantSpec
 from sqakd_exporters.coverage import measure
 from sqakd_exporters.feeding import feed
@@ -154,7 +154,8 @@ class OnnxRuntimeSession:
                 return made
 
             _open(self.path, options)
-            return measure(onnx.load(self.path), onnx.load(optimised), fusing=self._optimize)
+            made = read_onnx(optimised, beside=self.path)
+            return measure(read_onnx(self.path), made, fusing=self._optimize)
 
 
 def _options(optimize: bool, threads: int | None) -> ort.SessionOptions:

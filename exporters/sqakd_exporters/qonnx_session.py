@@ -19,8 +19,8 @@ from qonnx.transformation.infer_shapes import InferShapes
 from sqakd_deploy.errors import ExportError
 from sqakd_deploy.exporting import Coverage, FloatFallback
 from sqakd_deploy.onnx_file import read_onnx
-from sqakd_exporters.coverage import FLOAT_LAYERS
 from sqakd_exporters.feeding import feed
+from sqakd_exporters.reasons import excluded_by
 
 _QUANTIZERS = ("IntQuant", "Quant", "BipolarQuant")
 _MOVING = ("Concat", "Flatten", "Gather", "MaxPool", "Mul", "Pad", "Reshape", "Slice", "Transpose")
@@ -40,6 +40,21 @@ _REAL = (
     "Softplus",
     "Sqrt",
     "Tanh",
+)
+_LAYERS = (
+    *_WITH_WEIGHTS,
+    *_REAL,
+    "Add",
+    "AveragePool",
+    "Concat",
+    "Div",
+    "GlobalAveragePool",
+    "MaxPool",
+    "Mul",
+    "ReduceL2",
+    "ReduceMean",
+    "ReduceSumSquare",
+    "Resize",
 )
 
 
@@ -106,15 +121,18 @@ class QonnxSession:
         """Which layers have integers of a stated width on every input."""
         producers = {name: node for node in self._model.graph.node for name in node.output}
         constants = {tensor.name for tensor in self._model.graph.initializer}
+        metadata = {entry.key: entry.value for entry in self._model.metadata_props}
         integer: Counter[str] = Counter()
         total: Counter[str] = Counter()
         fallbacks = []
         for node in self._model.graph.node:
-            kind = FLOAT_LAYERS.get(node.op_type)
-            if kind is None or any(name in constants for name in _factors(node)):
+            kind = node.op_type
+            if kind not in _LAYERS or any(name in constants for name in _factors(node)):
                 continue
             total[kind] += 1
             reason = _reason(node, producers)
+            if reason is not None and node.op_type not in _REAL:  # those have no choice
+                reason = excluded_by(metadata, node.name) or reason
             if reason is None:
                 integer[kind] += 1
             else:

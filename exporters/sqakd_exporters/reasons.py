@@ -7,22 +7,22 @@ without having been the cause (the shape of a scale, say) is given only where no
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from sqakd_exporters.floats import GATES, WITHOUT_KERNEL
+from sqakd_exporters.floats import GATES
 from sqakd_exporters.view import EIGHT_BIT, GraphView
 
 Rule: TypeAlias = Callable[[GraphView, NodeProto], str | None]
 
 _SPEC_KEY = "sqakd.spec"
 _JOINS = ("Add", "Mul", "Concat", "MatMul")
-_WITHOUT_KERNEL = (*WITHOUT_KERNEL, "BatchNormalization", "ConvTranspose")
 _POOLS = ("AveragePool", "GlobalAveragePool", "MaxPool")
+_WITH_KERNEL = (*_JOINS, *_POOLS, "Conv", "Gemm", "LeakyRelu", "Resize", "Sigmoid", "Softmax")
 
 # ONNX Runtime 1.32 takes a convolution's bias scale b for the accumulator's scale p where
 # |b - p| ≤ 1e-6 + 1e-2·p, found by bisection; for Gemm it takes any.
@@ -53,14 +53,18 @@ def reason(file: GraphView, layer: NodeProto) -> str:
 
 def excluded(file: GraphView, layer: NodeProto) -> str | None:
     """A person's choice: a pattern in the spec that travels with the file names the layer."""
+    wish = excluded_by(file.metadata, layer.name)
+    return wish if weights(file, layer) or inputs(file, layer) else None
+
+
+def excluded_by(metadata: Mapping[str, str], name: str) -> str | None:
+    """That a pattern in a file's spec excludes a layer of that name, if one does."""
     try:
-        patterns = json.loads(file.metadata.get(_SPEC_KEY, "{}")).get("exclude", ())
-        named = [pattern for pattern in patterns if fnmatchcase(layer.name, pattern)]
+        patterns = json.loads(metadata.get(_SPEC_KEY, "{}")).get("exclude", ())
+        named = [pattern for pattern in patterns if fnmatchcase(name, pattern)]
     except (ValueError, AttributeError, TypeError):
         return None  # another program's, or another version's
-    if not named or not (weights(file, layer) or inputs(file, layer)):
-        return None
-    return f"excluded from quantization ({named[0]!r})"
+    return f"excluded from quantization ({named[0]!r})" if named else None
 
 
 def no_kernel(file: GraphView, layer: NodeProto) -> str | None:
@@ -68,7 +72,7 @@ def no_kernel(file: GraphView, layer: NodeProto) -> str | None:
     whole = _gated(file, layer)
     if whole is not None:
         return f"it is part of a {whole}, for which the runtime has no integer kernel (rule 10)"
-    if layer.op_type in _WITHOUT_KERNEL:
+    if layer.op_type not in _WITH_KERNEL:
         return f"the runtime has no integer {layer.op_type} (rule 10)"
     if layer.op_type in ("Softmax", "Resize"):
         return f"the runtime's integer {layer.op_type} is not exact (rule 10)"
@@ -196,7 +200,20 @@ def signed(file: GraphView, layer: NodeProto) -> str | None:
     )
 
 
-_CAUSES: tuple[Rule, ...] = (inputs, weights, output, gemm_output, bias, moved)
+def changeable(file: GraphView, layer: NodeProto) -> str | None:
+    """Constants that callers may change are none to the runtime."""
+    dequantizers = [node for name in layer.input if (node := file.dequantizer(name))]
+    behind, _ = _after_activation(file, layer)
+    around = [*dequantizers, *file.readers(behind), layer]
+    if file.changeable.isdisjoint(name for node in around for name in node.input):
+        return None
+    return (
+        "initializers that it depends on are inputs of the graph, too, which callers may change: "
+        "keep them out of these, so that they are constants"
+    )
+
+
+_CAUSES: tuple[Rule, ...] = (inputs, weights, output, gemm_output, bias, moved, changeable)
 _SUSPICIONS: tuple[Rule, ...] = (rank, zero_point, signed)
 
 

@@ -10,6 +10,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 
 EIGHT_BIT = (TensorProto.INT8, TensorProto.UINT8)
 _SIZES = ("Shape", "Size")
+_DEFAULTS = 4  # IR version from which on initializers among the inputs are no constants
 
 
 class GraphView:
@@ -23,6 +24,8 @@ class GraphView:
         producers: node by the name of each output.
         outputs: names of the graph's outputs.
         metadata: texts by key.
+        changeable: initializers that are inputs of the graph, too: defaults, that callers may
+            change.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -31,6 +34,10 @@ class GraphView:
         self.outputs = {value.name for value in model.graph.output}
         self.metadata = {entry.key: entry.value for entry in model.metadata_props}
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        inputs = {value.name for value in model.graph.input}
+        self.changeable = inputs & self._constants.keys()
+        if model.ir_version < _DEFAULTS:
+            self.changeable = set()
         self._readers: dict[str, list[NodeProto]] = {}
         for node in self.nodes:
             for name in node.input:
@@ -52,6 +59,10 @@ class GraphView:
     def carries_data(self, node: NodeProto) -> bool:
         """Whether a node works on what comes from the graph's input."""
         return bool(self._data.intersection(node.input))
+
+    def carried(self, node: NodeProto) -> list[str]:
+        """Those inputs of a node that come from the graph's input."""
+        return [name for name in node.input if name in self._data]
 
     def constant_nodes(self) -> list[NodeProto]:
         """Nodes that compute from initializers alone, in the model's order."""
@@ -120,3 +131,8 @@ _MOVING = (
 def attribute(node: NodeProto, name: str, default: int) -> int:
     """An integer attribute of a node."""
     return next((a.i for a in node.attribute if a.name == name), default)
+
+
+def text(node: NodeProto, name: str) -> str:
+    """A text attribute of a node; empty where it has none."""
+    return next((a.s.decode() for a in node.attribute if a.name == name), "")

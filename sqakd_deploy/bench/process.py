@@ -67,9 +67,9 @@ class Row:
 
     @property
     def p95(self) -> float:
-        """Latency that 95 % of the runs stay within (seconds)."""
+        """The smallest latency of a run that at least 95 % of the runs stay within (seconds)."""
         times = sorted(self._times)
-        return times[min(len(times) - 1, int(0.95 * len(times)))]
+        return times[(95 * len(times) - 1) // 100]  # in whole numbers, which do not round
 
     @property
     def throughput(self) -> float:

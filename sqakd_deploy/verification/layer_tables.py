@@ -21,16 +21,17 @@ _WIDE = 100
 _FIGURES = ("largest\nerror", "mean\nerror", "codes that\ndiffer", "SNR")
 
 
-def layers_table(report: LayersReport, width: int = 100) -> Table:
+def layers_table(report: LayersReport, width: int = 100, images: str | None = None) -> Table:
     """Quantised tensors that differ, worst first, each in its worst stage.
 
     Args:
         report: of the layers.
         width: of the paper (characters); on narrow one the SNR gives way to where differences
             begin.
+        images: which they were compared on, in words; None are those that differ most.
     """
-    count = len(report.tensors)
-    title = f"{count} quantised tensors, on {which_images(report.images)}; errors in steps"
+    count, images = len(report.tensors), images or which_images(report.images)
+    title = f"{count} quantised tensors, on {images}; errors in steps"
     table = Table(title=title, title_justify="left")
     shown = _differing(report)[:_SHOWN]
     short = max((len(tensor.name) for tensor in shown), default=0) <= _SHORT
@@ -53,13 +54,14 @@ def _differing(report: LayersReport) -> list[TensorReport]:
     return [t for t in report.tensors if not t.stages or t.worst[0] < 0]
 
 
-def layers_parts(report: LayersReport, width: int) -> list[Table | str]:
-    """The table, if a tensor differs, and a line on those that it has not."""
+def layers_parts(report: LayersReport, width: int, images: str | None = None) -> list[Table | str]:
+    """The table (:func:`layers_table`), if a tensor differs, and a line on those that it has
+    not."""
     if _differing(report):
-        return [layers_table(report, width), *_unlisted_lines(report)]
+        return [layers_table(report, width, images), *_unlisted_lines(report)]
     if not report.tensors:
         return []
-    where = f"on {which_images(report.images)}"
+    where = f"on {images or which_images(report.images)}"
     return [f"{len(report.tensors)} quantised tensors, {where}: all the student's, code for code"]
 
 

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from sqakd_deploy.consoles import WIDTH
 from sqakd_deploy.verification.layer_tables import layers_lines, layers_parts
+from sqakd_deploy.verification.reference import Reference
 from sqakd_deploy.verification.stages import ParityReport
 from sqakd_deploy.verification.tables import (
     conformance_table,
@@ -14,8 +15,11 @@ from sqakd_deploy.verification.tables import (
     parity_lines,
     parity_table,
     saturation_table,
+    which_images,
 )
 from sqakd_deploy.verification.verifying import Verification
+
+_SAVED = "saved reference"  # what one that was read from a file is called
 
 
 def parity_parts(report: ParityReport) -> list[Table | str]:
@@ -37,12 +41,19 @@ def verification_parts(report: Verification, width: int = WIDTH) -> list[Table |
     )
     lines += coverage_lines(parity)
     if layers is not None:
-        parts += layers_parts(layers, width)
+        parts += layers_parts(layers, width, which_images(layers.images, _saved(report.reference)))
     # a profile's runtime does not run on x86; of IR, a conversion of the student tells its sums
     if parity.conformance is None and report.unknown is None:
         parts += [saturation_table(report.saturation)] if report.saturation.layers else []
         lines.append(report.saturation.summary)
     return [*parts, *lines, *(layers_lines(layers) if layers is not None else [])]
+
+
+def _saved(reference: Reference) -> list[int] | None:
+    """Of which images a saved reference has tensors; a student's are of those that differ most."""
+    if reference.name != _SAVED or reference.tensor_images is None:
+        return None
+    return [int(index) for index in reference.tensor_images]
 
 
 def _stages(report: ParityReport) -> list[Table | str]:

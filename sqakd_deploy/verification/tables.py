@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.table import Table
 
@@ -214,9 +214,22 @@ def copies(moved: float) -> str:
     return f"; read from copies whose answers differ by up to {moved:.1e} steps" if moved else ""
 
 
-def which_images(count: int) -> str:
-    """Images that layers were run on, in words."""
-    return f"the {count} images that differ most" if count > 1 else "one image"
+def which_images(count: int, saved: Sequence[int] | None = None) -> str:
+    """Images that layers were run on, in words.
+
+    Args:
+        count: of them.
+        saved: indices of those that a saved reference has tensors of; None are those that differ
+            most.
+    """
+    if count == 1:
+        return "one image"
+    if saved is None:
+        return f"the {count} images that differ most"
+    if list(saved[:count]) == list(range(count)):
+        return f"the first {count} images"
+    some = f"the {count}" if count == len(saved) else f"the first {count}"
+    return f"{some} images that the reference has tensors of"
 
 
 def saturation_table(report: SaturationReport) -> Table:
