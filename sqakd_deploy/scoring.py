@@ -146,7 +146,8 @@ def score_weights(
     model, _ = build(config, data, origin)
     image = (data.preprocessing.channels, *data.preprocessing.input_size)
     classes = count_logits(model, config.model.name, image)  # lazy layers have a shape then
-    load_any_weights(model, config.model.name, weights)
+    told = (listener or Listener()).message
+    load_any_weights(model, config.model.name, weights, message=told)
     _refuse(origin.difference(data, classes), data, weights)
     return _score("float model", model, data)
 

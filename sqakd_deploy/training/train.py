@@ -185,7 +185,7 @@ class _Distillation(Job):
     def _check_teacher(self, model: nn.Module, data: ImageData) -> None:
         wanted = self.config.model
         if wanted.weights is not None:
-            load_any_weights(model, wanted.name, wanted.weights)
+            load_any_weights(model, wanted.name, wanted.weights, message=self.listener.message)
         elif data.train.labels is None:
             raise SpecError(
                 f"no teacher: {self.config.data.source} has no labels to train one with; "
