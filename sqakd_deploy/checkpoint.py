@@ -246,6 +246,28 @@ def own_run(metadata: Mapping[str, str], path: Path, root: Path = Path("runs")) 
     )
 
 
+def other_student(metadata: Mapping[str, str], path: Path, run: Run) -> str | None:
+    """A line on a file that was exported from another student than a run's.
+
+    Args:
+        metadata: of the file, JSON by key.
+        path: of the file.
+        run: that it is to be compared with.
+
+    Returns:
+        The line, with the file's own run where it is under ``runs/`` or beside the other; None if
+        it is the run's, or the file does not say.
+    """
+    wanted, student = metadata.get(STUDENT_KEY), run.path / STUDENT
+    if wanted is None or not student.is_file() or json.dumps(checksum_of(student)) == wanted:
+        return None
+    for root in (Path("runs"), run.path.parent):
+        with suppress(CheckpointError):
+            own = own_run(metadata, path, root).path
+            return f"{path} is of another student than {run.path}'s: of {own}'s"
+    return f"{path} is of another student than {run.path}'s: its checksum says so"
+
+
 def _students(root: Path) -> list[Path]:
     """Saved students, the newest first."""
     files = root.glob(f"*/{STUDENT}")
