@@ -92,6 +92,21 @@ def test_train_and_export(tmp_path: Path) -> None:
     assert json.loads(facts["sqakd.preprocessing"])["input_size"] == [8, 8]
 
 
+def test_training_that_harms_says_so(untrained: Path) -> None:
+    """Against the student that was calibrated alone."""
+    given = ("train", *ANY, "--weights", str(untrained / "teacher.safetensors"), "--epochs", "1")
+    harmed = run(*given, "--lr", "1", "--output", "harmed")
+    assert harmed.exit_code == 0, harmed.output
+    (said,) = [line for line in harmed.stderr.splitlines() if "merely calibrated" in line]
+    assert said.startswith("training ended below where it began: on 360 held-out images the KL")
+    assert said.endswith("train longer (--epochs), or at a lower rate (--lr)")
+    calibrated = run(*given[:-1], "0", "--output", "calibrated")
+    helped = run(*given, "--bits", "2", "--output", "helped")
+    for other in (calibrated, helped):
+        assert other.exit_code == 0, other.output
+        assert "merely calibrated" not in other.stderr
+
+
 def test_the_tensorrt_profile_from_end_to_end(tmp_path: Path) -> None:
     """Every command says that nothing ran in TensorRT."""
     options = (*ANY, "--bits", "4", "--first-last-bits", "7", "--target", "tensorrt")
