@@ -157,10 +157,15 @@ def open_run(path: Path | str) -> Run:
     path = Path(path)
     if not (path / CONFIG).is_file():
         raise CheckpointError(f"{path} is no run folder: it has no {CONFIG}; train one first")
+    state = path / STATE
+    if not state.exists():
+        raise CheckpointError(
+            f"{state} is missing, which says what the run's images need and how far it came: copy "
+            f"it back, or train anew, 'sqakd-deploy train --config {path / CONFIG}'"
+        )
     try:
         config = load_config(path / CONFIG, {})
-        state = path / STATE
-        facts = json.loads(state.read_text(encoding="utf-8")) if state.exists() else {}
+        facts = json.loads(state.read_text(encoding="utf-8"))
         if not isinstance(facts, dict):
             raise CheckpointError(f"{STATE} holds no facts by name")
     except (SqakdError, ValueError, OSError) as error:

@@ -245,10 +245,11 @@ def save_weights(source: Path, path: Path) -> None:
         (
             ["--mean", "125,123,114"],
             2,
-            "data.mean.0: wanted 0 to 1; divide what counts from 0 to 255",
+            "settings: data.mean.0, data.mean.1, data.mean.2: wanted 0 to 1; divide what counts "
+            "from 0 to 255 by 255, got 125.0, 123.0, 114.0",
         ),
         (["--mean", "-0.1"], 2, "data.mean.0: wanted 0 to 1, got -0.1"),
-        (["--std", "58,57,57"], 2, "by 255, got 57.0"),
+        (["--std", "58,57,57"], 2, "by 255, got 58.0, 57.0, 57.0"),
         (["--std", "0"], 2, "data.std.0: Input should be greater than 0, got 0.0"),
         (["--std", "nan"], 2, "data.std.0: Input should be a finite number, got nan"),
         (["--delta", "0.01"], 2, "delta: scales gradients of the method ewgs, and is nothing to l"),
@@ -426,6 +427,25 @@ def test_a_run_of_a_relative_folder_is_used_from_anywhere(
     assert "Parity on 2 images" in named.stdout  # it trained on the others
     assert run("eval", str(tmp_path / "r")).exit_code == 0
     assert [path.name for path in Path().iterdir()] == ["m.onnx"]
+
+
+def test_images_that_are_gone_are_named_by_where_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not taken for the name of a data set."""
+    photos(tmp_path / "photos", classes=("a", "b"))
+    assert run("train", "--data", "photos", *UNTRAINED).exit_code == 0
+    (own,) = map(str, Path("runs").iterdir())
+    Path("photos").rename("moved")
+    gone = f"error: the images of run {own} are gone: there is no folder {tmp_path}/photos; "
+    for command in (("export", "m.onnx"), ("eval", own)):
+        done = run(*command)
+        assert done.exit_code == 4, done.output
+        assert gone + "name where it is now with --data" in done.stderr
+        assert run(*command, "--data", "moved").exit_code in (0, 3)
+    facts = json.loads(Path(own, "run.json").read_text())
+    Path(own, "run.json").write_text(json.dumps(facts | {"status": "interrupted"}))
+    assert gone + "put it back to go on" in run("train", "--resume", own).stderr
 
 
 def test_without_a_cache_and_with_workers_the_student_is_the_same(tmp_path: Path) -> None:

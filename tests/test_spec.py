@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sqakd_deploy.config import DataConfig
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec, parse_bits, read_yaml
 
@@ -114,3 +115,14 @@ def test_yaml_errors_name_the_file(tmp_path: Path) -> None:
         read_yaml(path)
     path.write_text("")
     assert read_yaml(path) == {}
+
+
+def test_what_is_wrong_with_several_values_is_said_once() -> None:
+    values = {"mean": (125, 3, 0.5), "std": (58, 57, 57), "source": 3}
+    with pytest.raises(SpecError) as refused:
+        DataConfig.parse(values, where="data")
+    assert str(refused.value).count("divide what counts") == 1
+    assert "mean.0, mean.1, std.0, std.1, std.2: wanted 0 to 1" in str(refused.value)
+    assert "got 125, 3, 58, 57, 57" in str(refused.value)
+    assert str(refused.value).startswith("data: source: ")
+    assert "; mean.0" in str(refused.value)
