@@ -716,4 +716,4 @@ def test_what_no_file_of_the_target_has_is_refused_before_the_student_is_read(
 def test_sizes_that_no_memory_holds_are_refused() -> None:
     result = run("train", "--epochs", "0", "--input-size", "1000000", "1000000")
     assert result.exit_code == 2, result.output
-    assert "input_size.0: Input should be less than or equal to 4096" in result.stderr
+    assert "input_size.0, input_size.1: Input should be less than or equal to 4096" in result.stderr
