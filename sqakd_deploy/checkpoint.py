@@ -170,10 +170,15 @@ def open_run(path: Path | str) -> Run:
     path = Path(path)
     if not (path / CONFIG).is_file():
         raise CheckpointError(f"{path} is no run folder: it has no {CONFIG}; train one first")
+    state = path / STATE
+    if not state.exists():
+        raise CheckpointError(
+            f"{state} is missing, which says what the run's images need and how far it came: copy "
+            f"it back, or train anew, 'sqakd-deploy train --config {path / CONFIG}'"
+        )
     try:
         config = load_config(path / CONFIG, {})
-        state = path / STATE
-        facts = json.loads(state.read_text(encoding="utf-8")) if state.exists() else {}
+        facts = json.loads(state.read_text(encoding="utf-8"))
         if not isinstance(facts, dict):
             raise CheckpointError(f"{STATE} holds no facts by name")
     except (SqakdError, ValueError, OSError) as error:
@@ -257,6 +262,28 @@ def own_run(metadata: Mapping[str, str], path: Path, root: Path = Path("runs")) 
     raise CheckpointError(
         f"{path} is the student of no run under {root.resolve()}; name its own with --run"
     )
+
+
+def other_student(metadata: Mapping[str, str], path: Path, run: Run) -> str | None:
+    """A line on a file that was exported from another student than a run's.
+
+    Args:
+        metadata: of the file, JSON by key.
+        path: of the file.
+        run: that it is to be compared with.
+
+    Returns:
+        The line, with the file's own run where it is under ``runs/`` or beside the other; None if
+        it is the run's, or the file does not say.
+    """
+    wanted, student = metadata.get(STUDENT_KEY), run.path / STUDENT
+    if wanted is None or not student.is_file() or json.dumps(checksum_of(student)) == wanted:
+        return None
+    for root in (Path("runs"), run.path.parent):
+        with suppress(CheckpointError):
+            own = own_run(metadata, path, root).path
+            return f"{path} is of another student than {run.path}'s: of {own}'s"
+    return f"{path} is of another student than {run.path}'s: its checksum says so"
 
 
 def _students(root: Path) -> list[Path]:

@@ -26,7 +26,7 @@ from sqakd_deploy.parity import Tolerance
 from sqakd_deploy.plugins import get_exporter
 from sqakd_deploy.progress import listener_for
 from sqakd_deploy.report import score_table, train_table
-from sqakd_deploy.runs import held_out, load_student
+from sqakd_deploy.runs import check_images, held_out, load_student
 from sqakd_deploy.scoring import score_file, score_run, score_weights
 from sqakd_deploy.spec import parse_bits
 from sqakd_deploy.training.teaching import teach
@@ -171,9 +171,11 @@ def evaluate(
 def _own_images(file: Path) -> dict[str, Any]:
     """The images of the run that a file was exported from, as settings; none if it is not found."""
     try:
-        data = own_run(metadata_of(file), file).config.data
+        run = own_run(metadata_of(file), file)
     except (CheckpointError, ModelError):
         return {}
+    check_images(run)
+    data = run.config.data
     kept = ("source", "skip_bad_images", "cache", "max_cache_gb", "workers")
     return {"data": {name: getattr(data, name) for name in kept}}
 
@@ -194,7 +196,7 @@ def _naming_defaults(
         if not taken or not what.exists():
             raise
         options, names = " and ".join(taken), " and ".join(taken.values())
-        raise type(error)(f"{error} ({names}, since no {options} was given)") from error
+        raise type(error)(f"({names}, since no {options} was given) {error}") from error
 
 
 def _other_images(run: Run, settings: dict[str, Any]) -> DataConfig:

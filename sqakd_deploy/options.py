@@ -113,7 +113,10 @@ def _literal(text: str) -> Any:
 
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
-_OF_MODEL = "Of the model's training images.  [default: its own, or the dataset's]"
+_OF_MODEL = (
+    "Of the model's training images; one value stands for all channels.  [default: its own, or the "
+    "dataset's]"
+)
 
 COMPARED_ON = click.option(
     "--data",

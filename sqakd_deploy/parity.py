@@ -101,7 +101,8 @@ def verify(
         worst = runs.worst_images(expected, IMAGES)
         isolator, farthest = isolator_of(student), reference.images(worst)
         isolated = isolated_stages(isolator, conversion.file, runtime, farthest, runs.sessions)
-    saturation = None if sums_exactly(runtime) else saturation_in(lower(student))
+    spec = spec_of(student).model_copy(update={"target": name})
+    saturation = None if sums_exactly(runtime) else saturation_in(lower(student), spec)
     rules = conformance_of(exporter, path)
     return report_of(
         path, runs, expected, tolerance, rules, differences, saturation, isolated, worst

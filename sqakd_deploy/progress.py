@@ -76,7 +76,7 @@ class PlainListener(Listener):
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._task, self._total, self._last = "", 0, ""
+        self._task, self._total, self._last, self._said = "", 0, "", ""
         self._start = self._spoken = 0.0
         self._from: tuple[float, int] | None = None
 
@@ -100,13 +100,13 @@ class PlainListener(Listener):
             self._last += f", eta {eta:.0f} s"
         self._last += f", {_figures(step)}" if step else ""
         if now - self._spoken >= _PLAIN_SECONDS:
-            self._spoken = now
+            self._spoken, self._said = now, self._last
             self.message(self._last)
 
     def finish(self) -> None:
-        if self._last:
+        if self._last not in ("", self._said):
             self.message(self._last)
-        self._last = ""
+        self._last = self._said = ""
 
 
 def _figures(step: Step | None) -> str:

@@ -9,6 +9,7 @@ from rich.table import Table
 from sqakd_deploy.results import TrainResult
 from sqakd_deploy.scoring import Score
 from sqakd_deploy.verification.tables import kib, percent
+from sqakd_deploy.words import counted
 
 
 def _bits(counts: Mapping[int, int]) -> str:
@@ -17,7 +18,7 @@ def _bits(counts: Mapping[int, int]) -> str:
 
 def score_table(scores: Sequence[Score]) -> Table:
     """How good models are on labelled images."""
-    table = Table(title=f"{scores[0].images} labelled images", title_justify="left")
+    table = Table(title=counted(scores[0].images, "labelled image"), title_justify="left")
     for name in ("", "top-1", "top-5", "cross-entropy"):
         table.add_column(name, justify="left" if not name else "right")
     for score in scores:

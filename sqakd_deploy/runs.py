@@ -19,11 +19,11 @@ from sqakd_deploy.checkpoint import (
     opened,
 )
 from sqakd_deploy.config import DataConfig, ModelConfig
-from sqakd_deploy.data import ImageSplit, Preprocessing, load_data
+from sqakd_deploy.data import DATASETS, ImageSplit, Preprocessing, load_data
 from sqakd_deploy.data.batches import Batches
 from sqakd_deploy.data.fitted import limited
 from sqakd_deploy.data.options import Keeping
-from sqakd_deploy.errors import CheckpointError, SpecError
+from sqakd_deploy.errors import CheckpointError, DataError, SpecError
 from sqakd_deploy.models import build_model, is_code
 from sqakd_deploy.models.outputs import count_logits
 from sqakd_deploy.placed import check_rules
@@ -175,6 +175,27 @@ def keeping_of(config: DataConfig) -> Keeping:
     return Keeping(cache, config.max_cache_gb, config.workers)
 
 
+def check_images(run: Run, hint: str = "name where it is now with --data") -> None:
+    """Refuse a run whose folder of images is gone, before it is taken for a data set's name.
+
+    Args:
+        run: whose own images are wanted.
+        hint: what to do, if it cannot be put back.
+
+    Raises:
+        DataError: if it is.
+    """
+    source = run.config.data.source
+    if source in DATASETS:
+        return
+    folder = Path(source).expanduser()
+    if not folder.exists():
+        folder = Path(str(run.facts.get("started_in", Path.cwd()))) / folder
+        raise DataError(
+            f"the images of run {run.path} are gone: there is no folder {folder}; {hint}"
+        )
+
+
 def held_out(
     loaded: Loaded, source: str | None = None, limit: int | None = None
 ) -> tuple[Batches, ImageSplit]:
@@ -190,6 +211,8 @@ def held_out(
         Batches, and the same images with labels where these mean the run's classes.
     """
     config = loaded.run.config.data
+    if source is None:
+        check_images(loaded.run)
     data = load_data(
         source or config.source,
         preprocessing=loaded.preprocessing,

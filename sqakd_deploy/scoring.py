@@ -28,7 +28,7 @@ from sqakd_deploy.origin import origin_in, origin_of
 from sqakd_deploy.pixels import PREPROCESSING_KEY
 from sqakd_deploy.plugins import get_runtime
 from sqakd_deploy.preparing import build, check_there, load
-from sqakd_deploy.runs import load_student, load_teacher, still_batches
+from sqakd_deploy.runs import check_images, load_student, load_teacher, still_batches
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,8 @@ def score_run(
     own = run.config.data
     wanted = run.config.model_copy(update={"data": config or own})
     listener = listener or Listener()
+    if wanted.data.source == own.source:
+        check_images(run)
     data = _labelled(wanted, origin.preprocessing, limit, listener)
     facts = run.facts["data"]
     _same_classes(data, str(run.path), facts["classes"], facts["num_classes"])
@@ -146,7 +148,8 @@ def score_weights(
     model, _ = build(config, data, origin)
     image = (data.preprocessing.channels, *data.preprocessing.input_size)
     classes = count_logits(model, config.model.name, image)  # lazy layers have a shape then
-    load_any_weights(model, config.model.name, weights)
+    told = (listener or Listener()).message
+    load_any_weights(model, config.model.name, weights, message=told)
     _refuse(origin.difference(data, classes), data, weights)
     return _score("float model", model, data)
 

@@ -84,10 +84,15 @@ def _holds_numbers(annotation: Any) -> bool:
 
 
 def _explain(error: ValidationError, where: str) -> str:
-    parts = []
+    """What is wrong, each thing once: of several values that it is said of, all are named."""
+    found: dict[str, list[tuple[str, str]]] = {}
     for item in error.errors():
         field = ".".join(str(part) for part in item["loc"]) or "value"
-        parts.append(f"{field}: {item['msg']}, got {item['input']!r}")
+        found.setdefault(item["msg"], []).append((field, repr(item["input"])))
+    parts = [
+        f"{', '.join(field for field, _ in said)}: {message}, got {', '.join(v for _, v in said)}"
+        for message, said in found.items()
+    ]
     return f"{where}: " + "; ".join(parts)
 
 

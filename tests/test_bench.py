@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import pytest
 from click.testing import CliRunner, Result
 from networks import SHAPE, exact_here, images, network
 from onnx import TensorProto, helper
-from PIL import Image
+from PIL import Image, ImageDraw
+from rich.console import Console
 from small_network import SMALL
 
 from sqakd_deploy.api import export
@@ -433,7 +435,7 @@ def test_honest_words() -> None:
     floats = Coverage({}, {"Conv": 4}, (FloatFallback("a", "Conv", "because"),))
     lines = "\n".join(bench_lines(report(row(MODEL, (1.0,), coverage=floats)), "a note"))
     assert "in integers in onnxruntime: 0 of 4 Conv" in lines
-    assert "in float in onnxruntime: 1 layers, the first: because" in lines
+    assert "in float in onnxruntime: 1 layer, because" in lines
     assert "a note" in lines
     assert "the arithmetic stays int8" in lines
     assert "int8 instructions: AVX512-VNNI, no AMX" in lines
@@ -495,6 +497,53 @@ def test_pictures(tmp_path: Path) -> None:
         draw(made, tmp_path / "nowhere" / "p.svg")
 
 
+def test_all_that_a_picture_says_has_glyphs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow's own font draws a box for a multiplication sign."""
+    written: list[str] = []
+
+    def text(pen: ImageDraw.ImageDraw, place: object, words: str, *args: Any, **more: Any) -> None:
+        font = args[1]
+        boxes = [c for c in words if [*font.getmask(c)] == [*font.getmask("\uffff")]]
+        assert not boxes, words
+        written.append(words)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    made = report(row(MODEL, (0.001,)), row(FP32, (0.0025,)))
+    draw(made, tmp_path / "p.png", note="the file is for TensorRT")
+    assert written[:2] == ["m.onnx, batch 2: median latency", "the file is for TensorRT"]
+    assert "1.00 ms (2.50x)" in written
+    draw(made, tmp_path / "p.svg", note="the file is for TensorRT")
+    drawn = (tmp_path / "p.svg").read_text(encoding="utf-8")
+    assert ">the file is for TensorRT<" in drawn
+    assert "1.00 ms (2.50×)" in drawn
+
+
+def test_tables_fit_eighty_columns() -> None:
+    large = {"added": 142 * 2**20 // 10, "peak": 105 * 2**20, "load": 0.01234}
+    rows = [row(kind, (0.01234,), size=1050 * 2**10, **large) for kind in (MODEL, FP32)]
+    for label in (None, "w4a4-mixed"):
+        paper = Console(file=StringIO(), width=80)
+        for table in bench_tables(report(*rows), label):
+            paper.print(table)
+        shown = paper.file.getvalue()  # type: ignore[attr-defined]
+        assert shown.count("onnxruntime") == 4
+        assert shown.count(label or "w4a4") == 2
+        assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_one_layer_in_float_is_one_layer() -> None:
+    alone = Coverage({}, {"Conv": 1}, (FloatFallback("c", "Conv", "why"),))
+    both = Coverage({}, {"Conv": 2}, alone.fallbacks * 2)
+    assert "in float in onnxruntime: 1 layer, why" in bench_lines(
+        report(row(MODEL, (0.1,), coverage=alone))
+    )
+    assert "in float in onnxruntime: 2 layers, the first: why" in bench_lines(
+        report(row(MODEL, (0.1,), coverage=both))
+    )
+
+
 # -- the command ---------------------------------------------------------------------------------
 
 
@@ -517,6 +566,23 @@ def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "model.onnx does not say whose student it is; name its run" in result["baseline"]
     assert [r["kind"] for r in result["rows"]] == ["model"]
     assert result["rows"][0]["coverage"]["integer"]["Conv"] == 4
+
+
+def test_layers_with_bits_of_their_own_are_told(folder: Path, tmp_path: Path) -> None:
+    """As training calls such a student."""
+    proto = onnx.load(folder / "model.onnx")
+    spec = QuantSpec(layer_bits={"*": "2"})
+    (stated,) = [entry for entry in proto.metadata_props if entry.key == "sqakd.spec"]
+    stated.value = spec.model_dump_json()
+    onnx.save(proto, tmp_path / "m.onnx")
+    quick = ("--runtime", "onnxruntime", "--rounds", "1", "--seconds", "0.01")
+    assert spec.label == "w4a4-mixed"
+    assert "w4a4-mixed" in run(str(tmp_path / "m.onnx"), *quick).stdout
+    done = run(str(tmp_path / "m.onnx"), *quick, "--json")
+    assert json.loads(done.stdout)["label"] == "w4a4-mixed"
+    stated.value = '{"weights": {"bits": 4}, "activations": {"bits": 2}, "of": "later"}'
+    onnx.save(proto, tmp_path / "m.onnx")
+    assert input_of(tmp_path / "m.onnx").label == "w4a2"  # type: ignore[union-attr]
 
 
 def test_files_named_like_modules_do_not_stand_in_for_them(

@@ -245,3 +245,12 @@ def test_what_a_run_keeps_is_strict_json(tmp_path: Path) -> None:
     run.update(results={"divergence": float("nan"), "sizes": (1, float("inf"))})
     assert "NaN" not in (run.path / "run.json").read_text()
     assert open_run(run.path).facts["results"] == {"divergence": None, "sizes": [1, None]}
+
+
+def test_a_run_without_its_facts_says_what_to_do(tmp_path: Path) -> None:
+    run = create_run(RunConfig(), tmp_path / "r")
+    (run.path / "run.json").unlink()
+    with pytest.raises(CheckpointError) as refused:
+        open_run(run.path)
+    assert str(refused.value).startswith(f"{run.path}/run.json is missing, which says what")
+    assert f"train anew, 'sqakd-deploy train --config {run.path}/config.yaml'" in str(refused.value)

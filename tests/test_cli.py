@@ -94,6 +94,21 @@ def test_train_and_export(tmp_path: Path) -> None:
     assert json.loads(facts["sqakd.preprocessing"])["input_size"] == [8, 8]
 
 
+def test_training_that_harms_says_so(untrained: Path) -> None:
+    """Against the student that was calibrated alone."""
+    given = ("train", *ANY, "--weights", str(untrained / "teacher.safetensors"), "--epochs", "1")
+    harmed = run(*given, "--lr", "1", "--output", "harmed")
+    assert harmed.exit_code == 0, harmed.output
+    (said,) = [line for line in harmed.stderr.splitlines() if "merely calibrated" in line]
+    assert said.startswith("training ended below where it began: on 360 held-out images the KL")
+    assert said.endswith("train longer (--epochs), or at a lower rate (--lr)")
+    calibrated = run(*given[:-1], "0", "--output", "calibrated")
+    helped = run(*given, "--bits", "2", "--output", "helped")
+    for other in (calibrated, helped):
+        assert other.exit_code == 0, other.output
+        assert "merely calibrated" not in other.stderr
+
+
 def test_the_tensorrt_profile_from_end_to_end(tmp_path: Path) -> None:
     """Every command says that nothing ran in TensorRT."""
     options = (*ANY, "--bits", "4", "--first-last-bits", "7", "--target", "tensorrt")
@@ -232,10 +247,11 @@ def save_weights(source: Path, path: Path) -> None:
         (
             ["--mean", "125,123,114"],
             2,
-            "data.mean.0: wanted 0 to 1; divide what counts from 0 to 255",
+            "settings: data.mean.0, data.mean.1, data.mean.2: wanted 0 to 1; divide what counts "
+            "from 0 to 255 by 255, got 125.0, 123.0, 114.0",
         ),
         (["--mean", "-0.1"], 2, "data.mean.0: wanted 0 to 1, got -0.1"),
-        (["--std", "58,57,57"], 2, "by 255, got 57.0"),
+        (["--std", "58,57,57"], 2, "by 255, got 58.0, 57.0, 57.0"),
         (["--std", "0"], 2, "data.std.0: Input should be greater than 0, got 0.0"),
         (["--std", "nan"], 2, "data.std.0: Input should be a finite number, got nan"),
         (["--delta", "0.01"], 2, "delta: scales gradients of the method ewgs, and is nothing to l"),
@@ -413,6 +429,25 @@ def test_a_run_of_a_relative_folder_is_used_from_anywhere(
     assert "Parity on 2 images" in named.stdout  # it trained on the others
     assert run("eval", str(tmp_path / "r")).exit_code == 0
     assert [path.name for path in Path().iterdir()] == ["m.onnx"]
+
+
+def test_images_that_are_gone_are_named_by_where_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not taken for the name of a data set."""
+    photos(tmp_path / "photos", classes=("a", "b"))
+    assert run("train", "--data", "photos", *UNTRAINED).exit_code == 0
+    (own,) = map(str, Path("runs").iterdir())
+    Path("photos").rename("moved")
+    gone = f"error: the images of run {own} are gone: there is no folder {tmp_path}/photos; "
+    for command in (("export", "m.onnx"), ("eval", own)):
+        done = run(*command)
+        assert done.exit_code == 4, done.output
+        assert gone + "name where it is now with --data" in done.stderr
+        assert run(*command, "--data", "moved").exit_code in (0, 3)
+    facts = json.loads(Path(own, "run.json").read_text())
+    Path(own, "run.json").write_text(json.dumps(facts | {"status": "interrupted"}))
+    assert gone + "put it back to go on" in run("train", "--resume", own).stderr
 
 
 def test_without_a_cache_and_with_workers_the_student_is_the_same(tmp_path: Path) -> None:
@@ -683,7 +718,7 @@ def test_what_no_file_of_the_target_has_is_refused_before_the_student_is_read(
 def test_sizes_that_no_memory_holds_are_refused() -> None:
     result = run("train", "--epochs", "0", "--input-size", "1000000", "1000000")
     assert result.exit_code == 2, result.output
-    assert "input_size.0: Input should be less than or equal to 4096" in result.stderr
+    assert "input_size.0, input_size.1: Input should be less than or equal to 4096" in result.stderr
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])

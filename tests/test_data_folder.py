@@ -370,6 +370,38 @@ def test_a_normalisation_that_nobody_gave_is_said(
     assert messages == said
 
 
+NORMALISED = "images are normalised by ImageNet's mean and std (--mean, --std)"
+PHOTOGRAPHS = "images are cropped about their centre and resized to 224×224 pixels (--input-size)"
+IMAGENETS = (
+    "images are resized to 256 pixels on their short side and cropped to 224×224 pixels "
+    "(--input-size)"
+)
+
+
+@pytest.mark.parametrize(
+    ("size", "folder", "given", "said"),
+    [
+        ((120, 100), "cat", {}, [PHOTOGRAPHS, NORMALISED]),
+        ((120, 100), "cat", {"input_size": (9, 8)}, [NORMALISED]),
+        ((9, 8), "cat", {}, [NORMALISED]),
+        ((120, 100), "n0144076", {}, [IMAGENETS, NORMALISED]),
+    ],
+)
+def test_a_size_that_nobody_gave_is_said(
+    size: tuple[int, int], folder: str, given: dict[str, tuple[int, int]], said: list[str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Where images do not have it already."""
+    for part in ("train", "test"):
+        for number in ("1", "2"):
+            _write(tmp_path / part / f"{folder}{number}", 2, size=size)
+    messages: list[str] = []
+    data = load_data(tmp_path, message=messages.append, **given)  # type: ignore[arg-type]
+    assert messages == said
+    load_data(tmp_path, message=messages.append, preprocessing=data.preprocessing)
+    assert messages == said
+
+
 def test_images_that_are_left_out_are_counted(tmp_path: Path) -> None:
     _write(tmp_path, 3)
     _write(tmp_path / "more" / "deep", 2)

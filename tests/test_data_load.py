@@ -80,7 +80,7 @@ def test_mean_and_std_can_be_those_of_a_trained_model() -> None:
         ({"limit": 0}, r"^limit: wanted at least 1 image, got 0$"),
         (
             {"mean": (0.1, 0.2)},
-            r"^mean: wanted one value for each of 1 channels, got 2$",
+            r"^mean: wanted one value, since the images have one channel, grey, got 2$",
         ),
         ({"std": (0.0,)}, r"^preprocessing: std.0: Input should be greater than 0, got 0.0$"),
         (

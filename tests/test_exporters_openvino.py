@@ -207,6 +207,9 @@ def test_ir_is_proven_as_a_whole(agreement: float, left: set[str], tmp_path: Pat
         "openvino, low precision on",
     ]
     assert report.size == artifact.size
+    assert report.graph_size is not None
+    shown = f"of that the graph, as text in the .xml, takes {report.graph_size / 1024:.1f} KiB"
+    assert shown in str(report)
     assert {file.name for file in tmp_path.iterdir()} == left
     if left:
         assert artifact.companions == (tmp_path / "m.bin",)

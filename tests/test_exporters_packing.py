@@ -540,6 +540,28 @@ def test_layers_in_float_take_no_byte(
     assert packed.endswith(said)
 
 
+def test_where_nothing_is_packed_weights_are_bytes(of_digits: Digits) -> None:
+    """As in files for OpenVINO at 8 bits, whose first and last layers have 7."""
+    _, _, report = of_digits
+    coverage = replace(report.coverage, packed=0)
+    for narrow, floats, said in (
+        (1, 0, "1 layer below 8 bits"),
+        (2, 3, "2 layers below 8 bits; 3 in float"),
+    ):
+        bare = replace(report, coverage=coverage, narrow_layers=narrow, float_layers=floats)
+        lines = coverage_lines(bare)
+        assert f"weights: a byte each, also in {said}" in lines
+        assert not any(line.startswith("packed") for line in lines)
+
+
+def test_one_image_is_one_image(of_digits: Digits) -> None:
+    _, _, report = of_digits
+    text = str(replace(report, samples=1, ties=1))
+    assert "Parity on 1 image " in text
+    assert "1 image alone: what" in text
+    assert "logits tie in 1 image: any" in text
+
+
 def test_sizes_of_an_older_reference_are_read(of_digits: Digits, tmp_path: Path) -> None:
     student, pixels, _ = of_digits
     reference = reference_of(student, [pixels])

@@ -229,6 +229,15 @@ def test_factories_that_fail_are_named(code: Path, factory: str, message: str) -
         build_model(f"{code}:{factory}", num_classes=2, args=args)
 
 
+def test_arguments_that_a_factory_lacks_are_named(code: Path) -> None:
+    code.write_text("def make(classes, width, *more, depth, wide=1, **other): pass\n")
+    with pytest.raises(ModelError) as refused:
+        build_model(f"{code}:make", num_classes=2, args={"width": 3})
+    assert str(refused.value).endswith(
+        "; give what it lacks: --model-arg classes=... --model-arg depth=..."
+    )
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [

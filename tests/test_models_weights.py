@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sqakd_deploy.errors import CheckpointError
-from sqakd_deploy.models import load_weights
+from sqakd_deploy.models import load_any_weights, load_weights
 
 
 def _net(classes: int = 3) -> nn.Module:
@@ -77,6 +77,39 @@ def test_shapes_met_in_the_wild(
     load_weights(model, path)
 
     _assert_same(model, source)
+
+
+@pytest.mark.parametrize(
+    ("keys", "taken", "others"),
+    [
+        (("model_ema", "model"), "model", ["model_ema"]),
+        (("model", "best", "state_dict"), "state_dict", ["model", "best"]),
+        (("state_dict",), "state_dict", []),
+    ],
+)
+def test_of_several_sets_it_is_said_which_was_taken(
+    keys: tuple[str, ...], taken: str, others: list[str], tmp_path: Path, source: nn.Module
+) -> None:
+    path, said = tmp_path / "w.pth", list[str]()
+    few = {"class_weights": {"w": torch.ones(2)}, "optimizer": {"state": {}, "lr": 0.1}}
+    sets = {key: {k: v + i for k, v in source.state_dict().items()} for i, key in enumerate(keys)}
+    torch.save(few | sets, path)
+    model = _net()
+    load_any_weights(model, "any", str(path), message=said.append)
+    assert torch.equal(model[3].weight, sets[taken]["3.weight"])  # type: ignore[index]
+    names = ", ".join(map(repr, others))
+    assert said == [
+        f"{path} holds several sets of weights: {taken!r} is taken, not {names}; "
+        "save another alone to take that"
+    ] * bool(others)
+
+
+def test_sets_deeper_down_are_named_by_where_they_lie(tmp_path: Path, source: nn.Module) -> None:
+    path, said = tmp_path / "w.pth", list[str]()
+    state = source.state_dict()
+    torch.save({"ema": {"module": state}, "raw": {"module": dict(state)}}, path)
+    load_any_weights(_net(), "any", str(path), message=said.append)
+    assert "'ema.module' is taken, not 'raw.module';" in said[0]
 
 
 def test_safetensors(tmp_path: Path, source: nn.Module) -> None:

@@ -61,6 +61,20 @@ def test_plain_lines_tell_the_time_left(clock: Clock) -> None:
     assert "agreement 80.0 %  250 img/s  lr 1.0e-03" in last
 
 
+def test_a_last_line_is_said_once(clock: Clock) -> None:
+    """A person may have read it already."""
+    listener, text = plain()
+    for task in ("student", "student"):
+        listener.start(task, 10)
+        for number in range(10):
+            clock.now += 1.0
+            listener.advance(number + 1, step(number))
+        listener.finish()
+        listener.finish()
+    assert text.getvalue().count("student 10/10") == 2
+    assert len(text.getvalue().splitlines()) == 4
+
+
 def test_what_a_resumed_run_had_done_before_is_no_speed(clock: Clock) -> None:
     listener, text = plain()
     listener.start("student", 100)
@@ -93,7 +107,7 @@ def test_tasks_without_steps_start_at_nothing(clock: Clock) -> None:
     clock.now += 6.0
     listener.advance(60)
     listener.finish()
-    assert text.getvalue().splitlines() == ["decoding 60/100, 6 s, eta 4 s"] * 2
+    assert text.getvalue().splitlines() == ["decoding 60/100, 6 s, eta 4 s"]
 
 
 def test_compiling_in_the_first_step_tells_no_speed(clock: Clock) -> None:

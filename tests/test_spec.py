@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sqakd_deploy.config import DataConfig
 from sqakd_deploy.errors import SpecError
 from sqakd_deploy.spec import DistillConfig, QuantSpec, TensorSpec, parse_bits, read_yaml
 
@@ -135,3 +136,14 @@ def test_a_key_of_another_section_or_of_a_template_is_no_second_one(tmp_path: Pa
     (tmp_path / "run.yaml").write_text(text)
     read = read_yaml(tmp_path / "run.yaml")
     assert read == {"a": {"x": 1}, "b": {"c": {"x": 2}}, "d": {"x": 3, "y": 1}}
+
+
+def test_what_is_wrong_with_several_values_is_said_once() -> None:
+    values = {"mean": (125, 3, 0.5), "std": (58, 57, 57), "source": 3}
+    with pytest.raises(SpecError) as refused:
+        DataConfig.parse(values, where="data")
+    assert str(refused.value).count("divide what counts") == 1
+    assert "mean.0, mean.1, std.0, std.1, std.2: wanted 0 to 1" in str(refused.value)
+    assert "got 125, 3, 58, 57, 57" in str(refused.value)
+    assert str(refused.value).startswith("data: source: ")
+    assert "; mean.0" in str(refused.value)

@@ -603,7 +603,7 @@ def test_labels_of_other_classes_are_not_scored(tmp_path: Path) -> None:
     assert "(digits, since no --data was given)" in refused.stderr
     refused = run("eval", "seven.safetensors")
     assert refused.exit_code == 5
-    assert "(resnet20 and digits, since no --model and --data was given)" in refused.stderr
+    assert "error: (resnet20 and digits, since no --model and --data was given) " in refused.stderr
 
 
 def test_logits_of_another_shape_are_not_scored() -> None:

@@ -31,6 +31,7 @@ from torch import nn
 from sqakd_deploy import graph as g
 from sqakd_deploy import parity
 from sqakd_deploy.api import export
+from sqakd_deploy.consoles import as_text
 from sqakd_deploy.errors import DataError, ExportError, ParityError, SpecError
 from sqakd_deploy.exporting import ExportOptions, Session, named_stages
 from sqakd_deploy.lowering.integer import lower, snap_biases
@@ -50,8 +51,14 @@ from sqakd_deploy.verification.equivalents import in_one_form
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.isolated import SIMULATED, IsolatedReport
 from sqakd_deploy.verification.isolating import _compare, _joined, isolate, isolator_of
-from sqakd_deploy.verification.layer_tables import layers_lines, layers_table
-from sqakd_deploy.verification.layers import LayersReport, compare_layers
+from sqakd_deploy.verification.layer_tables import layers_lines, layers_parts, layers_table
+from sqakd_deploy.verification.layers import (
+    Begin,
+    LayersReport,
+    TensorReport,
+    TensorStage,
+    compare_layers,
+)
 from sqakd_deploy.verification.measures import range_step
 from sqakd_deploy.verification.reading import read_file
 from sqakd_deploy.verification.reference import Reference, Tensor, load_reference, save_reference
@@ -1145,15 +1152,15 @@ def test_int8_files_are_compared_in_the_same_terms(tmp_path: Path) -> None:
 
 
 class Faulty:
-    """ONNX Runtime whose optimiser plants a fault of its own."""
+    """ONNX Runtime whose optimiser plants a fault of its own, or all but it does."""
 
     name = "onnxruntime"
 
-    def __init__(self, constant: str, change: Change) -> None:
-        self.constant, self.change = constant, change
+    def __init__(self, constant: str, change: Change, *, optimized: bool = True) -> None:
+        self.constant, self.change, self.optimized = constant, change, optimized
 
     def open(self, path: Path, *, optimize: bool = True, threads: int | None = None) -> Session:
-        if optimize:
+        if optimize == self.optimized:
             changed = path.with_name(f"changed-{path.name}")
             changed.write_bytes(path.read_bytes())
             plant(changed, self.constant, self.change)
@@ -1297,6 +1304,51 @@ def test_faults_of_the_optimiser_are_told_from_rounding(
     (begin,) = report.first.begins
     assert (begin.kind, begin.stage) == (kind, "onnxruntime, optimisations on")
     assert 0 < begin.images <= 32
+
+
+@pytest.mark.parametrize(("amount", "kind"), [(3, "kernel"), (4000, "export")])
+def test_nothing_begins_where_a_stage_has_the_students_codes(
+    amount: int, kind: str, student: torch.fx.GraphModule, model: Path
+) -> None:
+    """Though it is not what the file unoptimised gives."""
+    sample, change = images(32).numpy(), at(4, lambda code: code + np.int32(amount))
+    runtime = Faulty("conv2/bias", change, optimized=False)
+    report = compare_layers(QdqFile(model), sample, record(student, sample), runtime)
+    assert report.first is not None
+    assert [stage.max_error > 0 for stage in report.first.stages] == [True, False]
+    (begin,) = report.first.begins
+    assert (begin.kind, begin.stage) == (kind, "onnxruntime, optimisations off")
+    assert {b.stage for t in report.tensors for b in t.begins} == {begin.stage}
+
+
+def test_what_decides_comes_first_among_layers() -> None:
+    """And what does not is marked."""
+
+    def tensor(name: str, *errors: float, begins: tuple[Begin, ...] = ()) -> TensorReport:
+        stages = zip(("off", "on", "other"), errors, strict=True)
+        figures = tuple(TensorStage(stage, e, e / 10, e, None) for stage, e in stages)
+        return TensorReport(name, 0, figures, begins)
+
+    def begin(stage: str, images: int = 2) -> Begin:
+        return Begin("kernel", stage, images, 1.0, 1.0, ())
+
+    far = [tensor(f"far{i}", 0.0, 0.0, 9.0) for i in range(30)]
+    near = tensor("near", 1.0, 0.0, 5.0, begins=(begin("off", 1), begin("other")))
+    report = LayersReport(8, (*far, near), {}, ())
+    parts = layers_parts(report, 100, ["other"])
+    text = as_text(parts)
+    assert text.count("*") == 21  # 19 far ones, one begin, what the star means
+    first, second = [line for line in text.splitlines() if "near" in line or "far0" in line]
+    assert "here, kernel (off, 1 image);" in first
+    assert "1.00 │ 0.1000" in first
+    assert "before it [other]* " in second
+    assert parts[1:] == ["* of what decides nothing: other", "11 more: see --json"]
+    assert layers_lines(report, ["other"]) == [
+        "kernel: differences begin in 1 tensor, the first near (off, 1 image, up to 1.00 steps)",
+        "decides nothing: kernel: differences begin in 1 tensor, the first near "
+        "(other against off, 2 images, up to 1.00 steps)",
+    ]
+    assert "*" not in as_text(layers_parts(replace(report, tensors=(tensor("a", 1, 0, 0),)), 100))
 
 
 def test_rounding_in_the_file_is_no_fault_of_the_export(

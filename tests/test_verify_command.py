@@ -111,7 +111,16 @@ def test_the_files_own_run_is_found(home: Path, monkeypatch: pytest.MonkeyPatch)
     done = run("verify", "m.onnx", "--samples", 20, *ONE)
     assert done.exit_code == 0, done.output
     assert "verifying against runs/own" in done.stderr
+    assert "another student" not in done.stderr
+    other = run("verify", "m.onnx", "--samples", 20, "--run", "runs/newer", *ONE)
+    assert other.exit_code == 3
+    said = other.stderr.splitlines()
+    assert said[1] == "m.onnx is of another student than runs/newer's: of runs/own's"
+    assert "wrong constant" in other.stdout
     shutil.rmtree("runs/own")
+    other = run("verify", "m.onnx", "--samples", 20, "--run", "runs/newer", *ONE)
+    said = other.stderr.splitlines()
+    assert said[1] == "m.onnx is of another student than runs/newer's: its checksum says so"
     done = run("verify", "m.onnx", "--samples", 20, *ONE)
     assert done.exit_code == 5
     assert "error: m.onnx is the student of no run under" in done.stderr
@@ -123,7 +132,7 @@ def test_a_fault_is_named_and_fails(home: Path, tmp_path: Path) -> None:
         result = run("verify", path, *source, "--layers")
         assert result.exit_code == 3
         assert "wrong constant: conv1: bias codes: 8 of 8 differ" in result.stdout
-        assert "export: differences begin in 1 tensors, the first quant_relu_1" in result.stdout
+        assert "export: differences begin in 1 tensor, the first quant_relu_1" in result.stdout
         assert "error: the file is not its student: conv1: bias codes" in result.stderr
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,10 +19,12 @@ from sqakd_exporters.onnxruntime import OnnxRuntime, OnnxRuntimeExporter
 from sqakd_deploy import graph as g
 from sqakd_deploy.cpu import this_cpu
 from sqakd_deploy.exporting import ExportOptions
+from sqakd_deploy.spec import QuantSpec, TensorSpec
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.saturation import (
     LayerSaturation,
     SaturationReport,
+    cure_for,
     saturation_in,
     saturation_of,
     worst_pair,
@@ -121,13 +124,13 @@ def test_what_it_means_here(
     assert this_cpu(info, machine) == cpu
     layer = LayerSaturation("conv1", 255, 200, 51000, False)
     report = SaturationReport((layer,), this_cpu(info, machine))
-    assert "possible in 1 of 1 integer layers (conv1)" in report.summary
+    assert "possible in 1 of 1 integer layer (conv1)" in report.summary
     assert meaning in report.summary
 
 
 def test_where_nothing_can_saturate_no_cpu_matters() -> None:
     layer = LayerSaturation("conv1", 15, 16, 240, True)
-    assert "impossible in all 1 integer layers" in SaturationReport((layer,), "no vnni").summary
+    assert "impossible in 1 integer layer; the" in SaturationReport((layer,), "no vnni").summary
 
 
 def error(got: np.ndarray, graph: g.IntegerGraph, array: np.ndarray) -> float:
@@ -216,3 +219,45 @@ def test_a_failure_names_what_may_be_behind_it() -> None:
     lines = in_one_line(["a", "b"], SaturationReport((layer,), "no vnni"))
     assert lines.startswith("a; b; this CPU has no VNNI")
     assert in_one_line(["a", "b"], SaturationReport((layer,), "vnni")) == "a; b"
+
+
+@pytest.mark.parametrize(
+    ("spec", "cure"),
+    [
+        ({}, "weights of fewer bits cannot (--first-last-bits 7)"),
+        ({"weights": {"bits": 8}, "activations": {"bits": 8}},
+         "weights of fewer bits cannot (--first-last-bits 7, --bits w7a8)"),
+        ({"weights": {"method": "pact"}}, "weights of fewer bits cannot (--first-last-bits 6)"),
+        ({"first_last_bits": 7, "layer_bits": {"c": "8"}},
+         "weights of fewer bits cannot (--layer-bits of at most w7)"),
+        ({"first_last_bits": 7}, ""),
+        ({"target": "openvino"}, ""),  # which has them at 7 already
+        ({"target": "openvino", "weights": {"bits": 8}},
+         "weights of fewer bits cannot (--bits w7a4)"),
+    ],
+)  # fmt: skip
+def test_only_what_a_student_does_not_have_is_advised(spec: dict[str, Any], cure: str) -> None:
+    layer = LayerSaturation("conv1", 255, 200, 51000, False)
+    parsed = QuantSpec.parse(spec)
+    assert cure_for(parsed) == cure
+    report = SaturationReport((layer,), "no vnni", parsed.target, cure_for(parsed))
+    assert ("x64quantprecision" in report.summary) == (parsed.target == "onnxruntime")
+    assert "; ; " not in report.summary
+    for text in (report.summary, report.suspicion):
+        assert cure in text
+        assert ("--" in text) == bool(cure)
+
+
+def test_a_file_and_its_student_get_the_same_advice(tmp_path: Path) -> None:
+    spec = QuantSpec(weights=TensorSpec(bits=8), first_last_bits=7, target="openvino")
+    graph = CASES["plain"]().graph
+    path = OnnxRuntimeExporter().export(graph, tmp_path / "a.onnx", ExportOptions()).path
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    for key, value in (("sqakd.spec", spec.model_dump_json()), ("sqakd.target", '"openvino"')):
+        model.metadata_props.add(key=key, value=value)
+    onnx.save(model, path)
+    read, known = saturation_of(QdqFile(path)), saturation_in(graph, spec)
+    assert (read.target, read.cure) == (known.target, known.cure)
+    assert read.target == "openvino"
+    assert read.cure == "weights of fewer bits cannot (--bits w7a4)"

@@ -33,7 +33,7 @@ def run(
 ) -> None:
     """Measure, and print the table."""
     facts = input_of(model)
-    profile = None if facts is None else facts.profile
+    profile, label = (None, None) if facts is None else (facts.profile, facts.label)
     for name in runtime:
         get_runtime(name)
     if plot is not None:
@@ -54,12 +54,12 @@ def run(
         finally:
             listener.finish()
     if plot is not None:
-        draw(report, plot)
+        draw(report, plot, label=label, note=profile)
     if as_json:
         own = {"fp32": None if fp32 is None else str(fp32)}  # what a run's teacher became is gone
-        print_json(report.to_dict() | own | {"baseline": note, "profile": profile})
+        print_json(report.to_dict() | own | {"baseline": note, "profile": profile, "label": label})
     else:
-        _print(report, [profile, note] if profile else [note], plot)
+        _print(report, label, [profile, note] if profile else [note], plot)
 
 
 def _baseline(model: Path, run: Path | None, folder: Path) -> tuple[Path | None, str]:
@@ -89,9 +89,9 @@ def _baseline(model: Path, run: Path | None, folder: Path) -> tuple[Path | None,
     return path, f"fp32: the teacher of {opened.path}"
 
 
-def _print(report: BenchReport, notes: list[str], plot: Path | None) -> None:
+def _print(report: BenchReport, label: str | None, notes: list[str], plot: Path | None) -> None:
     out = console()
-    for table in bench_tables(report):
+    for table in bench_tables(report, label):
         out.print(table)
     for line in bench_lines(report, *notes):
         out.print(line, highlight=False, soft_wrap=True)

@@ -9,11 +9,11 @@ from xml.etree import ElementTree
 
 import onnx
 
-from sqakd_deploy.errors import ModelError
+from sqakd_deploy.errors import ModelError, SpecError
 from sqakd_deploy.exporting import PROFILE_KEY
 from sqakd_deploy.onnx_file import read_onnx
 from sqakd_deploy.pixels import INPUT_KEY, PREPROCESSING_KEY
-from sqakd_deploy.spec import SPEC_KEY
+from sqakd_deploy.spec import SPEC_KEY, QuantSpec
 
 IR = ".xml"  # the only other kind of file that a runtime here opens
 
@@ -39,6 +39,14 @@ class InputShape:
         one, two = self.shape[1:], other.shape[1:]
         pairs = zip(one, two, strict=False)
         return len(one) == len(two) and all(None in pair or len({*pair}) == 1 for pair in pairs)
+
+    @property
+    def label(self) -> str | None:
+        """What its student's spec is called, as ``w4a4-mixed``; None if the file does not say."""
+        try:
+            return QuantSpec.model_validate_json(self.metadata.get(SPEC_KEY, "")).label
+        except (ValueError, SpecError):  # another version's
+            return None if self.bits is None else "w{}a{}".format(*self.bits)
 
     @property
     def profile(self) -> str | None:

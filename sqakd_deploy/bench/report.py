@@ -8,33 +8,38 @@ from rich.table import Table
 
 from sqakd_deploy.bench.measure import BenchReport
 from sqakd_deploy.bench.process import FP32, Row
-from sqakd_deploy.verification.tables import kib
+from sqakd_deploy.words import counted
 
 _BUSY = 0.5  # processes for each core, before it began
 
 
-def bench_tables(report: BenchReport) -> list[Table]:
-    """Speed, a row for each file, runtime and count of threads; then what else a file costs."""
-    return [_speed(report), _costs(report)]
+def bench_tables(report: BenchReport, label: str | None = None) -> list[Table]:
+    """Speed, a row for each file, runtime and count of threads; then what else a file costs.
+
+    Args:
+        report: the figures.
+        label: what the file's bits are called; None takes the report's.
+    """
+    return [_speed(report, label), _costs(report, label)]
 
 
 def _table(title: str, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
     table = Table(title=title, title_justify="left")
     for heading in left:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading == "runtime")
     for heading in right:
         table.add_column(heading, justify="right")
     return table
 
 
-def _speed(report: BenchReport) -> Table:
+def _speed(report: BenchReport, label: str | None) -> Table:
     left, right = ("runtime", "file"), ("threads", "median", "p95", "images/s", "× fp32")
     table = _table(f"{report.path}, batch {report.shape[0]}", left, right)
     for row in report.rows:
         baseline = report.baseline(row)
         table.add_row(
             row.runtime,
-            row_name(report, row),
+            row_name(report, row, label),
             str(row.threads),
             milliseconds(row.median),
             milliseconds(row.p95),
@@ -44,30 +49,37 @@ def _speed(report: BenchReport) -> Table:
     return table
 
 
-def _costs(report: BenchReport) -> Table:
+def _costs(report: BenchReport, label: str | None) -> Table:
     """With the first count of threads: it hardly matters here."""
-    left, right = ("runtime", "file"), ("load", "memory", "process", "size", "in integers")
+    left, right = ("runtime", "file"), ("load", "memory", "process", "size", "in\nintegers")
     table = _table("", left, right)
     for row in report.rows:
         if row.threads != report.rows[0].threads:
             continue
         table.add_row(
             row.runtime,
-            row_name(report, row),
+            row_name(report, row, label),
             milliseconds(row.load),
-            "—" if row.added is None else kib(row.added),
-            "—" if row.peak is None else kib(row.peak),
-            kib(row.size),
+            "—" if row.added is None else _size(row.added),
+            "—" if row.peak is None else _size(row.peak),
+            _size(row.size),
             f"{sum(row.coverage.integer.values())} of {sum(row.coverage.total.values())}",
         )
     return table
 
 
-def row_name(report: BenchReport, row: Row) -> str:
-    """``fp32``, or the model's bits where it says them."""
-    if row.kind == FP32 or report.bits is None:
+def row_name(report: BenchReport, row: Row, label: str | None = None) -> str:
+    """``fp32``, or what the model's bits are called where it says them."""
+    if row.kind == FP32 or (label is None and report.bits is None):
         return row.kind
-    return "w{}a{}".format(*report.bits)
+    return label or "w{}a{}".format(*report.bits or ())
+
+
+def _size(size: int) -> str:
+    """Bytes in two or three digits, with which the table fits 80 columns."""
+    kibs = size / 1024
+    value, unit = (kibs, "KiB") if kibs < 1000 else (kibs / 1024, "MiB")
+    return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
 
 
 def milliseconds(seconds: float) -> str:
@@ -120,7 +132,12 @@ def _coverage(report: BenchReport) -> Iterator[str]:
         yield f"in integers in {row.runtime}: {counts or 'none'}"
         reasons = [fallback.reason for fallback in row.coverage.fallbacks]
         if reasons:
-            yield f"in float in {row.runtime}: {len(reasons)} layers, the first: {reasons[0]}"
+            yield f"in float in {row.runtime}: {_first_of(reasons)}"
+
+
+def _first_of(reasons: list[str]) -> str:
+    first = f"the first: {reasons[0]}" if len(reasons) > 1 else reasons[0]
+    return f"{counted(len(reasons), 'layer')}, {first}"
 
 
 def _instructions(report: BenchReport) -> str:

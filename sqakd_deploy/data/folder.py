@@ -90,7 +90,7 @@ def read_parts(
     files = ImageFiles(path, paths, preprocessing.channels, seen.stored(preprocessing))
     decoded = read_images(files, options)
     if own is None and options.preprocessing is None:
-        _say_what_is_assumed(options)
+        _say_what_is_assumed(options, preprocessing, seen.sizes)
     train_split, test_split = _split(decoded, train, test)
     usual = augmentation or _augmentation(
         preprocessing, is_imagenet(train.classes), grey=seen.own_channels == 1
@@ -107,8 +107,16 @@ def read_parts(
     )
 
 
-def _say_what_is_assumed(options: ReadOptions) -> None:
+def _say_what_is_assumed(
+    options: ReadOptions, preprocessing: Preprocessing, sizes: frozenset[tuple[int, int]]
+) -> None:
     """Numbers that nobody gave, which a model trained on others would suffer from."""
+    if options.input_size is None and sizes != {preprocessing.input_size}:
+        height, width = preprocessing.input_size
+        how = "cropped about their centre and resized to"
+        if preprocessing.resize is not None:
+            how = f"resized to {preprocessing.resize} pixels on their short side and cropped to"
+        options.message(f"images are {how} {height}×{width} pixels (--input-size)")
     given = {"mean": options.mean, "std": options.std}
     assumed = [name for name, values in given.items() if values is None]
     if assumed:

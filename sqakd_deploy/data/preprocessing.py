@@ -56,10 +56,10 @@ class Preprocessing(Spec):
     def _one_value_a_channel(self) -> Preprocessing:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.channels:
-                raise SpecError(
-                    f"{name}: wanted one value for each of {self.channels} channels, "
-                    f"got {len(values)}"
-                )
+                wanted = f"one value for each of {self.channels} channels"
+                if self.channels == 1:
+                    wanted = "one value, since the images have one channel, grey"
+                raise SpecError(f"{name}: wanted {wanted}, got {len(values)}")
         if self.resize is not None and self.resize < min(self.input_size):
             raise SpecError(
                 f"resize: wanted at least {min(self.input_size)}, the short side of the input, "

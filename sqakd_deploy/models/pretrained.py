@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sqakd_deploy.errors import CheckpointError
 from sqakd_deploy.models.builtin import MODELS
-from sqakd_deploy.models.weights import load_state, read_state_dict
+from sqakd_deploy.models.weights import Message, load_state, read_state_dict
 from sqakd_deploy.models.zoo import (
     TIMM_PREFIX,
     TORCHVISION_PREFIX,
@@ -37,6 +37,7 @@ def load_any_weights(
     *,
     new_classifier: bool = False,
     other_classes: bool = False,
+    message: Message = lambda text: None,
 ) -> int | None:
     """Load the weights that a person names into ``model``, in place, whole or not at all.
 
@@ -48,6 +49,7 @@ def load_any_weights(
         new_classifier: where the weights tell another number of classes apart, leave the model's
             last layer as it is, to be trained.
         other_classes: they do so, whatever their number.
+        message: told which was taken of several sets of weights in a file.
 
     Returns:
         That other number of classes; None where the weights are the whole model's.
@@ -59,7 +61,8 @@ def load_any_weights(
     path = Path(weights).expanduser()
     last = _last_layer(model) if new_classifier else None
     if path.exists() or not _NAME.fullmatch(weights):
-        state = _modern(read_state_dict(path), model) if _is_theirs(name) else read_state_dict(path)
+        state = read_state_dict(path, message)
+        state = _modern(state, model) if _is_theirs(name) else state
     elif name.startswith(TIMM_PREFIX):
         state, path = _timm(model, name, weights, last)
     else:

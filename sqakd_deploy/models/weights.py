@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from sqakd_deploy.errors import CheckpointError
 from sqakd_deploy.nonfinite import non_finite_tensor
+
+Message: TypeAlias = Callable[[str], None]
+"""Told what a person should know of a file."""
 
 _NESTED = (
     "state_dict",
@@ -136,8 +139,12 @@ def _resized(
     return len(theirs)
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path, message: Message = lambda text: None) -> dict[str, Tensor]:
     """Tensors by name, on the CPU, from any file that :func:`load_weights` takes.
+
+    Args:
+        path: the file.
+        message: told which was taken of several sets of weights.
 
     Raises:
         CheckpointError: if the file is missing, damaged or holds no state dict.
@@ -152,7 +159,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"weight file {path} is empty")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    return _find_state_dict(_read_torch(path), path)
+    return _find_state_dict(_read_torch(path), path, message)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -196,9 +203,15 @@ def _reason(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
 
 
-def _find_state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
-    for candidate in _candidates(loaded, _DEEPEST):
+def _find_state_dict(loaded: Any, path: Path, message: Message) -> dict[str, Tensor]:
+    for name, candidate in _candidates(loaded, _NESTED):
         if _is_state_dict(candidate):
+            others = _others(loaded, candidate)
+            if others:
+                message(
+                    f"{path} holds several sets of weights: {name!r} is taken, not "
+                    f"{', '.join(map(repr, others))}; save another alone to take that"
+                )
             return dict(candidate)
     found = ", ".join(map(str, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
     raise CheckpointError(
@@ -207,12 +220,26 @@ def _find_state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
     )
 
 
-def _candidates(loaded: Any, depth: int) -> Iterator[Any]:
-    yield loaded
+def _candidates(
+    loaded: Any, keys: Iterable[Any] | None, name: str = "", depth: int = _DEEPEST
+) -> Iterator[tuple[str, Any]]:
+    """What may be weights, and where it lies: the whole, and what is under some keys or, if they
+    are None, under any."""
+    yield name, loaded
     if isinstance(loaded, Mapping) and depth:
-        for key in _NESTED:
+        for key in loaded if keys is None else keys:
             if key in loaded:
-                yield from _candidates(loaded[key], depth - 1)
+                below = f"{name}.{key}" if name else str(key)
+                yield from _candidates(loaded[key], keys, below, depth - 1)
+
+
+def _others(loaded: Any, taken: Mapping[str, Tensor]) -> list[str]:
+    """Where there are other sets of about as many tensors."""
+    return [
+        name
+        for name, found in _candidates(loaded, None)
+        if _is_state_dict(found) and found is not taken and 2 * len(found) > len(taken)
+    ]
 
 
 def _is_state_dict(value: Any) -> bool:

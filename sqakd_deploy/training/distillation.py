@@ -63,6 +63,7 @@ def distill(
     calibration: Tensor | Iterable[object] | None = None,
     labelled: Loader | None = None,
     saves: Saves | None = None,
+    on_calibrated: Callable[[nn.Module], None] | None = None,
     on_step: Callable[[Step], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     message: Callable[[str], None] | None = None,
@@ -85,6 +86,7 @@ def distill(
         labelled: batches ``(images, labels)``, needed by the baselines ``ce`` and ``kl+ce`` alone;
             they replace ``images``.
         saves: where training states are saved, and resumed from if there is one.
+        on_calibrated: called with the student before the first step, if there is one.
         on_step: called after each step.
         on_epoch: called after each epoch.
         message: told what was decided.
@@ -122,6 +124,8 @@ def distill(
     reestimate = partial(_reestimate, student, still, config, say)
     if config.epochs:
         run = _Distillation(student, teacher, config, batches, say)
+        if on_calibrated is not None:
+            on_calibrated(student)
         records = run.fit(saves, on_step, on_epoch, reestimate)
     if not frozen_epochs(student, config):
         reestimate()

@@ -35,6 +35,7 @@ from sqakd_deploy.preparing import (
     pick_device,
     understood,
 )
+from sqakd_deploy.runs import check_images
 from sqakd_deploy.training.acceleration import fitting_threads
 from sqakd_deploy.training.curves import check_installed
 from sqakd_deploy.training.processes import start
@@ -95,6 +96,8 @@ class Job:
         self.config = config.model_copy(update={"model": self.origin.completed(config.model)})
         if found is None:  # a run that goes on needs its weights no more
             check_there(self.config.model)
+        else:
+            check_images(found, "put it back to go on")
         self.accelerator = start(pick_device(config.device))
         self.device = self.accelerator.device
         self.main = self.accelerator.is_main_process

@@ -95,7 +95,12 @@ def _start_from(job: Job, model: nn.Module, data: ImageData, found: Run | None) 
     try:
         other = origin_of(wanted).of_other_classes(data)
         classes = load_any_weights(
-            model, wanted.name, wanted.weights, new_classifier=True, other_classes=other
+            model,
+            wanted.name,
+            wanted.weights,
+            new_classifier=True,
+            other_classes=other,
+            message=job.listener.message,
         )
     except CheckpointError as error:
         if found is None or not (found.path / LAST / TEACHING).exists():

@@ -29,6 +29,7 @@ from sqakd_deploy.quantizers import METHODS
 from sqakd_deploy.results import TrainResult, score
 from sqakd_deploy.runs import still_batches
 from sqakd_deploy.spec import DistillConfig, QuantSpec
+from sqakd_deploy.training.beginning import Beginning
 from sqakd_deploy.training.distillation import check_settings, distill
 from sqakd_deploy.training.job import Job, reopen
 from sqakd_deploy.training.watch import Watch
@@ -159,10 +160,14 @@ class _Distillation(Job):
             self._teacher(model, data, run)
             torch.manual_seed(self.seed)  # a resumed run may not have trained its teacher
             student = self._quantize(model, data)
-            self._distill(student, model, data, run)
+            beginning = Beginning(model, data)
+            self._distill(student, model, data, run, beginning)
             run.save(student, STUDENT)
             with self.timed("evaluation"):
                 scores = score(student, model, data)
+                regret = beginning.regret(student)
+            if regret is not None:
+                self.listener.message(regret)
             facts = (run.path, len(data.train.images), self._trains_teacher, self.seconds)
             result = TrainResult(*facts, **scores)
         self.finish(run, result.to_dict())
@@ -185,7 +190,7 @@ class _Distillation(Job):
     def _check_teacher(self, model: nn.Module, data: ImageData) -> None:
         wanted = self.config.model
         if wanted.weights is not None:
-            load_any_weights(model, wanted.name, wanted.weights)
+            load_any_weights(model, wanted.name, wanted.weights, message=self.listener.message)
         elif data.train.labels is None:
             raise SpecError(
                 f"no teacher: {self.config.data.source} has no labels to train one with; "
@@ -204,8 +209,16 @@ class _Distillation(Job):
         run.save(model.eval(), TEACHER)
         self.accelerator.wait_for_everyone()
 
-    def _distill(self, student: nn.Module, teacher: nn.Module, data: ImageData, run: Run) -> None:
+    def _distill(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        data: ImageData,
+        run: Run,
+        beginning: Beginning,
+    ) -> None:
         config = self.config.distillation
+        compared = self.main and config.loss == "kl"  # which no label pulls away from the teacher
         labelled = None if config.loss == "kl" else self._labelled(data, config.batch_size)
         batches = self._batches(data, config.batch_size)
         if not config.epochs:
@@ -221,6 +234,7 @@ class _Distillation(Job):
                 calibration=still_batches(data.train, data.preprocessing, shuffle_seed=self.seed),
                 labelled=labelled,
                 saves=self._saves(run, "student"),
+                on_calibrated=beginning.calibrated if compared else None,
                 on_step=watch.on_step,
                 on_epoch=watch.on_epoch,
                 message=self.listener.message,

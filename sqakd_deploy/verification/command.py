@@ -79,16 +79,17 @@ def _from_run(
 ) -> tuple[Reference, Recorder, Isolator, Converter]:
     """The student of the run that is named, or of the file's own."""
     # Imported late: all of this needs torch, and verifying against a reference must not.
-    from sqakd_deploy.checkpoint import open_run, own_run
+    from sqakd_deploy.checkpoint import open_run, other_student, own_run
     from sqakd_deploy.runs import held_out, load_student
     from sqakd_deploy.verification.converting import converter_of
     from sqakd_deploy.verification.isolating import isolator_of
     from sqakd_deploy.verification.student import record, reference_of
 
-    loaded = load_student(open_run(run) if run else own_run(metadata_of(path), path))
-    console(stderr=True).print(
-        f"verifying against {loaded.run.path} ({loaded.run.status})", highlight=False
-    )
+    facts = metadata_of(path)
+    loaded = load_student(open_run(run) if run else own_run(facts, path))
+    said = f"verifying against {loaded.run.path} ({loaded.run.status})"
+    for line in filter(None, (said, other_student(facts, path, loaded.run))):
+        console(stderr=True).print(line, highlight=False, soft_wrap=True)
     images, split = held_out(loaded, data, samples)
     answers = reference_of(loaded.student, images, labels=split.labels, metadata=loaded.metadata)
     student = loaded.student

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from rich.table import Table
 
 from sqakd_deploy.verification.isolated import SIMULATED, IsolatedReport
-from sqakd_deploy.verification.layers import KINDS, Begin, Kind, LayersReport, TensorReport
+from sqakd_deploy.verification.layers import (
+    KINDS,
+    Begin,
+    Kind,
+    LayersReport,
+    TensorReport,
+    TensorStage,
+)
 from sqakd_deploy.verification.tables import copies, first_of, which_images
+from sqakd_deploy.words import counted
 
 _SHOWN = 20
 """Tensors in a table; --json has all."""
 
 _SHORT = 30
 """Names of tensors up to this length are not broken in two."""
+
+_STAR = "*"
+"""Marks what decides nothing."""
 
 _WIDE = 100
 """Characters from which on a table has all its columns."""
@@ -21,26 +34,33 @@ _WIDE = 100
 _FIGURES = ("largest\nerror", "mean\nerror", "codes that\ndiffer", "SNR")
 
 
-def layers_table(report: LayersReport, width: int = 100, images: str | None = None) -> Table:
+def layers_table(
+    report: LayersReport,
+    width: int = 100,
+    undecided: Collection[str] = (),
+    images: str | None = None,
+) -> Table:
     """Quantised tensors that differ, worst first, each in its worst stage.
 
     Args:
         report: of the layers.
         width: of the paper (characters); on narrow one the SNR gives way to where differences
             begin.
+        undecided: stages that decide nothing; tensors that differ in these alone come last, and
+            have a star.
         images: which they were compared on, in words; None are those that differ most.
     """
-    count, images = len(report.tensors), images or which_images(report.images)
-    title = f"{count} quantised tensors, on {images}; errors in steps"
+    count = counted(len(report.tensors), "quantised tensor")
+    title = f"{count}, on {images or which_images(report.images)}; errors in steps"
     table = Table(title=title, title_justify="left")
-    shown = _differing(report)[:_SHOWN]
+    shown = _differing(report, undecided)[:_SHOWN]
     short = max((len(tensor.name) for tensor in shown), default=0) <= _SHORT
     table.add_column("tensor", overflow="fold", no_wrap=short)
     for heading in _FIGURES[: _columns(width)]:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("begins", overflow="fold")
     for tensor in shown:
-        name, *figures, begins = _tensor_row(tensor)
+        name, *figures, begins = _tensor_row(tensor, undecided)
         table.add_row(name, *figures[: _columns(width)], begins)
     return table
 
@@ -50,57 +70,98 @@ def _columns(width: int) -> int:
     return len(_FIGURES) - (width < _WIDE)
 
 
-def _differing(report: LayersReport) -> list[TensorReport]:
-    return [t for t in report.tensors if not t.stages or t.worst[0] < 0]
+def _differing(report: LayersReport, undecided: Collection[str] = ()) -> list[TensorReport]:
+    """Those that differ in a stage that decides first."""
+    found = [t for t in report.tensors if not t.stages or t.worst[0] < 0]
+    return sorted(found, key=lambda tensor: _only_undecided(tensor, undecided))
 
 
-def layers_parts(report: LayersReport, width: int, images: str | None = None) -> list[Table | str]:
-    """The table (:func:`layers_table`), if a tensor differs, and a line on those that it has
-    not."""
-    if _differing(report):
-        return [layers_table(report, width, images), *_unlisted_lines(report)]
+def _only_undecided(tensor: TensorReport, undecided: Collection[str]) -> bool:
+    """Whether it differs in stages that decide nothing, and in no other."""
+    differing = {stage.stage for stage in tensor.stages if stage.max_error}
+    return bool(differing) and differing <= {*undecided}
+
+
+def layers_parts(
+    report: LayersReport,
+    width: int,
+    undecided: Collection[str] = (),
+    images: str | None = None,
+) -> list[Table | str]:
+    """The table, if a tensor differs, and a line on those that it has not.
+
+    Args:
+        report: of the layers.
+        width: of the paper (characters).
+        undecided: stages that decide nothing.
+        images: which they were compared on, in words; None are those that differ most.
+    """
+    if differing := _differing(report):
+        starred = any(_in_undecided(tensor, undecided) for tensor in differing)
+        note = [f"{_STAR} of what decides nothing: {', '.join(undecided)}"] if starred else []
+        return [layers_table(report, width, undecided, images), *note, *_unlisted_lines(report)]
     if not report.tensors:
         return []
-    where = f"on {images or which_images(report.images)}"
-    return [f"{len(report.tensors)} quantised tensors, {where}: all the student's, code for code"]
+    count = counted(len(report.tensors), "quantised tensor")
+    return [
+        f"{count}, on {images or which_images(report.images)}: all the student's, code for code"
+    ]
+
+
+def _in_undecided(tensor: TensorReport, undecided: Collection[str]) -> bool:
+    stages = [begin.stage for begin in tensor.begins]
+    return _only_undecided(tensor, undecided) or not {*undecided}.isdisjoint(stages)
 
 
 def _unlisted_lines(report: LayersReport) -> list[str]:
     """Which tensors the table has not."""
     differing = len(_differing(report))
     more, same = differing - _SHOWN, len(report.tensors) - differing
-    left = [f"{more} more, none of them worse: see --json"] if more > 0 else []
+    left = [f"{more} more: see --json"] if more > 0 else []
     left += [f"{same} are the student's, code for code"] if same else []
     return ["; ".join(left)] if left else []
 
 
-def _tensor_row(tensor: TensorReport) -> tuple[str, ...]:
-    stage = max(tensor.stages, key=lambda s: (s.max_error, s.share), default=None)
-    begins = "; ".join(_begin(begin) for begin in tensor.begins)
+def _tensor_row(tensor: TensorReport, undecided: Collection[str]) -> tuple[str, ...]:
+    def worst(stage: TensorStage) -> tuple[bool, float, float]:
+        decides = stage.max_error > 0 and stage.stage not in undecided
+        return decides, stage.max_error, stage.share
+
+    stage = max(tensor.stages, key=worst, default=None)
     if stage is None:
         return tensor.name, "—", "—", "—", "—", "unseen"
-    same = stage.max_error == 0
+    ordered = sorted(tensor.begins, key=lambda begin: begin.stage in undecided)
+    begins = "; ".join(_begin(b) + _STAR * (b.stage in undecided) for b in ordered)
+    before = f"{begins or 'before it'} [{stage.stage}]{_STAR * (stage.stage in undecided)}"
     return (
         tensor.name,
         f"{stage.max_error:.2f}",
         f"{stage.mean_error:.4f}",
         f"{stage.share:.2f} %",
         "—" if stage.snr is None else f"{stage.snr:.1f} dB",
-        begins if stage.stage in begins or same else f"{begins or 'before it'} [{stage.stage}]",
+        begins if any(b.stage == stage.stage for b in ordered) else before,
     )
 
 
 def _begin(begin: Begin) -> str:
-    return f"{_where(begin)}, {begin.kind} ({begin.stage}, {begin.images} images)"
+    return f"{_where(begin)}, {begin.kind} ({begin.stage}, {counted(begin.images, 'image')})"
 
 
 def _where(begin: Begin) -> str:
     return " or in ".join(["here", *begin.or_in])
 
 
-def layers_lines(report: LayersReport) -> list[str]:
-    """Where differences begin, and what cannot be seen."""
-    lines = [line for line in (_kind_line(report, kind) for kind in KINDS) if line]
+def layers_lines(report: LayersReport, undecided: Collection[str] = ()) -> list[str]:
+    """Where differences begin, and what cannot be seen.
+
+    Args:
+        report: of the layers.
+        undecided: stages that decide nothing, of which lines say so.
+    """
+    kinds = [_kind_line(report, kind, undecided, decides=True) for kind in KINDS]
+    others = [_kind_line(report, kind, undecided, decides=False) for kind in KINDS]
+    lines = [line for line in kinds if line]
+    lines += [f"decides nothing: {line}" for line in others if line]
     if not lines:
         differ = any(tensor.worst[0] < 0 for tensor in report.tensors)
         seen = "where differences begin cannot be seen"
@@ -147,15 +208,25 @@ def _sources(report: IsolatedReport) -> str:
     return f"the runtime and, for {', '.join(report.unread)}, of the student"
 
 
-def _kind_line(report: LayersReport, kind: Kind) -> str:
+def _kind_line(
+    report: LayersReport, kind: Kind, undecided: Collection[str], *, decides: bool
+) -> str:
     """Where differences of a kind begin, first in topological order; empty if there are none."""
-    begun = [(t, b) for t in report.begun for b in t.begins if b.kind == kind]
+    begun = [
+        (tensor, begin)
+        for tensor in report.begun
+        for begin in tensor.begins
+        if begin.kind == kind and (begin.stage not in undecided) == decides
+    ]
     if not begun:
         return ""
     count = len({tensor.name for tensor, _ in begun})
     tensor, begin = begun[0]
+    base = tensor.stages[0].stage
+    against = "" if begin.stage == base else f" against {base}"
     return (
-        f"{kind}: differences begin in {count} tensors, the first {tensor.name} "
-        f"({begin.stage}, {begin.images} images, up to {begin.max_error:.2f} steps)"
+        f"{kind}: differences begin in {counted(count, 'tensor')}, the first {tensor.name} "
+        f"({begin.stage}{against}, {counted(begin.images, 'image')}, "
+        f"up to {begin.max_error:.2f} steps)"
         + (f", or before it in {', '.join(begin.or_in)}, unseen" if begin.or_in else "")
     )

@@ -12,6 +12,9 @@ are the same on both sides, and it is not; elsewhere it is handed down. The stag
   multiplied in another width, and a value beside the border of two codes falls on the other side
   (rule 20).
 
+Whichever it is, the runtime's tensor is not the student's: where it is, and the unoptimised one's
+is not, the difference begins in the latter alone.
+
 Rounding is at most :data:`ROUNDING_STEPS` steps for at most :data:`ROUNDING_SHARE` of the codes, or
 :data:`ROUNDING_CODES` of them. A
 fault that does so little is told from it only if it lies in a constant. Behind a tensor that
@@ -38,6 +41,7 @@ from sqakd_deploy.verification.isolated import IsolatedReport
 from sqakd_deploy.verification.onnx_layers import OnnxFile, Quantized
 from sqakd_deploy.verification.reference import Tensor
 from sqakd_deploy.verification.taps import read_codes
+from sqakd_deploy.words import counted
 
 ROUNDING_STEPS = 1.01
 """Rule 20: one step; the rest is for scales that were multiplied in float32."""
@@ -149,8 +153,9 @@ class LayersReport:
         Where tensors before it are unseen, it may have begun there, as rounding.
         """
         return [
-            f"{tensor.name}: differences beyond rounding begin here ({begin.stage}, {begin.images} "
-            f"images, {begin.share:.2f} % of the codes, up to {begin.max_error:.2f} steps)"
+            f"{tensor.name}: differences beyond rounding begin here ({begin.stage}, "
+            f"{counted(begin.images, 'image')}, {begin.share:.2f} % of the codes, up to "
+            f"{begin.max_error:.2f} steps)"
             for tensor in self.begun
             for begin in tensor.begins
             if begin.kind != "kernel" and begin.stage in stages and not begin.or_in
@@ -289,12 +294,13 @@ def _begin(name: str, stage: str, comparison: _Comparison) -> Begin | None:
     eligible = np.ones(len(own), bool)
     for change in before:
         eligible &= ~change.any(axis=1)
-    begun = own[eligible & own.any(axis=1)]
+    error = comparison.errors[stage][name].reshape(own.shape)
+    begun = own[eligible & own.any(axis=1) & error.any(axis=1)]
     if not len(begun):
         return None
-    largest, share = float(np.abs(begun).max()), float(np.mean(own[eligible] != 0))
-    moved = np.count_nonzero(begun)
-    few = moved <= max(ROUNDING_CODES, ROUNDING_SHARE * own[eligible].size)
+    moved, codes = np.count_nonzero(begun), own[eligible].size
+    largest, share = float(np.abs(begun).max()), moved / codes
+    few = moved <= max(ROUNDING_CODES, ROUNDING_SHARE * codes)
     rounding = largest <= ROUNDING_STEPS and few
     kind: Kind = "kernel" if rounding else "optimiser"
     if stage == comparison.base:

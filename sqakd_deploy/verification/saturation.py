@@ -14,16 +14,19 @@ that. Activations count by their codes, zero-point included, as the kernels do.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sqakd_deploy.cpu import Vnni, this_cpu
+from sqakd_deploy.errors import SpecError
 from sqakd_deploy.graph import IntegerGraph, IntWeight
+from sqakd_deploy.spec import SPEC_KEY, QuantSpec
 from sqakd_deploy.verification import constants as c
 from sqakd_deploy.verification.file import QdqFile
 from sqakd_deploy.verification.onnx_layers import OnnxFile
+from sqakd_deploy.words import counted
 
 _LIMIT = 32767
 _PIXEL = 255  # the largest raw one
@@ -55,10 +58,14 @@ class SaturationReport:
     Attributes:
         layers: in the file's order.
         cpu: what this machine is.
+        target: that the file was written for; None if it is not known.
+        cure: what keeps a student of that kind from it; empty where no option does.
     """
 
     layers: tuple[LayerSaturation, ...]
     cpu: Vnni
+    target: str | None = None
+    cure: str = field(default_factory=lambda: cure_for(None))
 
     @property
     def at_risk(self) -> list[str]:
@@ -72,7 +79,7 @@ class SaturationReport:
             return ""
         return (
             f"this CPU has no VNNI, and sums can saturate in {_some(self.at_risk)} (rule 19 of "
-            f"docs/runtime-rules.md): {_FEWER_BITS}"
+            "docs/runtime-rules.md)" + (f": {self.cure}" if self.cure else "")
         )
 
     @property
@@ -82,25 +89,57 @@ class SaturationReport:
         if not self.layers:
             return "saturation without VNNI: no layer has integer weights and inputs"
         if not at_risk:
+            layers = "all " * (len(self.layers) > 1) + counted(len(self.layers), "integer layer")
             return (
-                f"saturation without VNNI: impossible in all {len(self.layers)} integer layers; "
+                f"saturation without VNNI: impossible in {layers}; "
                 "the answers are the same on every x86 CPU"
             )
-        return (
-            f"saturation without VNNI: possible in {len(at_risk)} of {len(self.layers)} integer "
-            f"layers ({_some(at_risk)}), but in ONNX Runtime with session.x64quantprecision set to "
-            f"1, as this package sets it there; {_FEWER_BITS}; {_MEANING[self.cpu]}"
+        layers = counted(len(self.layers), "integer layer")
+        parts = (
+            f"possible in {len(at_risk)} of {layers} ({_some(at_risk)})"
+            + (_EXACT if self.target in _OF_ONNX_RUNTIME else ""),
+            self.cure,
+            _MEANING[self.cpu],
         )
+        return f"saturation without VNNI: {'; '.join(filter(None, parts))}"
 
 
 def _some(layers: list[str]) -> str:
     return ", ".join(layers[:4]) + (", …" if len(layers) > 4 else "")
 
 
-_FEWER_BITS = (
-    "weights of fewer bits cannot (--first-last-bits 7; of inner layers --bits w7a8, or w6a8 with "
-    "pact, dorefa and ewgs)"
+_OF_ONNX_RUNTIME = (None, "onnxruntime")
+_EXACT = (
+    ", but in ONNX Runtime with session.x64quantprecision set to 1, as this package sets it there"
 )
+_ODD = ("pact", "dorefa", "ewgs")  # methods whose codes have no zero: a bit more holds them
+_SEVEN_AT_ENDS = "openvino"  # a target that gives the first and last layers no more
+
+
+def cure_for(spec: QuantSpec | None) -> str:
+    """What keeps integer kernels from saturating, of what a student's spec does not have yet.
+
+    Args:
+        spec: the student's, with the file's target; None where it is not known.
+
+    Returns:
+        What to do, with options of ``train``; empty if none of them is left.
+    """
+    if spec is None:
+        return (
+            "weights of fewer bits cannot (--first-last-bits 7; of inner layers --bits w7a8, or "
+            "w6a8 with pact, dorefa and ewgs)"
+        )
+    most = 6 if spec.weights.method in _ODD else 7
+    options = []
+    if spec.target != _SEVEN_AT_ENDS and spec.first_last_bits > most:
+        options.append(f"--first-last-bits {most}")
+    if spec.weights.bits > most:
+        options.append(f"--bits w{most}a{spec.activations.bits}")
+    if spec.layer_bits:
+        options.append(f"--layer-bits of at most w{most}")
+    return f"weights of fewer bits cannot ({', '.join(options)})" if options else ""
+
 
 _MEANING: Mapping[Vnni, str] = {
     "vnni": "this CPU has VNNI and does not saturate",
@@ -120,6 +159,7 @@ def saturation_of(file: OnnxFile, cpu: Vnni | None = None) -> SaturationReport:
     cpu = this_cpu() if cpu is None else cpu
     if not isinstance(file, QdqFile):
         return SaturationReport((), cpu)
+    cure = cure_for(_spec(file))
     facts, inputs = file.constants, file.inputs_of_layers()
     layers = []
     for name, numbers in facts.items():
@@ -133,18 +173,35 @@ def saturation_of(file: OnnxFile, cpu: Vnni | None = None) -> SaturationReport:
         else:
             continue
         layers.append(_layer(name, numbers[c.WEIGHT_CODES], highest))
-    return SaturationReport(tuple(layers), cpu)
+    return SaturationReport(tuple(layers), cpu, file.target, cure)
 
 
-def saturation_in(graph: IntegerGraph) -> SaturationReport:
-    """The same of a student's integers, whatever the format of its file."""
+def _spec(file: OnnxFile) -> QuantSpec | None:
+    """What a file says of its student, with its own target; None if it says nothing known here."""
+    stated = file.stated(SPEC_KEY)
+    if not isinstance(stated, dict):
+        return None
+    try:
+        return QuantSpec.parse(stated | {"target": file.target})
+    except SpecError:  # another version's
+        return None
+
+
+def saturation_in(graph: IntegerGraph, spec: QuantSpec | None = None) -> SaturationReport:
+    """The same of a student's integers, whatever the format of its file.
+
+    Args:
+        graph: of the student.
+        spec: the student's, with the file's target.
+    """
     layers = []
     for node in graph.nodes:
         weight = getattr(node, "weight", None)
         grid = graph.values[node.inputs[0]].grid if node.inputs else None
         if isinstance(weight, IntWeight) and grid is not None:
             layers.append(_layer(node.name, weight.codes, grid.qmax - c.offset(grid.dtype)))
-    return SaturationReport(tuple(layers), this_cpu())
+    target = None if spec is None else spec.target
+    return SaturationReport(tuple(layers), this_cpu(), target, cure_for(spec))
 
 
 def sums_exactly(runtime: object) -> bool:

@@ -35,18 +35,20 @@ def verification_parts(report: Verification, width: int = WIDTH) -> list[Table |
         width: of the paper (characters).
     """
     parity, layers = report.parity, report.layers
+    undecided = [stage.name for stage in parity.stages if not stage.decides]
     parts = _stages(parity)
     lines = constants_lines(
         parity, known=report.reference.constants is not None, unknown=report.unknown
     )
     lines += coverage_lines(parity)
     if layers is not None:
-        parts += layers_parts(layers, width, which_images(layers.images, _saved(report.reference)))
+        which = which_images(layers.images, _saved(report.reference))
+        parts += layers_parts(layers, width, undecided, which)
     # a profile's runtime does not run on x86; of IR, a conversion of the student tells its sums
     if parity.conformance is None and report.unknown is None:
         parts += [saturation_table(report.saturation)] if report.saturation.layers else []
         lines.append(report.saturation.summary)
-    return [*parts, *lines, *(layers_lines(layers) if layers is not None else [])]
+    return [*parts, *lines, *(layers_lines(layers, undecided) if layers is not None else [])]
 
 
 def _saved(reference: Reference) -> list[int] | None:

@@ -106,6 +106,8 @@ class ParityReport:
         isolated: every layer on the runtime's own codes, by the stage; empty where the student is
             not at hand.
         metadata: what the file says of itself and is otherwise.
+        graph_size: of the file that holds the graph, as text, beside that of weights (bytes), of
+            OpenVINO IR; None elsewhere.
     """
 
     samples: int
@@ -128,6 +130,7 @@ class ParityReport:
     float_layers: int | None = None
     isolated: Mapping[str, IsolatedReport] = field(default_factory=dict)
     metadata: tuple[Difference, ...] = ()
+    graph_size: int | None = None
 
     def __str__(self) -> str:
         # By its name: what shows reports imports them.
@@ -291,6 +294,7 @@ def report_of(
         byte_layers=sizes.byte_layers if sizes else None,
         float_layers=sizes.float_layers if sizes else None,
         isolated=isolated or {},
+        graph_size=path.stat().st_size if path.suffix == ".xml" else None,
     )
 
 

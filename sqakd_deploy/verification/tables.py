@@ -10,6 +10,7 @@ from sqakd_deploy.exporting import Conformance, FloatFallback
 from sqakd_deploy.verification.isolated import SIMULATED, IsolatedReport
 from sqakd_deploy.verification.saturation import SaturationReport
 from sqakd_deploy.verification.stages import ParityReport, isolated_faults
+from sqakd_deploy.words import counted
 
 _FEW_IMAGES = 100
 """One of fewer is more than a percent."""
@@ -27,7 +28,8 @@ def kib(size: int) -> str:
 
 def parity_table(report: ParityReport) -> Table:
     """The stages of a comparison."""
-    table = Table(title=f"Parity on {report.samples} images", title_justify="left")
+    title = f"Parity on {counted(report.samples, 'image')}"
+    table = Table(title=title, title_justify="left")
     for heading in ("stage", "top-1", "agreement", "largest error", "mean error"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for stage in report.stages:
@@ -46,12 +48,13 @@ def parity_lines(report: ParityReport) -> list[str]:
     lines = [f"one step = {report.output_step:.4g} ({report.output_step_source})"]
     if report.samples < _FEW_IMAGES:
         lines.append(
-            f"{report.samples} images alone: what differs in one of a hundred may not be among them"
+            f"{counted(report.samples, 'image')} alone: what differs in one of a hundred may not "
+            "be among them"
         )
     if report.answers == 1 and report.samples > 1:
         lines.append("all images get one answer: agreement shows nothing here, errors do")
     if report.ties:
-        tie = f"the student's largest logits tie in {report.ties} images"
+        tie = f"the student's largest logits tie in {counted(report.ties, 'image')}"
         lines.append(f"{tie}: any of those answers is its own")
     if report.explained:
         lines.append(
@@ -145,13 +148,18 @@ def _size_lines(report: ParityReport) -> list[str]:
         f"size: {kib(report.size)}, {over:.1f} % over {kib(report.information_size)} of weights at "
         f"their bits, scales and biases; {kib(report.float_size)} in fp32 ({ratio:.2f}×)"
     )
+    if report.graph_size is not None:
+        lines.append(f"of that the graph, as text in the .xml, takes {kib(report.graph_size)}")
     return lines
 
 
 def _packed_line(report: ParityReport, packed: int, narrow: int) -> str:
     """Layers by what each of their weights takes; those of an older reference are not all known."""
-    line = f"packed: weights of {packed} of {narrow} layers below 8 bits"
     floats, whole = report.float_layers or 0, narrow - packed + (report.byte_layers or 0)
+    if not packed:
+        line = f"weights: a byte each, also in {counted(narrow, 'layer')} below 8 bits"
+        return f"{line}; {floats} in float" if floats else line
+    line = f"packed: weights of {packed} of {counted(narrow, 'layer')} below 8 bits"
     if whole:
         line += f"; {whole} a byte each" if floats else "; the others a byte each"
     return f"{line}; {floats} in float" if floats else line
