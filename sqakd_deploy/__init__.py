@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sqakd_deploy.api import calibrate as calibrate
     from sqakd_deploy.api import export as export
     from sqakd_deploy.api import export_proven as export_proven
     from sqakd_deploy.checkpoint import open_run as open_run
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from sqakd_deploy.lowering.exact import in_integers as in_integers
     from sqakd_deploy.parity import Tolerance as Tolerance
     from sqakd_deploy.parity import verify as verify
-    from sqakd_deploy.quantization import calibrate as calibrate
     from sqakd_deploy.quantization import quantize as quantize
     from sqakd_deploy.runs import load_student as load_student
     from sqakd_deploy.scoring import score_file as score_file
@@ -42,7 +42,7 @@ _HOMES = {
     "SqakdError": "errors",
     "TensorSpec": "spec",
     "Tolerance": "parity",
-    "calibrate": "quantization",
+    "calibrate": "api",
     "distill": "training.distillation",
     "export": "api",
     "export_proven": "api",

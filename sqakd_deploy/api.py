@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sqakd_deploy import quantization
 from sqakd_deploy.abilities import check_form
 from sqakd_deploy.errors import ExportError
 from sqakd_deploy.exporting import (
@@ -21,6 +22,7 @@ from sqakd_deploy.exporting import (
     ProfileExporter,
     conformance_of,
 )
+from sqakd_deploy.lowering.borders import settle
 from sqakd_deploy.lowering.integer import lower
 from sqakd_deploy.modes import in_plain_mode
 from sqakd_deploy.parity import ParityReport, Tolerance, verify
@@ -28,6 +30,26 @@ from sqakd_deploy.plugins import get_exporter
 from sqakd_deploy.quantization import spec_of
 from sqakd_deploy.retargeting import changes
 from sqakd_deploy.writing import write
+
+
+@in_plain_mode
+def calibrate(student: nn.Module, images: Tensor | Iterable[object]) -> None:
+    """Set every activation range from unlabelled images, and leave a student that can be exported.
+
+    As :func:`sqakd_deploy.quantization.calibrate`, with which training begins; then, as at the end
+    of training, steps are moved off the borders between codes and biases onto the integers that
+    they become (:func:`~sqakd_deploy.lowering.borders.settle`), so that all runtimes round alike.
+
+    Args:
+        student: changed in place.
+        images: preprocessed images ``(N, C, H, W)``, or batches of them (of a batch that is a
+            tuple, the first element; nothing else is looked at).
+
+    Raises:
+        DataError: if there is no image, or too few in a batch for BatchNorm.
+    """
+    quantization.calibrate(student, images)
+    settle(student)
 
 
 @in_plain_mode

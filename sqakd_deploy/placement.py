@@ -140,8 +140,9 @@ class _Planner:
                 return Op(ir.Node)
             raise ModelError(
                 f"{describe(node)} cannot be quantised: no integer form of it is known. "
-                f"Exclude it (--exclude '{name}') to train with it in float; "
-                "such a student cannot be exported yet."
+                "Replace it in the model by operators that have one. Excluded "
+                f"(--exclude '{name}'), the student is trained with it in float, and no file can "
+                "be written of it."
             )
         return op
 

@@ -247,7 +247,8 @@ def calibrate(student: nn.Module, images: Tensor | Iterable[object]) -> None:
 
     Layers are calibrated in one pass, each on inputs that are already quantised upstream and
     normalised by the batch. BatchNorm's own statistics stay as they are: quantised weights have
-    others, which :func:`reestimate_batch_norm` finds.
+    others, which :func:`reestimate_batch_norm` finds. What is exported is settled as well, as
+    :func:`sqakd_deploy.api.calibrate` does.
 
     Args:
         student: changed in place.

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from networks import CLASSES, SHAPE, images, network
 from torch import Tensor, nn
 
+import sqakd_deploy
 from sqakd_deploy.lowering.borders import (
     Mean,
     Met,
@@ -127,6 +128,15 @@ def test_it_is_needed() -> None:
     put_on_a_border(student)
     (positions,) = orders(student).values()
     assert any((np.rint(positions[0]) != np.rint(other)).any() for other in positions[1:])
+
+
+def test_a_student_that_is_only_calibrated_is_settled() -> None:
+    student, plain = student_of(), student_of()
+    sqakd_deploy.calibrate(student, images())
+    settle(plain)
+    settled = plain.state_dict()
+    assert any(not torch.equal(v, settled[n]) for n, v in student_of().state_dict().items())
+    assert all(torch.equal(v, settled[n]) for n, v in student.state_dict().items())
 
 
 def test_it_moves_nothing_twice() -> None:

@@ -457,6 +457,19 @@ def test_arithmetic_on_shapes_and_weights_is_no_layer(tmp_path: Path) -> None:
         assert dict(found.total) == {"Gemm": 1}
 
 
+def test_codes_of_a_gemm_are_joined_as_integers(tmp_path: Path) -> None:
+    """Shape inference knows no QGemm: what it writes is told by whether it has a scale for it."""
+    file = gemm()
+    file.nodes[-1].output[0] = "c"
+    grid = file.grid("out", 0.05, 128)
+    file.op("QuantizeLinear", f"c {grid}", "codes")
+    file.op("Concat", "codes codes", "both", axis=1)
+    file.op("DequantizeLinear", f"both {grid}", "y")
+    found = coverage(file, tmp_path)
+    assert found.fallbacks == ()
+    assert found.integer == {"Gemm": 1, "Concat": 1}
+
+
 @pytest.mark.parametrize("blocked", [True, False])
 def test_a_batch_norm_in_float_is_listed(blocked: bool, tmp_path: Path) -> None:
     """Beside float convolutions ONNX Runtime makes a convolution of it (blocked layout)."""

@@ -134,6 +134,10 @@ UNITS: dict[str, Callable[[], nn.Module]] = {
     "spread_for_a_constant": lambda: written(
         lambda net, x: torch.mul(x[:, :1], net.table), table=nn.Parameter(torch.randn(8, 1, 8))
     ),
+    "gelu_by_hand": lambda: written(lambda net, x: x * 0.5 * (1.0 + torch.erf(x / 2**0.5))),
+    "gelu_tanh_by_hand": lambda: written(
+        lambda net, x: 0.5 * x * (1 + torch.tanh(0.7978845608 * (x + 0.044715 * x.pow(3))))
+    ),
     "expanded": lambda: written(
         lambda net, x: torch.cat([x[:, 4:], x[:, :4].mean((2, 3), True).expand(-1, -1, 8, 8)], 1)
     ),
@@ -156,6 +160,8 @@ FLOATS: dict[str, set[str]] = {
     "spread_for_a_constant": {"Mul"},
     "the_other_way_round": {"Add", "Mul", "Sigmoid"},
     "by_name": {"Mul"},
+    "gelu_by_hand": {"Gelu"},
+    "gelu_tanh_by_hand": {"Gelu"},
 }
 """What stays in float; whatever else the units have runs in integers."""
 

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from networks import CLASSES, SHAPE, images
 from torch import nn
 
+import sqakd_deploy
 from sqakd_deploy.api import export, verify
 from sqakd_deploy.checkpoint import STUDENT, open_run
 from sqakd_deploy.cli import main
@@ -70,7 +71,7 @@ def test_it_is_distilled_and_told_of_once(tmp_path: Path) -> None:
 
 def test_its_biases_have_no_grid() -> None:
     student = quantize(teacher(), QuantSpec(exclude=("1",)), example=SHAPE)
-    calibrate(student, images())
+    sqakd_deploy.calibrate(student, images())
     before = {name: value.clone() for name, value in student.state_dict().items()}
     snap_biases(student)
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import SHAPE, images
+from networks import SHAPE, exact_here, images
 from test_families import FEW_STEPS, RARELY, with_spread
 from test_lifting import Net, Tokens
 from torch import Tensor, nn
@@ -158,6 +158,29 @@ def test_the_file_answers_as_the_student(name: str, tmp_path: Path) -> None:
     floats = [f.node for f in report.coverage.fallbacks if f.op_type == "Conv"]
     if spec.placement == "target":
         assert floats == (["inner.0.first"] if spec.exclude else [])
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "qonnx"])
+@pytest.mark.parametrize("norm", [nn.Identity(), nn.BatchNorm1d(16)], ids=["plain", "norm"])
+def test_means_side_by_side_are_integers(norm: nn.Module, target: str, tmp_path: Path) -> None:
+    """Each is rounded right behind it, not behind the reshape to a vector."""
+    pytest.importorskip(target)
+
+    def code(net: Any, x: Tensor) -> Tensor:
+        first, second = F.relu(net.first(x)), F.relu(net.second(x))
+        both = torch.cat([first.mean((2, 3)), second.mean((2, 3))], 1)
+        return net.head(net.norm(both))
+
+    torch.manual_seed(0)
+    parts = {"first": nn.Conv2d(3, 8, 3), "second": nn.Conv2d(3, 8, 3, 2), "norm": norm}
+    model = with_spread(Inner(code, **parts, head=nn.Linear(16, 5))).eval()
+    student = quantize(model, exact_here(QuantSpec(target=target)), example=SHAPE)
+    distill(student, images(64), teacher=model, config=CALIBRATED)
+    report = verify(export(student, tmp_path / "model.onnx"), student, images(64, seed=5))
+    assert not report.failures
+    assert report.coverage.fallbacks == ()
+    assert report.coverage.integer["GlobalAveragePool"] == 2
+    assert all(stage.max_error <= FEW_STEPS for stage in report.stages)
 
 
 def test_an_exclusion_holds_for_every_call_of_a_layer() -> None:

@@ -254,3 +254,46 @@ def test_openvino_takes_pixels_in_fixed_batches(
     # Rule O12: of a fixed shape, the sum is no part of the convolution's kernel.
     assert [fallback.op_type for fallback in report.coverage.fallbacks] == ["Add"]
     assert max(stage.max_error for stage in report.stages) <= 2.001
+
+
+CHANNELS = ((0.5, 0.4, 0.45), (0.2, 0.25, 0.3))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 7, 8])
+@pytest.mark.parametrize("suffix", ["onnx", "xml"])
+@pytest.mark.parametrize(
+    "stats",
+    [CHANNELS, ((0.0,) * 3, CHANNELS[1]), HALF],
+    ids=["channels", "std", "equal"],
+)
+def test_openvino_bounds_prepared_pixels_where_the_student_does(
+    stats: tuple[tuple[float, ...], tuple[float, ...]], suffix: str, bits: int, tmp_path: Path
+) -> None:
+    """Of a mean for each channel and the bounds behind it, it makes one rounding with others."""
+    pytest.importorskip("openvino")
+    made, facts = student(stats, target="openvino", first_last_bits=bits), metadata(stats)
+    images = torch.from_numpy(preprocessing(stats).apply(pixels()))
+    path, options = tmp_path / f"raw.{suffix}", ExportOptions(input_type="uint8")
+    tolerance = Tolerance(agreement=97.0)  # but for one tie
+    _, report = export_proven(
+        made, path, images, options=options, metadata=facts, tolerance=tolerance
+    )
+    assert report.failures == []
+    assert all(stage.mean_error < 0.05 for stage in report.stages)
+
+
+def test_a_mean_that_is_spread_over_the_image_is_held_to_the_one_stated(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    made, path = student(CHANNELS, target="openvino"), tmp_path / "raw.onnx"
+    options = ExportOptions(input_type="uint8", pack=False)
+    export(made, path, options=options, metadata=metadata(CHANNELS))
+    images = torch.from_numpy(preprocessing(CHANNELS).apply(pixels(8)))
+    tolerance = Tolerance(agreement=80.0)
+    assert verify(path, made, images, tolerance=tolerance).failures == []
+    model = onnx.load(path)
+    (mean,) = (tensor for tensor in model.graph.initializer if tensor.name == "normalise/mean")
+    wrong = np.array([0.5, np.nextafter(np.float32(0.4), np.float32(1)), 0.45], np.float32)
+    mean.CopyFrom(onnx.numpy_helper.from_array(wrong.reshape(3, 1, 1), mean.name))
+    onnx.save(model, path)
+    (failure,) = verify(path, made, images, tolerance=tolerance).failures
+    assert "the student has no such Sub behind" in failure

@@ -207,6 +207,23 @@ class Call(nn.Module):
         return torch.flatten(result, 1)
 
 
+INDICES = "return_indices=True has no form here; leave it out"
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d, nn.AdaptiveMaxPool2d])
+def test_pools_that_say_where_are_refused(pool: type[nn.Module]) -> None:
+    class Indexed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(3, 4, 3), pool(2, return_indices=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.flatten(self.pool(self.conv(x))[0], 1)
+
+    with pytest.raises(ModelError, match=rf"layer 'pool' \({pool.__name__}\) .*: {INDICES}"):
+        planned(Indexed())
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -227,6 +244,12 @@ class Call(nn.Module):
         (lambda x: torch.sum(input=x, dim=0), "batch as its first axis|no integer form|cannot"),
         (lambda x: x[None, :].flatten(0, 1), "only slices"),
         (lambda x: x.permute(1, 0, 2, 3), "moves the batch axis|batch as its first axis"),
+        (lambda x: nn.functional.max_pool2d(x, 2, return_indices=True)[0], INDICES),
+        (lambda x: nn.functional.adaptive_max_pool2d(x, 2, return_indices=True)[0], INDICES),
+        (
+            lambda x: x.exp(),
+            r"by operators that have one\. Excluded \(--exclude 'exp'\), .* no file can be written",
+        ),
     ],
 )
 def test_forms_without_an_operator_are_refused(call: object, message: str) -> None:

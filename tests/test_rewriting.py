@@ -446,3 +446,26 @@ def test_conversions_to_the_same_type_are_left_out() -> None:
 def test_a_batch_has_no_length() -> None:
     with pytest.raises(ModelError, match=r"len\(\) of a batch counts its images; write x.shape"):
         quantize(written(lambda net, x: x.view(len(x), 8, 8, 8)).eval(), example=SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("code", "approximate"),
+    [
+        (lambda x: 0.5 * x * (1.0 + torch.erf(x / math.sqrt(2.0))), "none"),
+        (lambda x: x * (torch.erf(x * math.sqrt(0.5)) + 1) / 2, "none"),
+        (lambda x: x.mul(0.5).mul(x.div(torch.sqrt(torch.tensor(2.0))).erf().add(1)), "none"),
+        (lambda x: x * 0.5 * (torch.tanh(0.7978845608 * x * (1 + 0.044715 * x * x)) + 1), "tanh"),
+        (lambda x: x * 0.5 * (1 + torch.tanh(x)), None),
+        (lambda x: x * 0.5 * (1 + torch.tanh(x.relu() / 2**0.5)), None),
+        (lambda x: x * 0.5 * (1 + torch.tanh(0.7978845608 * (x + 0.04 * x**3))), None),
+    ],
+)
+def test_gelu_is_known_by_what_it_computes(
+    code: Callable[[Tensor], Tensor], approximate: str | None
+) -> None:
+    model = Net(conv(), Inner(lambda net, x: code(x + x.sigmoid())), conv()).eval()
+    same_function(model)
+    calls = [node for node in trace(model, SHAPE).graph.nodes if node.target is F.gelu]
+    assert [node.kwargs["approximate"] for node in calls] == [approximate] * bool(approximate)
+    kept = {getattr(node.target, "__name__", "") for node in trace(model, SHAPE).graph.nodes}
+    assert ({"erf", "tanh"} & kept == set()) is bool(approximate)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from networks import SHAPE, Residual
 from torch import Tensor, nn
+from torchvision.transforms import Normalize
 
 from sqakd_deploy.errors import ModelError
 from sqakd_deploy.tracing.shapes import is_size
@@ -33,6 +34,45 @@ class TwoInputs(nn.Module):
 def test_a_model_that_branches_on_values_is_located() -> None:
     with pytest.raises(ModelError, match=r"cannot trace Branching: .*test_tracing\.py:\d+: if y"):
         trace(Branching(), SHAPE)
+
+
+class Asking(nn.Module):
+    """Code that is given an image and asks whether it is one."""
+
+    def __init__(self, code: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.code, self.layer = code, nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.code(x).mean((1, 2)))
+
+
+def only_tensors(x: Tensor) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"wanted a tensor, got {type(x)}")
+    return x
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            Normalize((0.4, 0.5, 0.6), (0.2, 0.2, 0.3)),
+            r"Got a stand-in for a tensor \(at test_tracing\.py:\d+: return self\.layer.*\)\. "
+            r"torchvision's transforms cannot be traced: .* write \(x - mean\) / std there",
+        ),
+        (
+            only_tensors,
+            r"wanted a tensor, got a stand-in for a tensor \(at .*leave out what asks for the type",
+        ),
+    ],
+    ids=["torchvision", "own"],
+)
+def test_code_that_asks_for_tensors_is_told_what_to_write(
+    code: Callable[[Tensor], Tensor], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        trace(Asking(code), SHAPE)
 
 
 def test_a_wrong_input_shape_is_named() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from sqakd_deploy import graph as g
@@ -73,3 +74,20 @@ def as_moved(
     held = writer.held(node)
     output = writer.op(op_type, [held, *more], node.output, node.name, **attributes)
     writer.hold(node, output, writer.grid(node))
+
+
+def statistics_of(writer: Writer, node: g.Normalize) -> list[ir.Value]:
+    """Mean and standard deviation of each channel, as constants ``(C, 1, 1)``."""
+    return [
+        writer.constant(f"{node.name}/{name}", array.reshape(-1, 1, 1))
+        for name, array in (("mean", node.mean), ("std", node.std))
+    ]
+
+
+def as_normalised(writer: Writer, node: g.Normalize, mean: ir.Value, std: ir.Value) -> None:
+    """Div, Sub and Div, as training computes it: a product with 1/std would round otherwise."""
+    (value,) = writer.real(node)
+    whole = writer.constant(f"{node.name}/whole", np.array(255, np.float32))
+    scaled = writer.op("Div", [value, whole], f"{node.output}/scaled")
+    centred = writer.op("Sub", [scaled, mean], f"{node.output}/centred")
+    writer.hold(node, writer.op("Div", [centred, std], node.output, node.name), grid=None)

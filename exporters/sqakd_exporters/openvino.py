@@ -34,7 +34,7 @@ from sqakd_exporters.openvino_forms import for_openvino
 from sqakd_exporters.packing import PACKED_BITS
 from sqakd_exporters.qdq import EMITTERS, OPSETS, build_model
 from sqakd_exporters.saving import save_checked
-from sqakd_exporters.spreading import spread_scale, spread_shift
+from sqakd_exporters.spreading import spread_normalize, spread_scale, spread_shift
 from sqakd_exporters.unsigned import as_unsigned
 from sqakd_exporters.writer import Emitters
 
@@ -137,6 +137,7 @@ _EMITTERS: Emitters = MappingProxyType(
     {
         **EMITTERS,
         g.Clip: clip_of_reals_or_codes,
+        g.Normalize: spread_normalize,
         g.Repeat: repeat_without_shape,
         g.Scale: spread_scale,
         g.Shift: spread_shift,

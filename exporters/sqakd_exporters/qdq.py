@@ -19,7 +19,7 @@ from sqakd_deploy import graph as g
 from sqakd_deploy.errors import ExportError
 from sqakd_deploy.exporting import ExportOptions
 from sqakd_exporters.floats import FLOAT_EMITTERS, opset_needed
-from sqakd_exporters.forms import as_conv, as_float, as_moved
+from sqakd_exporters.forms import as_conv, as_float, as_moved, as_normalised, statistics_of
 from sqakd_exporters.packing import plan
 from sqakd_exporters.unpacking import bias_codes, bias_scale, restore
 from sqakd_exporters.writer import Emitters, Writer
@@ -198,16 +198,8 @@ def channel_affine(writer: Writer, node: g.ChannelAffine) -> None:
 
 
 def normalize(writer: Writer, node: g.Normalize) -> None:
-    """Div, Sub and Div, as training computes it: a product with 1/std would round otherwise."""
-    (value,) = writer.real(node)
-    whole = writer.constant(f"{node.name}/whole", np.array(255, np.float32))
-    mean, std = (
-        writer.constant(f"{node.name}/{name}", array.reshape(-1, 1, 1))
-        for name, array in (("mean", node.mean), ("std", node.std))
-    )
-    scaled = writer.op("Div", [value, whole], f"{node.output}/scaled")
-    centred = writer.op("Sub", [scaled, mean], f"{node.output}/centred")
-    writer.hold(node, writer.op("Div", [centred, std], node.output, node.name), grid=None)
+    """Div, Sub and Div, by channels."""
+    as_normalised(writer, node, *statistics_of(writer, node))
 
 
 def clip(writer: Writer, node: g.Clip) -> None:

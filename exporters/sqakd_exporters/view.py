@@ -11,6 +11,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 EIGHT_BIT = (TensorProto.INT8, TensorProto.UINT8)
 _SIZES = ("Shape", "Size")
 _DEFAULTS = 4  # IR version from which on initializers among the inputs are no constants
+_QGEMM_OUTPUT = 7  # position of the scale of its output
 
 
 class GraphView:
@@ -109,6 +110,8 @@ class GraphView:
             return known in EIGHT_BIT
         if producer.op_type == "QuantizeLinear" or producer.op_type.startswith("QLinear"):
             return True
+        if producer.op_type == "QGemm":  # gives reals where it has no scale of its output
+            return any(producer.input[_QGEMM_OUTPUT:])
         return producer.op_type in _MOVING and self.is_integer(producer.input[0])
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
-
-from sqakd_deploy.graph import Shape
 
 
 def conv_geometry(conv: nn.Conv2d) -> dict[str, Any]:
@@ -33,18 +30,3 @@ def conv_arguments(conv: nn.Conv2d | nn.ConvTranspose2d) -> dict[str, Any]:
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
     sizes = {name: getattr(conv, name) for name in (*names, "groups")}
     return {**sizes, "bias": conv.bias is not None}
-
-
-def sliced(dims: Shape, cut: Mapping[str, Any]) -> Shape:
-    """Shape of a slice, from the attributes of :class:`sqakd_deploy.graph.Slice`."""
-    found = list(dims)
-    for axis, *bounds in zip(
-        *(cut[key] for key in ("axes", "starts", "ends", "steps")), strict=True
-    ):
-        found[axis] = len(range(int(dims[axis] or 0))[slice(*bounds)])
-    return tuple(found)
-
-
-def reduced(dims: Shape, axes: Collection[int]) -> Shape:
-    """Shape of a reduction, whose axes stay with size 1."""
-    return tuple(1 if axis in axes else extent for axis, extent in enumerate(dims))

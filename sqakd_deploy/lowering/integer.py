@@ -18,6 +18,7 @@ from torch import fx, nn
 
 from sqakd_deploy import graph as ir
 from sqakd_deploy.errors import ExportError
+from sqakd_deploy.lowering.extents import joins_pixels, shape_behind
 from sqakd_deploy.lowering.folding import (
     AFFINE_CODE,
     Affine,
@@ -31,7 +32,7 @@ from sqakd_deploy.lowering.folding import (
     weight_and_bias,
     with_bias,
 )
-from sqakd_deploy.lowering.geometry import conv_geometry, reduced, sliced
+from sqakd_deploy.lowering.geometry import conv_geometry
 from sqakd_deploy.lowering.lowerable import Lowered, codes_behind, without_form
 from sqakd_deploy.lowering.meaning import Identity, Op, Scalar, Tuple
 from sqakd_deploy.lowering.ops import read
@@ -208,22 +209,14 @@ class _Lowering:
     def _operator(self, node: fx.Node, op: Op) -> None:
         known = [n for n in reads(node) if n in self.value_of]
         elementwise = op.kind is ir.Clip
-        sources = [self.value_of[n] if elementwise else self._traced(n) for n in known]
+        as_is = elementwise or joins_pixels(op, ((self.value_of[n].shape, shape(n)) for n in known))
+        sources = [self.value_of[n] if as_is else self._traced(n) for n in known]
         attributes = self._limits(node, op) if op.kind is ir.Clip else op.attributes
         if attributes is None:
             self.value_of[node] = sources[0]
             return
+        dims = shape_behind(op, [source.shape for source in sources], shape(node))
         moved = issubclass(op.kind, ir.DATA_MOVEMENT)
-        if elementwise:
-            dims = sources[0].shape
-        elif op.kind is ir.GlobalAveragePool:  # a mean may drop the two axes; the operator does not
-            dims = (*sources[0].shape[:2], 1, 1)
-        elif op.kind is ir.Slice:  # nor does a slice, where a number takes an axis
-            dims = sliced(sources[0].shape, op.attributes)
-        elif op.kind is ir.Reduce:
-            dims = reduced(sources[0].shape, op.attributes["axes"])
-        else:
-            dims = shape(node)
         value = self._value(node, dims, sources[0].grid if moved else None)
         if elementwise:
             self._keep_blocks(sources[0], value)

@@ -26,9 +26,19 @@ def _window(node: fx.Node, module: nn.Module | None) -> dict[str, Any]:
 
 def max_pool(node: fx.Node, module: nn.Module | None) -> Op:
     """MaxPool."""
+    if setting(node, module, "return_indices", 6, False):
+        return with_indices(node, module)
     dilation = pair(setting(node, module, "dilation", 4, 1))
     ceil_mode = bool(setting(node, module, "ceil_mode", 5, False))
     return Op(ir.MaxPool, _window(node, module) | {"dilation": dilation, "ceil_mode": ceil_mode})
+
+
+def with_indices(node: fx.Node, module: nn.Module | None) -> Op:
+    """No pool that answers where its maxima were."""
+    raise ModelError(
+        f"{describe(node)}: return_indices=True has no form here; leave it out, and take what the "
+        "pool gives itself instead of the first of two"
+    )
 
 
 def average_pool(node: fx.Node, module: nn.Module | None) -> Op:
@@ -45,7 +55,7 @@ def average_pool(node: fx.Node, module: nn.Module | None) -> Op:
 def adaptive_max_pool(node: fx.Node, module: nn.Module | None) -> Op:
     """MaxPool, or nothing."""
     if setting(node, module, "return_indices", 2, False):
-        raise ModelError(f"{describe(node)}: indices have no form here")
+        return with_indices(node, module)
     window = _adaptive_window(node, module)
     if window is None:
         return Op(Identity)

@@ -27,6 +27,7 @@ from sqakd_deploy.tracing import (
 from sqakd_deploy.tracing.calls import Rewriter, argument, call, module_of, permuted
 from sqakd_deploy.tracing.resizing import resized, taken
 from sqakd_deploy.tracing.shapes import noted_shape, noted_type
+from sqakd_deploy.tracing.units import write_gelu
 
 
 def rewrite(traced: fx.GraphModule) -> None:
@@ -35,6 +36,7 @@ def rewrite(traced: fx.GraphModule) -> None:
     Args:
         traced: with the shapes of its tensors; changed in place. New nodes have none.
     """
+    write_gelu(traced)
     for node, rewriter in [(node, _rewriter_of(node)) for node in traced.graph.nodes]:
         if rewriter is None:
             continue

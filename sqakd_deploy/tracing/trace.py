@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,11 +21,11 @@ from sqakd_deploy.tracing.padding import part_padding
 from sqakd_deploy.tracing.rewriting import rewrite
 from sqakd_deploy.tracing.shapes import SIZE, noted_shape
 from sqakd_deploy.tracing.tables import lift_tables
+from sqakd_deploy.tracing.untraceable import advice, is_library, reason
 
 BATCH = 2
 """Batch size of the example that shapes are read from; reports call that axis dynamic."""
 
-_LIBRARIES = (str(Path(torch.__file__).parent) + os.sep, sized_tracer.__file__)
 _COUNTS = "counts"  # in a node's meta: it is a size that counts images
 _PATH = "path"  # in a node's meta: of the module called, where its student's is another
 _SAME = 1e-4  # of the largest logit: operators are the same, so that a float32's noise is enough
@@ -58,8 +56,7 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
     except Exception as error:  # whatever the model's own code raises under tracing
         _answer(model, images)  # says so if it does not run at all
         raise ModelError(
-            f"cannot trace {type(model).__name__}: {_first_line(error)} (at {_where(error)}). "
-            "Branch on self.training or constants only, not on tensor values."
+            f"cannot trace {type(model).__name__}: {reason(error)}. {advice(error)}"
         ) from error
     with_input_first(graph)
     traced = fx.GraphModule(tracer.root, graph, type(model).__name__)
@@ -157,7 +154,7 @@ def _answer(model: nn.Module, images: Tensor) -> Tensor:
     except Exception as error:
         raise ModelError(
             f"the model does not run on images of shape {tuple(images.shape[1:])} (C, H, W): "
-            f"{_first_line(error)} (at {_where(error)})"
+            + reason(error)
         ) from error
     if not isinstance(logits, Tensor):
         raise ModelError(
@@ -307,18 +304,11 @@ def layer_name(node: fx.Node) -> str:
 def _user_line(stack: str | None) -> str | None:
     """``file.py:12`` of the innermost frame outside torch."""
     lines = [line.strip() for line in (stack or "").splitlines() if line.strip().startswith("File")]
-    outside = [line for line in lines if not any(library in line for library in _LIBRARIES)]
+    outside = [line for line in lines if not is_library(line)]
     if not outside:
         return None
     file, number = outside[-1].split('"')[1], outside[-1].split("line ")[1].split(",")[0]
     return f"{Path(file).name}:{number}"
-
-
-def _where(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    outside = [f for f in frames if not f.filename.startswith(_LIBRARIES) and f.name != "trace"]
-    frame = (outside or frames)[-1]
-    return f"{Path(frame.filename).name}:{frame.lineno}: {frame.line}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -94,10 +94,17 @@ def _prepares(file: OnnxFile, node: NodeProto, constant: NDArray[np.float32]) ->
     if not file.takes_pixels or not isinstance(stated, dict):
         return False
     steps = [("Div", [255.0]), ("Sub", stated.get("mean")), ("Div", stated.get("std"))]
-    return any(
-        node.op_type == kind and np.array_equal(constant.ravel(), np.array(value, np.float32))
-        for kind, value in steps
-    )
+    return any(node.op_type == kind and _is_by_channel(constant, v) for kind, v in steps)
+
+
+def _is_by_channel(constant: NDArray[np.float32], stated: object) -> bool:
+    """Whether a constant is what is stated for each channel of images, spread over them or not."""
+    wanted = np.array(stated, np.float32).reshape(-1, 1, 1)
+    try:
+        got, wanted = np.broadcast_arrays(constant, wanted)
+    except ValueError:  # of another count of channels
+        return False
+    return np.array_equal(got, wanted)
 
 
 def _of_neighbour(file: OnnxFile, node: NodeProto, readers: Collection[NodeProto]) -> bool:
