@@ -11,6 +11,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 import pytest
+import test_families
+import test_forms
+import test_lifting
+import test_rewriting
 import torch
 import torch.nn.functional as F
 from networks import SHAPE, images, network
@@ -18,9 +22,13 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, fx, nn
 
 from sqakd_deploy.api import export
-from sqakd_deploy.lowering.integer import snap_biases
+from sqakd_deploy.lowering.integer import lower, snap_biases
 from sqakd_deploy.quantization import calibrate, quantize
 from sqakd_deploy.spec import QuantSpec
+from sqakd_deploy.verification.comparing import compare_with_student
+from sqakd_deploy.verification.constants import constants_of
+from sqakd_deploy.verification.operators import operators_of
+from sqakd_deploy.verification.reading import read_file
 from sqakd_deploy.verification.reference import Reference, load_reference, save_reference
 from sqakd_deploy.verification.stages import Tolerance
 from sqakd_deploy.verification.student import reference_of
@@ -371,3 +379,28 @@ def test_operators_of_qonnx_files_are_named(tmp_path: Path) -> None:
         plant = at_input((op_type, ["x", np.float32(constant)]))
         found = failures(whole, plant, tmp_path)
         assert any(f"no such {op_type} of the input" in failure for failure in found), found
+
+
+UNITS: dict[str, Callable[[], nn.Module]] = {
+    **test_families.UNITS,
+    **test_forms.UNITS,
+    **test_lifting.UNITS,
+    **test_rewriting.UNITS,
+}
+
+
+@pytest.mark.parametrize("target", ["qonnx", "tensorrt"])
+def test_files_of_every_unit_have_the_students_operators(target: str, tmp_path: Path) -> None:
+    """Whatever their answers are; those for other targets are proven unit by unit."""
+    if target == "qonnx":
+        pytest.importorskip("qonnx")
+    others = {}
+    for name, build in UNITS.items():
+        torch.manual_seed(0)
+        student = quantize(build().eval(), QuantSpec(target=target), example=SHAPE)
+        calibrate(student, images(8))
+        graph, file = lower(student), read_file(export(student, tmp_path / "m.onnx").path)
+        found = compare_with_student(file, constants_of(graph), operators_of(graph))
+        if found:
+            others[name] = [str(difference) for difference in found]
+    assert others == {}

@@ -132,23 +132,24 @@ def softmax(writer: Writer, node: g.Softmax) -> None:
     That takes the place of DequantizeLinear → Softmax → QuantizeLinear; an Abs behind the Softmax,
     which changes nothing, keeps them apart. There is no integer LogSoftmax.
     """
+    rank = len(writer.graph.values[node.output].shape)
+    axis = node.axis if node.axis < 0 else node.axis - rank  # says itself which is the last
     if node.log:
-        as_float(writer, node, "LogSoftmax", axis=node.axis)
+        as_float(writer, node, "LogSoftmax", axis=axis)
         return
-    result = writer.op(
-        "Softmax", writer.real(node), f"{node.output}/raw", node.name, axis=node.axis
-    )
+    result = writer.op("Softmax", writer.real(node), f"{node.output}/raw", node.name, axis=axis)
     if writer.grid(node) is not None:
-        result = writer.op("Abs", [result], node.output)
+        result = writer.op("Abs", [result], node.output, f"{node.name}/abs")
     writer.hold(node, result, grid=None)
 
 
 def unit_length(writer: Writer, node: g.UnitLength) -> None:
     """The length, at least so much, and the quotient."""
     (source,) = writer.real(node)
-    length = _reduced(writer, node, "ReduceL2", source, (node.axis,), f"{node.output}/length")
+    output, name = f"{node.output}/length", f"{node.name}/length"
+    length = _reduced(writer, node, "ReduceL2", source, (node.axis,), output, name)
     least = writer.constant(f"{node.name}/epsilon", np.array(node.epsilon, np.float32))
-    length = writer.op("Max", [length, least], f"{node.output}/divisor")
+    length = writer.op("Max", [length, least], f"{node.output}/divisor", f"{node.name}/divisor")
     writer.hold(node, writer.op("Div", [source, length], node.output, node.name), grid=None)
 
 
@@ -167,7 +168,7 @@ def _reduced(
     source: ir.Value,
     axes: Sequence[int],
     output: str,
-    name: str | None = None,
+    name: str,
 ) -> ir.Value:
     if writer.opset < _AXES_AS_INPUT:
         return writer.op(kind, [source], output, name, axes=list(axes), keepdims=1)
@@ -194,7 +195,7 @@ def resize(writer: Writer, node: g.Resize) -> None:
     behind = quantizers_behind(writer.graph, node)
     result = writer.op("Resize", inputs, node.output, node.name, **attributes)
     if writer.grid(node) in [writer.graph.values[q.output].grid for q in behind]:
-        result = writer.op("Max", [result], f"{node.output}/apart")
+        result = writer.op("Max", [result], f"{node.output}/apart", f"{node.name}/apart")
     writer.hold(node, result, grid=None)
 
 
@@ -241,12 +242,12 @@ def repeat_without_shape(writer: Writer, node: g.Repeat) -> None:
         for part, values in (("start", [0] * 3), ("end", [1] * 3), ("axes", [1, 2, 3]))
     ]
     image = writer.held_value(writer.graph.input)
-    pixel = writer.op("Slice", [image, *corner], f"{node.output}/pixel")
+    pixel = writer.op("Slice", [image, *corner], f"{node.output}/pixel", f"{name}/pixel")
     shape = writer.integers(f"{name}/shape", [0] + [1] * (rank - 1))
     pixel = writer.op("Reshape", [pixel, shape], f"{node.output}/of_image")
-    real = writer.op("Cast", [pixel], f"{node.output}/real", to=ir.DataType.FLOAT)
+    real = writer.op("Cast", [pixel], f"{node.output}/real", f"{name}/real", to=ir.DataType.FLOAT)
     zero = writer.constant(f"{name}/nothing", np.array(0.0, np.float32))
-    nothing = writer.op("Mul", [real, zero], f"{node.output}/nothing")
+    nothing = writer.op("Mul", [real, zero], f"{node.output}/nothing", f"{name}/nothing")
     constant = writer.constant(f"{name}/constant", node.constant)
     writer.hold(node, writer.op("Add", [nothing, constant], node.output, name), grid=None)
 

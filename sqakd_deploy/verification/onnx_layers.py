@@ -259,7 +259,8 @@ class OnnxFile(ABC):
             inferred = infer_shapes(self.model).graph
         except Exception:  # whatever it raises of strangers' nodes, or of 2 GB
             return {}
-        known = [v for v in inferred.value_info if v.type.tensor_type.HasField("shape")]
+        every = (*inferred.value_info, *inferred.output)
+        known = [v for v in every if v.type.tensor_type.HasField("shape")]
         return {value.name: len(value.type.tensor_type.shape.dim) for value in known}
 
     def _inputs(self, node: NodeProto, first: int) -> list[NDArray[Any] | None]:

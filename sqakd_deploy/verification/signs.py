@@ -31,7 +31,10 @@ _MOVING = (
 """Operators that make nothing negative of what is not; shapes and amounts are not looked at."""
 
 _SEVERAL = ("Add", "Concat", "Mul")
-_POSITIVE = ("Abs", "Relu", "Sigmoid", "HardSigmoid", "Softmax")
+_POSITIVE = (
+    *("Abs", "HardSigmoid", "ReduceL2", "ReduceSumSquare", "Relu", "Sigmoid"),
+    *("Softmax", "Softplus", "Sqrt"),
+)
 
 
 def number(file: OnnxFile, name: str) -> NDArray[Any] | None:
