@@ -28,7 +28,7 @@ from torch import nn
 from sqakd_deploy.config import RunConfig, load_config
 from sqakd_deploy.data import DATASETS
 from sqakd_deploy.errors import CheckpointError, SqakdError
-from sqakd_deploy.files import replacing, write_text
+from sqakd_deploy.files import replacing, write_new_text, write_text
 from sqakd_deploy.nonfinite import non_finite_tensor
 from sqakd_deploy.spec import SPEC_KEY
 from sqakd_deploy.strict_json import strict
@@ -133,16 +133,11 @@ def create_run(config: RunConfig, folder: Path | str | None, kind: str = "studen
 def _take(path: Path, config: str) -> None:
     """Make a folder that of a run: of two starts at once in the same, one gets it."""
     try:
-        (path / CONFIG).touch(exist_ok=False)
+        write_new_text(path / CONFIG, config)
     except FileExistsError:
         raise CheckpointError(
             f"{path} already holds a run: choose another --output, or remove it"
         ) from None
-    try:
-        write_text(path / CONFIG, config)
-    except BaseException:
-        (path / CONFIG).unlink(missing_ok=True)
-        raise
 
 
 def new_folder(path: Path) -> Path:

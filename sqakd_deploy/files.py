@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,26 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_new_text(path: Path, text: str) -> None:
+    """Write a text file whole, where there is none: of two who do so at once, one does.
+
+    Raises:
+        FileExistsError: if there is one.
+    """
+    written = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        write_text(written, text)
+        try:
+            path.hardlink_to(written)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            path.touch(exist_ok=False)
+            written.replace(path)
+    finally:
+        written.unlink(missing_ok=True)
 
 
 def size_on_disk(path: Path) -> int:

@@ -136,6 +136,7 @@ def _load_one(entry: EntryPoint, protocol: type[Plugin]) -> Plugin | None:
     """Import and build one plugin. Whatever a stranger's code raises must not stop the others."""
     try:
         plugin = entry.load()()
+        wrong = _misfit(plugin, entry.name, protocol)
     except UnavailableError:
         raise
     except (Exception, SystemExit) as error:
@@ -143,7 +144,6 @@ def _load_one(entry: EntryPoint, protocol: type[Plugin]) -> Plugin | None:
             f"plugin {entry.name!r} ({entry.value}) failed to load: {error}", stacklevel=4
         )
         return None
-    wrong = _misfit(plugin, entry.name, protocol)
     if wrong:
         warnings.warn(f"plugin {entry.name!r} ({entry.value}) {wrong}", stacklevel=4)
         return None

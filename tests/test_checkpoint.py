@@ -11,6 +11,7 @@ from networks import SHAPE, images, network
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from sqakd_deploy import files
 from sqakd_deploy.checkpoint import (
     STUDENT,
     STUDENT_KEY,
@@ -121,7 +122,7 @@ def test_a_run_may_begin_in_a_folder_that_is_there(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("sqakd_deploy.checkpoint.write_text", full)
+        patched.setattr("sqakd_deploy.files.write_text", full)
         with pytest.raises(CheckpointError, match=r"cannot write the run folder .*No space left"):
             create_run(RunConfig(), tmp_path)
     create_run(RunConfig(), tmp_path)
@@ -254,3 +255,31 @@ def test_a_run_without_its_facts_says_what_to_do(tmp_path: Path) -> None:
         open_run(run.path)
     assert str(refused.value).startswith(f"{run.path}/run.json is missing, which says what")
     assert f"train anew, 'sqakd-deploy train --config {run.path}/config.yaml'" in str(refused.value)
+
+
+def test_a_start_that_is_killed_leaves_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty config would be one of defaults: a run's file appears whole."""
+
+    def killed(path: Path, text: str) -> None:
+        path.write_text("")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        create_run(RunConfig(), tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_file_system_without_links_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, target: Path) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    create_run(RunConfig(), tmp_path / "run")
+    assert open_run(tmp_path / "run").config == RunConfig()
+    with pytest.raises(CheckpointError, match="already holds a run"):
+        create_run(RunConfig(), tmp_path / "run")

@@ -567,13 +567,19 @@ def test_every_operator_that_computes_in_float_counts(
         between_quantizers("Transpose", perm=[0, 1, 3, 2]),
         between_quantizers("Relu"),
         between_quantizers("Max", "d zero"),
-        between_quantizers("Sub", "d zero"),  # as raw pixels are prepared
     ],
     ids=lambda file: file.nodes[2].op_type,
 )
-def test_what_moves_bounds_or_prepares_is_no_layer(file: File, tmp_path: Path) -> None:
+def test_what_moves_or_bounds_is_no_layer(file: File, tmp_path: Path) -> None:
     file.constants |= {"zero": np.array(3.0, np.float32)}
     assert coverage(file, tmp_path).total == {}
+
+
+@pytest.mark.parametrize("op_type", ["Div", "Sub"])
+def test_what_would_prepare_pixels_is_a_layer_of_other_values(op_type: str, tmp_path: Path) -> None:
+    file = between_quantizers(op_type, "d three")
+    file.constants |= {"three": np.array(3.0, np.float32)}
+    assert coverage(file, tmp_path).total == {op_type: 1}
 
 
 def test_an_integer_softmax_counts_as_one(tmp_path: Path) -> None:

@@ -57,6 +57,12 @@ class Toast(Toy):
     name = "toast"
 
 
+class Refusing(Toy):
+    @property
+    def placement(self) -> PlacementRules:  # type: ignore[override]
+        raise ImportError("a library is missing")
+
+
 class Incomplete:
     name = "incomplete"
 
@@ -72,7 +78,7 @@ def lacks() -> None:
 @pytest.fixture(autouse=True)
 def _module(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("toy_plugins")
-    for part in (Toy, Toast, Player, Incomplete, fails, lacks):
+    for part in (Toy, Toast, Refusing, Player, Incomplete, fails, lacks):
         setattr(module, part.__name__, part)
     monkeypatch.setitem(sys.modules, "toy_plugins", module)
 
@@ -107,6 +113,7 @@ def test_an_entry_point_is_found_and_built() -> None:
             r"lacks what the protocol Exporter asks for: check, expor",
         ),
         (entry("Player", "bad"), r"plugin 'bad' .* lacks what .*: check, export, placement, run"),
+        (entry("Refusing", "toy2"), r"plugin 'toy2' .* failed to load: a library is missing"),
         (entry("Toy", "bad"), r"plugin 'bad' .* calls itself 'toy', not as its entry point does"),
     ],
 )

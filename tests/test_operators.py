@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,6 +22,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, fx, nn
 
 from sqakd_deploy.api import export
+from sqakd_deploy.errors import DataError
 from sqakd_deploy.lowering.integer import lower, snap_biases
 from sqakd_deploy.quantization import calibrate, quantize
 from sqakd_deploy.spec import QuantSpec
@@ -404,3 +405,27 @@ def test_files_of_every_unit_have_the_students_operators(target: str, tmp_path: 
         if found:
             others[name] = [str(difference) for difference in found]
     assert others == {}
+
+
+@pytest.mark.parametrize(
+    ("op_type", "name", "more"),
+    [
+        ("Clip", "classifier/0", (np.float32(-50), np.float32(50))),
+        ("Clip", "classifier/bounded", (np.float32(-50), np.float32(50))),
+        ("Mul", "classifier/nothing", (np.float32(1.0000002),)),
+        ("Add", "classifier/real", (np.float32(1e-7),)),
+        ("Div", "classifier/steps", (np.float32(1.0000002),)),
+        ("Sub", "classifier/centred", (np.float32(1e-7),)),
+    ],
+)
+def test_a_part_is_one_of_the_kind_of_node_that_it_is_named_after(
+    op_type: str, name: str, more: tuple[np.float32, ...], residual: Made, tmp_path: Path
+) -> None:
+    found = failures(residual, at_output(op_type, name, *more), tmp_path)
+    assert any(failure.startswith(f"{name}: layer") for failure in found), found
+
+
+def test_references_without_operators_are_to_be_saved_anew(residual: Made, tmp_path: Path) -> None:
+    save_reference(replace(residual.reference, operators=None), tmp_path / "old.npz")
+    with pytest.raises(DataError, match=r"old\.npz .*an earlier version.*save it again"):
+        load_reference(tmp_path / "old.npz")

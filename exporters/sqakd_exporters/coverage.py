@@ -134,10 +134,19 @@ def _computes(graph: GraphView, node: NodeProto) -> bool:
         return False
     if node.op_type in ("Max", "Min"):
         return len(data) > 1
-    if node.op_type in ("Div", "Sub") and node.input[0] == data[0]:  # as with raw pixels
+    if node.op_type in ("Div", "Sub") and _is_of_pixels(graph, data[0]):
         return len(data) > 1
     source = graph.producers.get(data[0])
     return node.op_type != "Abs" or source is None or source.op_type != "Softmax"
+
+
+def _is_of_pixels(graph: GraphView, name: str) -> bool:
+    """Whether a value is the graph's raw pixels, as reals or on the way to being prepared."""
+    while (maker := graph.producers.get(name)) is not None:
+        if maker.op_type not in ("Cast", "DequantizeLinear", "Div", "Sub", "Transpose"):
+            return False
+        name = maker.input[0]
+    return graph.type_of(name) == TensorProto.UINT8
 
 
 def _adds_nothing(made: GraphView, node: NodeProto) -> bool:

@@ -21,7 +21,7 @@ from sqakd_deploy.tracing.padding import part_padding
 from sqakd_deploy.tracing.rewriting import rewrite
 from sqakd_deploy.tracing.shapes import SIZE, noted_shape
 from sqakd_deploy.tracing.tables import lift_tables
-from sqakd_deploy.tracing.untraceable import advice, is_library, reason
+from sqakd_deploy.tracing.untraceable import advice, first_line, is_library, reason
 
 BATCH = 2
 """Batch size of the example that shapes are read from; reports call that axis dynamic."""
@@ -219,7 +219,7 @@ class _Counting(fx.Interpreter):
         except RuntimeError as error:
             raise ModelError(
                 f"{describe(n)} runs on {BATCH} images and not on {self.count}: "
-                f"{_first_line(error)}; compute its sizes from x.shape[0]"
+                f"{first_line(error)}; compute its sizes from x.shape[0]"
             ) from error
         if SIZE in n.meta and result != n.meta[SIZE]:
             n.meta[_COUNTS] = True
@@ -309,10 +309,6 @@ def _user_line(stack: str | None) -> str | None:
         return None
     file, number = outside[-1].split('"')[1], outside[-1].split("line ")[1].split(",")[0]
     return f"{Path(file).name}:{number}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def is_parameter(value: object) -> bool:

@@ -7,7 +7,7 @@ and is GELU where all of them say so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -74,10 +74,19 @@ def _ends(curve: fx.Node, start: fx.Node) -> Iterator[tuple[fx.Node, str]]:
                 yield end, approximate
 
 
-def _computed(node: fx.Node, values: Mapping[fx.Node, Tensor]) -> Any:
-    """A node's value from those of others; None where it depends on more than those."""
-    if node in values:
-        return values[node]
+def _computed(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    """A node's value from those of others; None where it depends on more than those.
+
+    Args:
+        node: to compute.
+        values: that are known; those computed on the way are added, so that each is once.
+    """
+    if node not in values:
+        values[node] = _compute(node, values)
+    return values[node]
+
+
+def _compute(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     owner: Any = node.graph.owning_module
     if node.op == "get_attr":
         held = attribute(owner, str(node.target))

@@ -21,13 +21,17 @@ def is_library(text: str) -> bool:
     return TRANSFORMS in text or any(library in text for library in _LIBRARIES)
 
 
+def first_line(error: BaseException) -> str:
+    """Of an error's text, or its type's name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def reason(error: BaseException) -> str:
     """An error's first line, and where in the model it arose."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
     frames = traceback.extract_tb(error.__traceback__)
     outside = [f for f in frames if not is_library(f.filename) and f.name != "trace"]
     frame = (outside or frames)[-1]
-    what = _STAND_IN.sub("a stand-in for a tensor", lines[0])
+    what = _STAND_IN.sub("a stand-in for a tensor", first_line(error))
     return f"{what} (at {Path(frame.filename).name}:{frame.lineno}: {frame.line})"
 
 

@@ -8,7 +8,7 @@ factor that moves values by less than rounding. Those that the student has are c
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +26,12 @@ _IDLE_WITH_ZERO = ("Add", "Mul")
 (rule O14)."""
 
 
-def other_bounds(file: OnnxFile, expected: Collection[str]) -> Iterator[Difference]:
+def other_bounds(file: OnnxFile, expected: Mapping[str, str]) -> Iterator[Difference]:
     """Operators that bound what depends on the images, and that the student has not.
 
     Args:
         file: whose.
-        expected: names of the student's layers.
+        expected: what the student's layers are, by their names; empty where that is not known.
     """
     readers: dict[str, list[NodeProto]] = defaultdict(list)
     for node in file.model.graph.node:
@@ -50,7 +50,7 @@ def other_bounds(file: OnnxFile, expected: Collection[str]) -> Iterator[Differen
 
 
 def other_terms(
-    file: OnnxFile, expected: Collection[str], *, whole: bool = False
+    file: OnnxFile, expected: Mapping[str, str], *, whole: bool = False
 ) -> Iterator[Difference]:
     """Sums and products with a constant that the student has not, and others if all are known.
 
@@ -59,7 +59,7 @@ def other_terms(
 
     Args:
         file: whose.
-        expected: names of the student's layers.
+        expected: what the student's layers are, by their names; empty where that is not known.
         whole: these are all its nodes, and not only those that have constants.
     """
     for node in file.model.graph.node:
@@ -83,7 +83,7 @@ def _is_constant(file: OnnxFile, node: NodeProto) -> bool:
     return not file.depends(node.output[0])
 
 
-def _of_student(node: NodeProto, expected: Collection[str]) -> bool:
+def _of_student(node: NodeProto, expected: Mapping[str, str]) -> bool:
     """Whether it has a layer's name, or is a part of one."""
     return node.name in expected or is_part(node, expected)
 

@@ -55,7 +55,7 @@ def compare_with_student(
     are no difference; a bound, term or factor that the student has nowhere is one, though no image
     may show it.
     """
-    known = {*expected, *(operators or ())}
+    known = {**dict.fromkeys(expected, ""), **(operators or {})}
     others = [*other_operators(file, operators or {})]
     others += other_bounds(file, known)
     if operators or isinstance(file, QdqFile):  # a step of QONNX may be a constant of no layer

@@ -241,8 +241,9 @@ class OnnxFile(ABC):
                     yield name, value
         elif node.op_type in ("LogSoftmax", "Softmax"):
             axes = [attribute.i for attribute in node.attribute if attribute.name == "axis"]
-            axis, rank = [*axes, -1][0], self._ranks.get(node.output[0], 0)
-            yield AXIS, np.array(c.from_behind(axis, rank))
+            axis, rank = [*axes, -1][0], self._ranks.get(node.output[0])
+            if axis < 0 or rank is not None:
+                yield AXIS, np.array(c.from_behind(axis, rank or 0))
         elif node.op_type == "Resize" and len(node.input) == 3:
             scales = self.constant(node.input[2])
             if scales is not None:
@@ -259,9 +260,8 @@ class OnnxFile(ABC):
             inferred = infer_shapes(self.model).graph
         except Exception:  # whatever it raises of strangers' nodes, or of 2 GB
             return {}
-        every = (*inferred.value_info, *inferred.output)
-        known = [v for v in every if v.type.tensor_type.HasField("shape")]
-        return {value.name: len(value.type.tensor_type.shape.dim) for value in known}
+        types = {v.name: v.type.tensor_type for v in (*inferred.value_info, *inferred.output)}
+        return {name: len(t.shape.dim) for name, t in types.items() if t.HasField("shape")}
 
     def _inputs(self, node: NodeProto, first: int) -> list[NDArray[Any] | None]:
         return [self.constant(name) for name in node.input[first:]]

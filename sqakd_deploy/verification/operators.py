@@ -127,4 +127,7 @@ def _is_idle(file: OnnxFile, node: NodeProto) -> bool:
     if node.op_type == "Dropout":  # which runs as one only if its third input says so
         training = file.constant(node.input[2]) if len(node.input) > 2 else np.array(False)
         return training is not None and not training
+    if node.op_type == "Abs":
+        before = file.producer(node.input[0])
+        return before is not None and before.op_type == "Softmax"
     return node.op_type in _IDLE

@@ -150,6 +150,8 @@ def load_reference(path: Path) -> Reference:
     _check(arrays, path)
     try:
         reference = _reference(arrays)
+        if reference.constants is not None and reference.operators is None:
+            raise ValueError("an earlier version wrote it, which did not name the operators")
         _check_tensors(reference)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise DataError(

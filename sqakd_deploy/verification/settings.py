@@ -1,8 +1,8 @@
 """What operators are set to beside their weights: of a student, and of a file.
 
 A wrong one may show in no image at hand, as GELU by tanh in place of the exact one, or hide in what
-answers may be off, as a shifted padding. Only settings are here that every target writes alike;
-those of pools, for instance, are not.
+answers may be off, as a shifted padding. Only settings are here that every target writes alike; how
+pools pad, for instance, is none.
 """
 
 from __future__ import annotations
