@@ -141,12 +141,12 @@ def _computes(graph: GraphView, node: NodeProto) -> bool:
 
 
 def _is_of_pixels(graph: GraphView, name: str) -> bool:
-    """Whether a value is the graph's raw pixels, as reals or on the way to being prepared."""
+    """Whether a value is the graph's input, as it is or on the way to being prepared."""
     while (maker := graph.producers.get(name)) is not None:
         if maker.op_type not in ("Cast", "DequantizeLinear", "Div", "Sub", "Transpose"):
             return False
         name = maker.input[0]
-    return graph.type_of(name) == TensorProto.UINT8
+    return True
 
 
 def _adds_nothing(made: GraphView, node: NodeProto) -> bool:
